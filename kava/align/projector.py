@@ -1,0 +1,114 @@
+"""The projector: one aligner for keys and one for values, the channel statistics around them, and its file format."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kava.align import make_aligner
+from kava.cache.capture import Geometry, KeysValues
+from kava.errors import UserError
+from kava.files import read_json, write_json
+
+TENSORS = ("keys", "values")
+# Channels that hardly vary would be blown up to unit variance.
+STD_FLOOR = 1e-4
+
+
+class Projector(nn.Module):
+    """Teacher KV in, student KV out.
+
+    The teacher's channels are standardised first: Qwen2 keys carry constant biases of hundreds, and a LayerNorm over
+    all channels would see little else. With `center`, the output is shifted by fixed means so that the aligners
+    predict how the student's KV varies, not where it sits.
+
+    Parameters
+    ----------
+    settings
+        Aligner settings `{kind: …}`.
+    teacher, student
+        KV geometries.
+
+    Attributes
+    ----------
+    student_mean
+        Channel means of the base student, `[2, L_s, H_s, 1, D_s]`; index 0 keys, 1 values.
+    output_mean
+        Channel means of the aligners' own output at the start of the phase, same shape.
+    """
+
+    teacher_mean: Tensor
+    teacher_std: Tensor
+    student_mean: Tensor
+    output_mean: Tensor
+
+    def __init__(self, settings: dict[str, Any], teacher: Geometry, student: Geometry) -> None:
+        super().__init__()
+        self.settings, self.teacher, self.student = settings, teacher, student
+        self.aligners = nn.ModuleList(make_aligner(settings, teacher, student) for _ in TENSORS)
+        teacher_shape = (2, teacher.layers, teacher.kv_heads, 1, teacher.head_dim)
+        student_shape = (2, student.layers, student.kv_heads, 1, student.head_dim)
+        self.register_buffer("teacher_mean", torch.zeros(teacher_shape))
+        self.register_buffer("teacher_std", torch.ones(teacher_shape))
+        self.register_buffer("student_mean", torch.zeros(student_shape))
+        self.register_buffer("output_mean", torch.zeros(student_shape))
+
+    def set_teacher_statistics(self, mean: dict[str, Tensor], std: dict[str, Tensor]) -> None:
+        """Take the store's channel statistics, `{"keys", "values"}` → `[L_t, H_t, D_t]`."""
+        self.teacher_mean.copy_(torch.stack([mean[name] for name in TENSORS]).unsqueeze(-2))
+        self.teacher_std.copy_(torch.stack([std[name] for name in TENSORS]).unsqueeze(-2).clamp(min=STD_FLOOR))
+
+    def forward(self, teacher: KeysValues) -> KeysValues:
+        """Project teacher KV `[B, L_t, H_t, T, D_t]` to the student's coordinates `[B, L_s, H_s, T, D_s]`."""
+        projected = [
+            aligner((tensor - self.teacher_mean[i]) / self.teacher_std[i]) - self.output_mean[i] + self.student_mean[i]
+            for i, (aligner, tensor) in enumerate(zip(self.aligners, teacher, strict=True))
+        ]
+        return KeysValues(*projected)
+
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write `projector.safetensors` and `config.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()},
+                  folder / "projector.safetensors")  # fmt: skip
+        write_json(
+            folder / "config.json",
+            {"aligner": self.settings, "teacher": self.teacher.to_dict(), "student": self.student.to_dict()},
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Projector":
+        """Read what `save` wrote; `UserError` if the folder holds no projector."""
+        config = read_json(folder / "config.json")
+        if "aligner" not in config:
+            raise UserError(f"{folder} holds no projector; give the folder of a pretrain or distill stage")
+        projector = cls(config["aligner"], Geometry(**config["teacher"]), Geometry(**config["student"]))
+        projector.load_state_dict(load_file(folder / "projector.safetensors"))
+        return projector
+
+
+class ChannelMean:
+    """Running mean per channel of `[B, L, H, T, D]` tensors over unmasked tokens, in float64."""
+
+    def __init__(self) -> None:
+        self.sum: Tensor | float = 0.0
+        self.tokens = 0
+
+    def add(self, tensors: Iterable[Tensor], mask_BT: Tensor) -> None:
+        weight = mask_BT[:, None, None, :, None]
+        stacked = torch.stack([(tensor.double() * weight).sum((0, 3)) for tensor in tensors])
+        self.sum = self.sum + stacked
+        self.tokens += int(mask_BT.sum())
+
+    @property
+    def mean(self) -> Tensor:
+        """`[2, L, H, 1, D]`, float32."""
+        assert isinstance(self.sum, Tensor), "no batch was added"
+        return (self.sum / self.tokens).float().unsqueeze(-2)

@@ -1,0 +1,111 @@
+"""Keys and values of a Hugging Face model as plain tensors; nothing else touches its cache or attention.
+
+Shape suffixes: B batch, L layers, H KV heads (never attention heads), T tokens, D head dim.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kava.errors import UserError
+
+# Families whose rotary embedding turns the pair (d, d + rotary/2), as `rotate_half` does.
+ROTATE_HALF = ("llama", "mistral", "qwen2", "qwen3")
+NO_ROPE = ("gpt2",)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shape of a model's KV cache per token."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def channels(self) -> int:
+        """Values of K (or of V) per token."""
+        return self.layers * self.kv_heads * self.head_dim
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+class KeysValues(NamedTuple):
+    """Keys and values, each `[B, L, H, T, D]`."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def geometry(config: Any) -> Geometry:
+    """Read the KV geometry from a `transformers` configuration."""
+    heads = config.num_attention_heads
+    return Geometry(
+        layers=config.num_hidden_layers,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
+
+
+def capture(
+    model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str = "pre_rope"
+) -> tuple[KeysValues, Tensor]:
+    """Run the body of a model (without its head) and return its KV and last hidden states.
+
+    Gradients flow through the result if they are enabled. Sequences are padded on the right.
+
+    Parameters
+    ----------
+    model
+        A causal language model of `transformers`.
+    input_ids_BT, attention_mask_BT
+        Token ids and 1 for real tokens.
+    keys
+        `pre_rope` undoes the rotary embedding; `post_rope` returns what the cache holds.
+
+    Returns
+    -------
+    KeysValues, Tensor
+        Keys and values in the model's dtype (keys rounded once after un-rotation in fp32), and the last hidden
+        states `[B, T, width]`.
+
+    Raises
+    ------
+    UserError
+        `pre_rope` for a family whose rotary layout is not known here.
+    """
+    output = model.base_model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=True)
+    layers = output.past_key_values.layers
+    keys_BLHTD = torch.stack([layer.keys for layer in layers], dim=1)
+    values_BLHTD = torch.stack([layer.values for layer in layers], dim=1)
+    tokens = input_ids_BT.shape[1]
+    assert keys_BLHTD.shape[-2] == tokens, f"cache holds {keys_BLHTD.shape[-2]} of {tokens} tokens"
+    if keys == "pre_rope":
+        keys_BLHTD = unrotate(model, keys_BLHTD)
+    return KeysValues(keys_BLHTD, values_BLHTD), output.last_hidden_state
+
+
+def unrotate(model: Any, keys_BLHTD: Tensor) -> Tensor:
+    """Undo RoPE on keys at positions 0 … T−1, in fp32, with the model's own cos and sin.
+
+    Dividing by cos² + sin² inverts the rotation exactly, whether cos and sin carry an attention scaling (YaRN) or
+    the rounding of a low-precision model.
+    """
+    family = model.config.model_type
+    if family in NO_ROPE:
+        return keys_BLHTD
+    if family not in ROTATE_HALF:
+        raise UserError(
+            f"keys before RoPE are not known for model type {family!r} (known: {', '.join(ROTATE_HALF + NO_ROPE)}); "
+            "set kv.keys: post_rope"
+        )
+    positions = torch.arange(keys_BLHTD.shape[-2], device=keys_BLHTD.device)[None]
+    cos, sin = (x.float() for x in model.base_model.rotary_emb(keys_BLHTD, positions))  # [1, T, rotary]
+    rotary, half = cos.shape[-1], cos.shape[-1] // 2
+    turned = keys_BLHTD[..., :rotary].float()
+    quarter_turn_back = torch.cat((turned[..., half:], -turned[..., :half]), dim=-1)
+    turned = (turned * cos + quarter_turn_back * sin) / (cos.square() + sin.square())
+    return torch.cat((turned.to(keys_BLHTD.dtype), keys_BLHTD[..., rotary:]), dim=-1)

@@ -1,0 +1,88 @@
+"""Read a sealed KV store: one example at a time, contiguous slices only."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kava.cache.capture import Geometry
+from kava.cache.codecs import TOKENS_PER_CHUNK, make_codec
+from kava.cache.layout import TENSORS, open_group
+from kava.errors import UserError
+from kava.files import read_json
+
+# Encoded splits up to this size are read once and kept; a GSM8K store of the reference pair is not.
+IN_MEMORY_BYTES = 2 << 30
+
+
+class StoreReader:
+    """A finished store.
+
+    Parameters
+    ----------
+    manifest
+        Path of its `manifest.json`.
+
+    Attributes
+    ----------
+    geometry
+        Shape of the teacher's KV.
+    mean, std
+        Channel statistics over the training tokens, `{"keys", "values"}` → float32 `[L, H, D]`.
+    """
+
+    def __init__(self, manifest: Path) -> None:
+        self.manifest = read_json(manifest)
+        self.geometry = Geometry(**self.manifest["geometry"])
+        self.codec = make_codec(
+            {name: value for name, value in self.manifest["codec"].items() if name != "bits_per_value"}
+        )
+        self.keys_form: str = self.manifest["spec"]["keys"]
+        self._root = open_group(manifest.parent / "store.zarr", "r")
+        self._splits: dict[str, _Split] = {}
+        statistics = self._root["train"]
+        self.mean = {tensor: torch.from_numpy(statistics[f"{tensor}/mean"][:]) for tensor in TENSORS}
+        self.std = {tensor: torch.from_numpy(statistics[f"{tensor}/std"][:]) for tensor in TENSORS}
+
+    def read(self, split: str, example: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one example, each `[T, L, H, D]`, decoded.
+
+        Raises
+        ------
+        UserError
+            A chunk that fails its checksum.
+        """
+        if split not in self._splits:
+            self._splits[split] = _Split(self._root[split], list(self.codec.arrays))
+        of_split = self._splits[split]
+        start, tokens = int(of_split.start[example]), int(of_split.length[example])
+        offset = start % TOKENS_PER_CHUNK
+        decoded = []
+        for tensor in TENSORS:
+            rows = {}
+            for name, spec in self.codec.arrays.items():
+                first, last = start // spec.tokens_per_row, -(-(start + tokens) // spec.tokens_per_row)
+                try:
+                    rows[name] = np.asarray(of_split.arrays[tensor][name][first:last])
+                except (ValueError, RuntimeError, OSError) as error:
+                    raise UserError(
+                        f"{tensor}/{name} of {split} example {example} cannot be read ({error}); delete the store's "
+                        "manifest.json and rerun extract: it rewrites the broken shards and keeps the others"
+                    ) from error
+            decoded.append(self.codec.decode(rows, offset, tokens))
+        return decoded[0], decoded[1]
+
+
+class _Split:
+    def __init__(self, group: Any, names: list[str]) -> None:
+        self.start = group["start"][:]
+        self.length = group["length"][:]
+        arrays = {tensor: {name: group[f"{tensor}/{name}"] for name in names} for tensor in TENSORS}
+        size = sum(array.nbytes for of_tensor in arrays.values() for array in of_tensor.values())
+        if size <= IN_MEMORY_BYTES:
+            arrays = {
+                tensor: {name: array[:] for name, array in of_tensor.items()} for tensor, of_tensor in arrays.items()
+            }
+        self.arrays: dict[str, dict[str, Any]] = arrays

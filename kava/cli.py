@@ -1,0 +1,35 @@
+"""The `kava` command: each stage by its name, imported only when it is called."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "tokenize": ("kava.stages.tokenize", "token ids, segments and the test questions"),
+    "extract": ("kava.stages.extract", "teacher KV into a compressed store"),
+    "pretrain": ("kava.stages.pretrain", "a projector for the frozen student"),
+    "distill": ("kava.stages.distill", "student and projector together"),
+    "evaluate": ("kava.stages.evaluate", "answers to the test questions, scored"),
+    "report": ("kava.stages.report", "results/ab_report.html and .json"),
+    "config": ("kava.config.show", "the resolved configuration, its schema and documentation"),
+    "demo-build": ("kava.demo.build", "train the embedded demo models anew"),
+    "init-student": ("kava.init_student", "a student with random weights and a given tokenizer"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Dispatch `kava COMMAND …`; returns the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: kava COMMAND [options]\n\nKAVA distils a teacher's KV cache into a small student. Commands:\n")
+        print("\n".join(f"  {name:<13} {text}" for name, (_, text) in COMMANDS.items()))
+        print("\n`kava COMMAND --help` says more; `snakemake --cores 1 results/ab_report.html` runs everything.")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        print(f"kava: error: unknown command {command!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(COMMANDS[command][0]).main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

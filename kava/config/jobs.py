@@ -1,0 +1,197 @@
+"""The stages of a run: what each depends on, what it reads and where it writes.
+
+Snakemake's rules and `kava STAGE` at a prompt take their paths and parameters from here, so both do the same.
+"""
+
+import ast
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kava.config.identity import TOKENIZER, data_identity, model_identity, model_path
+from kava.config.load import REPOSITORY
+from kava.config.schema import Config, ModelSettings
+from kava.errors import UserError
+from kava.files import canonical_json, sha256_bytes, sha256_json
+
+TOKENS_FORMAT = 1
+STORE_FORMAT = 1
+NUMERIC_MODULES = ("align", "cache/capture.py", "losses", "metrics.py", "training")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one stage.
+
+    Attributes
+    ----------
+    stage
+        Module of `kava.stages`.
+    spec
+        Everything the result depends on, as JSON values; a change of it is a reason to run again.
+    inputs
+        Option name → file made by an earlier stage.
+    output
+        The file that is written last and atomically: the manifest, or the report.
+    """
+
+    stage: str
+    spec: dict[str, Any]
+    output: Path
+    inputs: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def params(self) -> str:
+        """The spec as one canonical JSON string, for Snakemake's `params`."""
+        return canonical_json(self.spec)
+
+
+class Plan:
+    """All jobs of one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.results = Path("results")
+        self.experiment = self.results / config.experiment
+        self.cache = Path(config.cache_dir)
+
+    @cached_property
+    def tokenize(self) -> Job:
+        config = self.config
+        key = {
+            "format_version": TOKENS_FORMAT,
+            "data": data_identity(config.data),
+            "template": config.template,
+            "max_length": config.max_length,
+            "tokenizer": model_identity(config.teacher, TOKENIZER),
+        }
+        spec = {
+            "key": key,
+            "data": config.data.model_dump(),
+            "teacher": _source(config.teacher),
+            "student": _source(config.student),
+        }
+        folder = _keyed(self.cache / "tokens", config.data.kind, key)
+        return Job("tokenize", spec, folder / "manifest.json")
+
+    @cached_property
+    def extract(self) -> Job:
+        config = self.config
+        key = {
+            "format_version": STORE_FORMAT,
+            "teacher": {
+                **model_identity(config.teacher),
+                "quantization": config.teacher.quantization,
+                "dtype": config.teacher.dtype,
+            },
+            "tokens": self.tokenize.spec["key"],
+            **config.kv.model_dump(),
+        }
+        name = f"{_short_name(config.teacher)}-{config.kv.codec.kind}"
+        folder = _keyed(self.cache / "teacher_kv", name, key)
+        return Job(
+            "extract",
+            {"key": key, "teacher": _source(config.teacher)},
+            folder / "manifest.json",
+            {"tokens": self.tokenize.output},
+        )
+
+    def pretrain(self, arm: str, seed: int) -> Job:
+        spec = self._training(arm, seed) | {"pretrain": self.config.pretrain.model_dump()}
+        folder = self._folder(arm, seed) / "projector"
+        inputs = {"tokens": self.tokenize.output, "store": self.extract.output}
+        return Job("pretrain", spec, folder / "manifest.json", inputs)
+
+    def distill(self, arm: str, seed: int) -> Job:
+        spec = self._training(arm, seed) | {"distill": self.config.distill.model_dump()}
+        folder = self._folder(arm, seed) / "student"
+        inputs = {"tokens": self.tokenize.output}
+        if self.config.arms[arm].aligner:
+            inputs |= {"store": self.extract.output, "projector": self.pretrain(arm, seed).output}
+        return Job("distill", spec, folder / "manifest.json", inputs)
+
+    def evaluate(self, arm: str, seed: int) -> Job:
+        spec = self.config.evaluation.model_dump()
+        inputs = {"tokens": self.tokenize.output, "student": self.distill(arm, seed).output}
+        return Job("evaluate", spec, self._folder(arm, seed) / "evaluation" / "manifest.json", inputs)
+
+    def reference(self, role: str) -> Job:
+        """Evaluation of the untrained `teacher` or `student_base`; it depends on no arm, so it is shared."""
+        settings: ModelSettings = self.config.teacher if role == "teacher" else self.config.student
+        source = _source(settings)
+        key = {
+            "model": {**model_identity(settings), **{k: source[k] for k in ("quantization", "dtype") if k in source}},
+            "tokens": self.tokenize.spec["key"],
+            "evaluation": self.config.evaluation.model_dump(),
+        }
+        folder = _keyed(self.cache / "references", f"{role}-{_short_name(settings)}", key)
+        spec = self.config.evaluation.model_dump() | {"reference": source}
+        return Job("evaluate", spec, folder / "manifest.json", {"tokens": self.tokenize.output})
+
+    @cached_property
+    def report(self) -> Job:
+        config = self.config
+        inputs = {"teacher": self.reference("teacher").output, "student_base": self.reference("student_base").output}
+        inputs["store"] = self.extract.output
+        for arm, settings in config.arms.items():
+            for seed in config.seeds:
+                run = f"{arm}/seed-{seed}"
+                inputs[f"{run}/evaluation"] = self.evaluate(arm, seed).output
+                inputs[f"{run}/student"] = self.distill(arm, seed).output
+                if settings.aligner:
+                    inputs[f"{run}/projector"] = self.pretrain(arm, seed).output
+        spec = config.model_dump(exclude={"device", "tracker", "cache_dir"})
+        spec |= {"comparisons": [list(pair) for pair in config.declared_comparisons], "controls": config.controls}
+        return Job("report", spec, self.results / "ab_report.html", inputs)
+
+    def _folder(self, arm: str, seed: int) -> Path:
+        return self.experiment / arm / f"seed-{seed}"
+
+    def _training(self, arm: str, seed: int) -> dict[str, Any]:
+        if arm not in self.config.arms:
+            raise UserError(f"unknown arm {arm!r}; arms are: {', '.join(self.config.arms)}")
+        if seed not in self.config.seeds:
+            raise UserError(f"seed {seed} is not configured; seeds are: {', '.join(map(str, self.config.seeds))}")
+        return {
+            "name": arm,
+            "arm": self.config.arms[arm].model_dump(),
+            "seed": seed,
+            "student": _source(self.config.student) | {"identity": model_identity(self.config.student)},
+            "code": _code_digest(),
+        }
+
+
+def _source(settings: ModelSettings) -> dict[str, Any]:
+    return settings.model_dump() | {"model": model_path(settings.model)}
+
+
+def _short_name(settings: ModelSettings) -> str:
+    return model_path(settings.model).rstrip("/").rsplit("/", 1)[-1].lower()
+
+
+def _keyed(parent: Path, name: str, key: dict[str, Any]) -> Path:
+    return parent / f"{name}-{sha256_json(key)[:16]}"
+
+
+def _code_digest() -> str:
+    """Digest of the modules that define training numbers, blind to comments, docstrings and layout.
+
+    Snakemake does not see edits of imported modules; this param makes it see those that change a result.
+    """
+    package = REPOSITORY / "kava"
+    parts = []
+    for name in NUMERIC_MODULES:
+        path = package / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            tree = ast.parse(file.read_text())
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list) and body and _is_docstring(body[0]):
+                    body[0] = ast.Pass()
+            parts.append(f"{file.relative_to(package)}\n{ast.unparse(tree)}")
+    return sha256_bytes("\n".join(parts).encode())[:16]
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -1,0 +1,124 @@
+"""Load, quantise, and keep to one model: the only place where pretrained weights enter a process."""
+
+import resource
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from kava.errors import UserError
+
+_resident: weakref.ref[nn.Module] | None = None
+_guarded = True
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes the GPU if there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda, but torch sees no GPU; install the CUDA driver or set device: cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_teacher(source: Mapping[str, Any], device: torch.device) -> Any:
+    """Load the frozen teacher.
+
+    Parameters
+    ----------
+    source
+        `model`, `revision`, `quantization` (`nf4` or `none`) and `dtype`, as in the configuration.
+    device
+        Where it runs; bitsandbytes computes NF4 on the CPU too.
+    """
+    dtype = getattr(torch, source["dtype"])
+    quantization = None
+    if source["quantization"] == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    model = _load(source, device, dtype=dtype, quantization_config=quantization)
+    return model.eval().requires_grad_(False)
+
+
+def load_student(source: Mapping[str, Any], device: torch.device) -> Any:
+    """Load the student with fp32 weights, since updates of 5e-5 are lost to rounding in bf16."""
+    return _load(source, device, dtype=torch.float32)
+
+
+def load_for_evaluation(source: Mapping[str, Any], device: torch.device) -> Any:
+    """Load any model as a user would: in the dtype of its checkpoint, or quantised if it is a teacher."""
+    if "quantization" in source:
+        return load_teacher(source, device)
+    return _load(source, device, dtype="auto").eval()
+
+
+def load_tokenizer(source: Mapping[str, Any]) -> Any:
+    """Load a fast tokenizer; `UserError` if it has no end token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source["model"], revision=source.get("revision"))
+    except (OSError, ValueError) as error:
+        raise UserError(_loading_failed("tokenizer of", source, error)) from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {source['model']} has no end token; set eos_token in its files")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@contextmanager
+def second_model_allowed() -> Iterator[None]:
+    """Lift the one-model guard: for benchmarks that compare with keeping the teacher in memory."""
+    global _guarded
+    _guarded = False
+    try:
+        yield
+    finally:
+        _guarded = True
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory of this process in MiB: of the GPU's allocator on CUDA, resident set otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> Any:
+    global _resident
+    resident = _resident() if _resident else None
+    if resident is not None and _guarded:
+        raise RuntimeError(
+            f"{resident.name_or_path} is resident: one process holds one pretrained model, or two would have to share "
+            f"8 GB; free it before loading {source['model']}"
+        )
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source["model"],
+            revision=source.get("revision"),
+            use_safetensors=True,
+            device_map={"": device},
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(_loading_failed("model", source, error)) from None
+    _resident = weakref.ref(model)
+    return model
+
+
+def _loading_failed(what: str, source: Mapping[str, Any], error: Exception) -> str:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    return (
+        f"cannot load the {what} {source['model']} at revision {source.get('revision')} ({first_line}); check the "
+        "path, or the network and the revision of a hub id"
+    )

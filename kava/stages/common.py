@@ -1,0 +1,150 @@
+"""What all stages share: one set of options, one way to fail, the cost record."""
+
+import argparse
+import errno
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kava.config.jobs import Job, Plan
+from kava.config.load import load_config, parse_assignments
+from kava.errors import UserError
+from kava.files import read_json, write_json
+
+log = logging.getLogger("kava")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Settings that change how a stage runs and not what it makes."""
+
+    device: str
+    tracker: str
+
+
+class Run(Protocol):
+    def __call__(self, job: Job, runtime: Runtime) -> None: ...
+
+
+def stage_main(
+    stage: str,
+    documentation: str,
+    argv: list[str] | None,
+    select: Callable[[Plan, argparse.Namespace], Job],
+    load_run: Callable[[], Run],
+    options: dict[str, str] | None = None,
+) -> int:
+    """Parse the options of a stage, run it, and return the exit status.
+
+    Parameters
+    ----------
+    stage, documentation
+        Name and docstring of the stage's module.
+    argv
+        Arguments; None for those of the process.
+    select
+        Picks the job of a configuration, given the parsed options.
+    load_run
+        Imports and returns the function that does the work; called after the arguments are parsed, so that
+        `--help` answers at once.
+    options
+        Options of this stage alone, name → help.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"kava {stage}", description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, text in (options or {}).items():
+        parser.add_argument(f"--{name}", help=text)
+    add_configuration_options(parser)
+    parser.add_argument("--spec", metavar="JSON", help="what the stage depends on (default: from the configuration)")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="NAME=PATH", help="an input file, in place of the default one"
+    )
+    parser.add_argument("--output", type=Path, help="the file to write last, in place of the default one")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: from the configuration")
+    parser.add_argument("--tracker", choices=["none", "tensorboard"], help="default: from the configuration")
+    parser.add_argument("--json", action="store_true", help="print the finished manifest on stdout")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("httpx", "lm_eval", "datasets", "absl"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with reported_errors(f"kava {stage}") as status:
+        job, runtime = _job(stage, arguments, select)
+        for name, path in job.inputs.items():
+            if not path.is_file():
+                raise UserError(f"input {name}: {path} does not exist; run the stage that makes it, or Snakemake")
+        load_run()(job, runtime)
+        if arguments.json:
+            manifest = job.output if job.output.suffix == ".json" else job.output.with_suffix(".json")
+            print(json.dumps(read_json(manifest)))
+    return status()
+
+
+def add_configuration_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a configuration."""
+    parser.add_argument("--configfile", default="config.yaml", help="configuration (default: %(default)s)")
+    parser.add_argument("--preset", help="file of workflow/presets/, in place of the configuration's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. distill.steps=10"
+    )
+
+
+def load_plan(arguments: argparse.Namespace) -> Plan:
+    """Plan of the configuration that the options name."""
+    overrides = parse_assignments(arguments.set)
+    if arguments.preset:
+        overrides["preset"] = arguments.preset
+    return Plan(load_config(arguments.configfile, overrides))
+
+
+@contextmanager
+def reported_errors(program: str) -> Iterator[Callable[[], int]]:
+    """Print what a user can mend as one line, without a traceback; yields a function that gives the exit status."""
+    status = 0
+    try:
+        yield lambda: status
+    except UserError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        status = 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{program}: error: the disk is full ({error}); make room and run again: "
+              "what is finished is kept", file=sys.stderr)  # fmt: skip
+        status = 1
+
+
+@contextmanager
+def cost_record(path: Path, peak_memory_mib: Callable[[], float]) -> Iterator[None]:
+    """Write seconds and peak memory beside a manifest, whose bytes must not depend on them."""
+    started = time.monotonic()
+    yield
+    write_json(path, {"seconds": time.monotonic() - started, "peak_memory_mib": peak_memory_mib()})
+
+
+def progress_interval() -> float:
+    """Seconds between updates of a progress bar: lively on a terminal, few lines in a log file."""
+    return 0.2 if sys.stderr.isatty() else 10.0
+
+
+def _job(
+    stage: str, arguments: argparse.Namespace, select: Callable[[Plan, argparse.Namespace], Job]
+) -> tuple[Job, Runtime]:
+    given = dict(pair.split("=", 1) for pair in arguments.input)
+    inputs = {name: Path(path) for name, path in given.items()}
+    if arguments.spec:
+        if not arguments.output:
+            raise UserError("--spec needs --output, and --input for what the stage reads")
+        job = Job(stage, json.loads(arguments.spec), arguments.output, inputs)
+        return job, Runtime(arguments.device or "auto", arguments.tracker or "none")
+    plan = load_plan(arguments)
+    job = select(plan, arguments)
+    job = Job(stage, job.spec, arguments.output or job.output, job.inputs | inputs)
+    return job, Runtime(arguments.device or plan.config.device, arguments.tracker or plan.config.tracker)
+

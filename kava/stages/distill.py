@@ -1,0 +1,77 @@
+"""Distil the student of one arm: cross entropy, and its KV drawn to the projected teacher KV.
+
+    kava distill --preset demo --arm structured --seed 42
+
+Loads the student and the projector, reads the teacher's KV from the store, and writes
+results/<experiment>/<arm>/seed-<n>/student/: a model that `AutoModelForCausalLM.from_pretrained` loads, its tokenizer
+and card, projector/, metrics.jsonl, manifest.json.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from kava.config.jobs import Job, Plan
+from kava.stages.common import Runtime, stage_main
+from kava.stages.selection import ARM_OPTIONS, arm_and_seed
+
+
+def main(argv: list[str] | None = None) -> int:
+    def select(plan: Plan, arguments: argparse.Namespace) -> Job:
+        return plan.distill(*arm_and_seed(plan, arguments))
+
+    return stage_main("distill", __doc__, argv, select, lambda: run, ARM_OPTIONS)
+
+
+def run(job: Job, runtime: Runtime) -> None:
+    import torch
+
+    from kava.training.finish import finish
+    from kava.training.phase import run_phase
+
+    folder = job.output.parent
+    model, tokenizer, manifest = run_phase(
+        "distill", job.spec, job.inputs, folder, runtime.device, runtime.tracker
+    )
+    files = ["model.safetensors", "config.json"]
+    if model.projector is not None:
+        model.projector.save(folder / "projector")
+        files.append("projector/projector.safetensors")
+    model.student.to(getattr(torch, job.spec["student"]["export_dtype"])).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(job.spec, manifest, folder))
+    finish(job.output, manifest, files, model)
+
+
+def model_card(spec: dict[str, Any], manifest: dict[str, Any], folder: Path) -> str:
+    """Model card with the base model, the arm, and what was measured."""
+    import yaml
+
+    base = Path(spec["student"]["model"]).name if Path(spec["student"]["model"]).exists() else spec["student"]["model"]
+    header = yaml.safe_dump({"base_model": base, "library_name": "transformers", "tags": ["kava", "distillation"]})
+    arm = yaml.safe_dump(spec["arm"], sort_keys=False)
+    alignment = {k: v for k, v in (manifest["alignment"] or {}).items() if k != "per_head"}
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in alignment.items())
+    measured = f"| held-out alignment | |\n|---|---|\n{rows}\n" if rows else "No KV loss: this arm is a control.\n"
+    return f"""---
+{header}---
+# {base}, distilled with KAVA (arm `{spec["name"]}`, seed {spec["seed"]})
+
+{manifest["optimizer_steps"]} optimizer steps over {manifest["train_tokens"]} tokens.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+
+{measured}
+```yaml
+{arm}```
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

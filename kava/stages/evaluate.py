@@ -1,0 +1,101 @@
+"""Answer the test questions with one model and score them by lm-evaluation-harness's own GSM8K filters.
+
+    kava evaluate --preset demo --arm structured --seed 42
+    kava evaluate --preset demo --reference teacher        # or student_base
+
+Greedy, 0-shot. Writes evaluation/: samples.jsonl (one line per question), manifest.json.
+"""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from kava.config.jobs import Job, Plan
+from kava.stages.common import Runtime, cost_record, log, stage_main
+from kava.stages.selection import ARM_OPTIONS, arm_and_seed
+
+STRICT, FLEXIBLE = "strict-match", "flexible-extract"
+
+
+def main(argv: list[str] | None = None) -> int:
+    def select(plan: Plan, arguments: argparse.Namespace) -> Job:
+        if arguments.reference is None:
+            return plan.evaluate(*arm_and_seed(plan, arguments))
+        return plan.reference(arguments.reference)
+
+    options = ARM_OPTIONS | {"reference": "`teacher` or `student_base`, in place of an arm"}
+    return stage_main("evaluate", __doc__, argv, select, lambda: run, options)
+
+
+def run(job: Job, runtime: Runtime) -> None:
+    from kava.data.tokens import TokenSet
+    from kava.files import sha256_file, write_atomic, write_json
+    from kava.models import choose_device, load_for_evaluation, load_tokenizer, peak_memory_mib
+
+    device = choose_device(runtime.device)
+    tokens = TokenSet(job.inputs["tokens"])
+    source = job.spec.get("reference") or {"model": str(job.inputs["student"].parent)}
+    folder = job.output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with cost_record(folder / "cost.json", lambda: peak_memory_mib(device)):
+        model = load_for_evaluation(source, device)
+        results = harness_results(model, load_tokenizer(source), tokens.task_folder, job.spec)
+    lines = samples(results)
+    write_atomic(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    scores = results["results"]["kava_gsm8k"]
+    manifest = {
+        "stage": "evaluate",
+        "spec": job.spec,
+        "model": source["model"],
+        "strict_match": float(scores[f"exact_match,{STRICT}"]),
+        "flexible_extract": float(scores[f"exact_match,{FLEXIBLE}"]),
+        "n": len(lines),
+        "questions_sha256": tokens.questions_sha256,
+        "samples_sha256": sha256_file(folder / "samples.jsonl"),
+    }
+    write_json(job.output, manifest)
+    log.info("strict match %.4f, flexible extract %.4f, n %d", manifest["strict_match"],
+             manifest["flexible_extract"], manifest["n"])  # fmt: skip
+
+
+def harness_results(model: Any, tokenizer: Any, task_folder: Any, spec: dict[str, Any]) -> dict[str, Any]:
+    """Run the harness in process on a loaded model."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from kava.data.task import TASK
+
+    results = simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=spec["batch_size"]),
+        tasks=[TASK],
+        task_manager=TaskManager(include_path=str(task_folder), include_defaults=False),
+        gen_kwargs={"max_gen_toks": spec["max_new_tokens"]},
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    assert results is not None
+    return results
+
+
+def samples(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One record per question from the harness's samples, which stand once per filter."""
+    by_filter: dict[str, dict[int, Any]] = {STRICT: {}, FLEXIBLE: {}}
+    for sample in results["samples"]["kava_gsm8k"]:
+        by_filter[sample["filter"]][sample["doc_id"]] = sample
+    return [
+        {
+            "doc_id": doc_id,
+            "question": sample["doc"]["question"],
+            "gold": sample["doc"]["answer"],
+            "answer": sample["resps"][0][0],
+            "strict_match": int(sample["exact_match"]),
+            "flexible_extract": int(by_filter[FLEXIBLE][doc_id]["exact_match"]),
+        }
+        for doc_id, sample in sorted(by_filter[STRICT].items())
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

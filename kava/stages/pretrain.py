@@ -1,0 +1,36 @@
+"""Pretrain the projector of one arm on the frozen student's own KV.
+
+    kava pretrain --preset demo --arm structured --seed 42
+
+Loads the student alone, reads the teacher's KV from the store, and writes
+results/<experiment>/<arm>/seed-<n>/projector/: projector.safetensors, config.json, metrics.jsonl, manifest.json.
+"""
+
+import argparse
+import sys
+
+from kava.config.jobs import Job, Plan
+from kava.stages.common import Runtime, stage_main
+from kava.stages.selection import ARM_OPTIONS, arm_and_seed
+
+
+def main(argv: list[str] | None = None) -> int:
+    def select(plan: Plan, arguments: argparse.Namespace) -> Job:
+        return plan.pretrain(*arm_and_seed(plan, arguments))
+
+    return stage_main("pretrain", __doc__, argv, select, lambda: run, ARM_OPTIONS)
+
+
+def run(job: Job, runtime: Runtime) -> None:
+    from kava.training.finish import finish
+    from kava.training.phase import run_phase
+
+    folder = job.output.parent
+    model, _, manifest = run_phase("pretrain", job.spec, job.inputs, folder, runtime.device, runtime.tracker)
+    assert model.projector is not None
+    model.projector.save(folder)
+    finish(job.output, manifest, ["projector.safetensors", "config.json"], model)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Tokenise the data: ids and segments of every example, and the test questions as an lm-eval task.
+
+    kava tokenize --preset demo
+
+Reads no model, only tokenizers. Writes <cache_dir>/tokens/<name>-<key>/manifest.json.
+"""
+
+import argparse
+import shutil
+import sys
+from typing import Any
+
+from kava.config.jobs import Job, Plan
+from kava.stages.common import Runtime, log, stage_main
+
+
+def main(argv: list[str] | None = None) -> int:
+    def select(plan: Plan, arguments: argparse.Namespace) -> Job:  # noqa: ARG001
+        return plan.tokenize
+
+    return stage_main("tokenize", __doc__, argv, select, lambda: run)
+
+
+def run(job: Job, runtime: Runtime) -> None:  # noqa: ARG001
+    from datasets import Dataset, DatasetDict, Features, List, Value
+    from pydantic import TypeAdapter
+
+    from kava.config.schema import Data
+    from kava.data import load_splits
+    from kava.data.task import write_task
+    from kava.data.tokens import (
+        check_rows,
+        content_sha256,
+        encode_example,
+        require_same_tokenizer,
+        vocabulary_sha256,
+    )
+    from kava.errors import UserError
+    from kava.files import sha256_json, write_json
+    from kava.models import load_tokenizer
+
+    key = job.spec["key"]
+    rows = load_splits(TypeAdapter(Data).validate_python(job.spec["data"]))
+    for split, of_split in rows.items():
+        check_rows(of_split, split)
+    teacher = load_tokenizer(job.spec["teacher"])
+    texts = [key["template"].format(**row) for row in rows["validation"]]
+    require_same_tokenizer(teacher, load_tokenizer(job.spec["student"]), texts)
+
+    splits: dict[str, dict[str, Any]] = {}
+    examples = DatasetDict()
+    for split in ("train", "validation"):
+        encoded = [encode_example(teacher, key["template"], row) for row in rows[split]]
+        kept = [example for example in encoded if len(example["input_ids"]) <= key["max_length"]]
+        if not kept:
+            raise UserError(f"every {split} example is longer than max_length={key['max_length']}; raise it")
+        columns = {name: [example[name] for example in kept] for name in ("input_ids", "segments")}
+        features = Features({"input_ids": List(Value("int32")), "segments": List(Value("int8"))})
+        examples[split] = Dataset.from_dict(columns, features=features)
+        splits[split] = {
+            "examples": len(kept),
+            "dropped": len(encoded) - len(kept),
+            "tokens": sum(len(ids) for ids in columns["input_ids"]),
+            "tokens_before_dropping": sum(len(example["input_ids"]) for example in encoded),
+            "sha256": content_sha256(columns),
+        }
+        log.info(
+            "%s: %d examples, %d tokens, %d longer than %d dropped",
+            split, len(kept), splits[split]["tokens"], splits[split]["dropped"], key["max_length"],
+        )  # fmt: skip
+    splits["test"] = {"examples": len(rows["test"]), "sha256": sha256_json(rows["test"])}
+
+    folder = job.output.parent
+    write_task(folder / "task", rows["test"], key["template"])
+    staged = folder / "examples.partial"
+    shutil.rmtree(staged, ignore_errors=True)
+    examples.save_to_disk(str(staged))
+    shutil.rmtree(folder / "examples", ignore_errors=True)
+    staged.rename(folder / "examples")
+    write_json(
+        job.output,
+        {"stage": "tokenize", "spec": key, "splits": splits, "vocabulary_sha256": vocabulary_sha256(teacher)},
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Run one phase of training to its end, from the last checkpoint if there is one."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kava.files import sha256_file, sha256_json
+from kava.metrics import alignment_metrics
+from kava.training.batches import Batches
+from kava.training.model import CALIBRATION_EXAMPLES, DistillationModel
+from kava.training.order import data_order
+from kava.training.trainer import KavaTrainer, MetricsFile, last_checkpoint, training_arguments
+
+EVALUATION_BATCH = 16
+
+
+def train(
+    model: DistillationModel,
+    batches: Batches,
+    settings: dict[str, Any],
+    seed: int,
+    folder: Path,
+    fingerprint: str,
+    arm: str,
+    device: torch.device,
+    tracker: str,
+) -> dict[str, Any]:
+    """Train a model and return the facts of the run for its manifest.
+
+    Parameters
+    ----------
+    model
+        Student and projector.
+    batches
+        The training split.
+    settings
+        Optimization settings, as JSON values.
+    seed
+        Of the data order and of dropout.
+    folder
+        Of the stage; checkpoints go to `checkpoints/<fingerprint>/`, logged steps to `metrics.jsonl`.
+    fingerprint
+        Hash of all that the run depends on, so that a checkpoint of other settings is never continued.
+    arm, device, tracker
+        Name for status lines, where to run, and where to log.
+    """
+    count = settings["steps"] * settings["batch_size"] * settings["accumulation"]
+    order = data_order(seed, len(batches), count)
+    checkpoints = folder / "checkpoints" / fingerprint
+    for other in (folder / "checkpoints").glob("*"):
+        if other != checkpoints:
+            shutil.rmtree(other)
+    checkpoint = last_checkpoint(checkpoints)
+    metrics = MetricsFile(folder / "metrics.jsonl")
+    trainer = KavaTrainer(
+        model,
+        settings,
+        metrics,
+        arm,
+        args=training_arguments(settings, checkpoints, seed, device, tracker),
+        train_dataset=order,
+        data_collator=batches.collate,
+    )
+    step = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
+    trainer.seconds_before = metrics.resume_at(step)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return {
+        "optimizer_steps": settings["steps"],
+        "train_tokens": sum(len(batches.ids[example]) for example in order),
+        "data_order_sha256": sha256_json(order),
+        "projector_parameters": model.projector.trainable_parameters if model.projector else None,
+    }
+
+
+def measure_alignment(model: DistillationModel, training: Batches, held_out: Batches) -> dict[str, Any] | None:
+    """Alignment metrics of a trained model; None without a projector."""
+    if model.projector is None:
+        return None
+    model.eval()
+    return alignment_metrics(
+        model.predict,
+        training.slice(range(min(CALIBRATION_EXAMPLES, len(training))), EVALUATION_BATCH),
+        held_out.slice(range(len(held_out)), EVALUATION_BATCH),
+    )
+
+
+def run_fingerprint(spec: dict[str, Any], inputs: dict[str, Path]) -> str:
+    """Hash of a stage's spec and of the manifests that it reads."""
+    return sha256_json([spec, {name: sha256_file(path) for name, path in inputs.items()}])[:16]
