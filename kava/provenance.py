@@ -1,0 +1,59 @@
+"""Where a report comes from: versions, commit, hardware, command. No host or user names."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from kava.config.load import REPOSITORY
+from kava.files import read_json
+
+PACKAGES = (
+    "torch", "transformers", "bitsandbytes", "accelerate", "datasets", "lm_eval", "zarr", "numcodecs", "snakemake", "numpy"
+)  # fmt: skip
+
+
+def provenance(store_manifest: Path) -> dict[str, Any]:
+    """Nested mapping of strings and numbers for the report.
+
+    Parameters
+    ----------
+    store_manifest
+        Manifest of the teacher store, whose spec names models and data by revision or hash.
+    """
+    key = read_json(store_manifest)["spec"]
+    return {
+        "code": {"kava": version("kava"), "commit": _commit()},
+        "command": "snakemake --cores 1 results/ab_report.html",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "hardware": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu_cores": os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpu": _gpu(),
+        },
+        "teacher": key["teacher"],
+        "data": key["tokens"]["data"],
+        "tokenizer": key["tokens"]["tokenizer"],
+    }
+
+
+def _commit() -> str:
+    """Commit of the checkout, with `-dirty` if it was changed; `unknown` outside a checkout."""
+    git = ["git", "-C", str(REPOSITORY)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("-dirty" if changed.strip() else "")
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"

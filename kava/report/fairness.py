@@ -1,0 +1,95 @@
+"""Equal terms, checked rather than assumed: what must be the same in every arm, and where it is not.
+
+A mismatch is a plain sentence. The page shows it in red near the top, and numbers that a mismatch would make
+meaningless (an average over seeds that answered different questions) are left out, not averaged over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kava.report.read import METRICS, Evaluation, Run
+
+# Field of a training manifest → how it is called on the page.
+TRAINING_FIELDS = {
+    "initial_student_sha256": "initial student",
+    "data_order_sha256": "data order",
+    "optimizer_steps": "optimizer steps",
+    "train_tokens": "training tokens",
+}
+# What pretraining must share among the arms that have it (the student is frozen there, and hashed above).
+PRETRAIN_FIELDS = ("data_order_sha256", "optimizer_steps", "train_tokens")
+
+
+def _short(value: Any) -> str:
+    return f"{value[:10]}…" if isinstance(value, str) and len(value) > 12 else str(value)
+
+
+def _differing(where: str, what: str, values: Mapping[str, Any]) -> list[str]:
+    missing = [name for name, value in values.items() if value is None]
+    sentences = [f"{where}: {name} does not record its {what}." for name in missing]
+    known = {name: value for name, value in values.items() if value is not None}
+    if len(set(known.values())) > 1:
+        listed = ", ".join(f"{name} {_short(value)}" for name, value in known.items())
+        sentences.append(f"{where}: {what} differs between arms ({listed}).")
+    return sentences
+
+
+def _seeds(runs: Mapping[str, Mapping[str, Run]]) -> list[str]:
+    return list(dict.fromkeys(seed for arm in runs.values() for seed in arm))
+
+
+def check_training(runs: Mapping[str, Mapping[str, Run]]) -> list[str]:
+    """Sentences on every seed whose arms did not train on equal terms; `runs` is arm → seed → run."""
+    sentences = []
+    for seed in _seeds(runs):
+        present = {name: seeds[seed] for name, seeds in runs.items() if seed in seeds}
+        absent = [name for name in runs if name not in present]
+        if absent:
+            sentences.append(f"Seed {seed}: no finished run of {', '.join(absent)}.")
+        for field, what in TRAINING_FIELDS.items():
+            values = {name: run.distill.manifest.get(field) for name, run in present.items()}
+            sentences += _differing(f"Seed {seed}", what, values)
+        for field in PRETRAIN_FIELDS:
+            values = {
+                name: run.pretrain.manifest.get(field)
+                for name, run in present.items()
+                if run.pretrain is not None
+            }
+            sentences += _differing(f"Seed {seed}, pretraining", TRAINING_FIELDS[field], values)
+    return sentences
+
+
+def check_evaluations(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Sentences on evaluations that differ in their questions or contradict their own samples.
+
+    `evaluations` maps what the page calls each ("flat (seed 42)"; "teacher") to its files.
+    """
+    sentences = []
+    for name, evaluation in evaluations.items():
+        manifest, n = evaluation.manifest, evaluation.manifest["n"]
+        if evaluation.lines != n:
+            sentences.append(f"{name}: samples.jsonl has {evaluation.lines} lines, its manifest says {n}.")
+        if evaluation.lines != len(evaluation.samples):
+            twice = evaluation.lines - len(evaluation.samples)
+            sentences.append(f"{name}: {twice} doc_id occur more than once in samples.jsonl.")
+        for metric in METRICS:
+            scores, recorded = evaluation.scores(metric), manifest[metric]
+            # Half a question allows for a rounded manifest, nothing more.
+            if scores and recorded is not None and abs(sum(scores.values()) - recorded * len(scores)) > 0.5:
+                mean = sum(scores.values()) / len(scores)
+                sentences.append(
+                    f"{name}: {metric} is {recorded:.4f} in its manifest, {mean:.4f} in its samples."
+                )
+    hashes: dict[str, list[str]] = {}
+    for name, evaluation in evaluations.items():
+        digest = evaluation.manifest.get("questions_sha256")
+        if digest is None:
+            sentences.append(f"{name} does not record which questions it answered (questions_sha256).")
+        else:
+            hashes.setdefault(digest, []).append(name)
+    if len(hashes) > 1:
+        groups = "; ".join(f"{_short(digest)}: {', '.join(names)}" for digest, names in hashes.items())
+        sentences.append(f"Not all models answered the same questions ({groups}).")
+    return sentences

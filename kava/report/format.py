@@ -1,0 +1,68 @@
+"""Numbers as a reader meets them; None is shown as an en dash everywhere."""
+
+from __future__ import annotations
+
+NONE = "–"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Fixed digits, with a real minus sign."""
+    return NONE if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def integer(value: float | None) -> str:
+    """Whole number, thousands separated by a comma."""
+    return NONE if value is None else f"{round(value):,}"
+
+
+def percent(value: float | None) -> str:
+    """A share of 1 in per cent with one decimal."""
+    return NONE if value is None else f"{100 * value:.1f}%"
+
+
+def interval(edges: list[float] | None) -> str:
+    """Two shares of 1 in per cent."""
+    return NONE if edges is None else f"{100 * edges[0]:.1f}–{100 * edges[1]:.1f}%"
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares in percentage points, always signed."""
+    if value is None:
+        return NONE
+    rounded = round(100 * value, 1)
+    return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
+
+
+def probability(value: float | None) -> str:
+    """A p-value with two significant digits."""
+    if value is None:
+        return NONE
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as the unit that a person would choose."""
+    if seconds is None:
+        return NONE
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def mebibytes(value: float | None) -> str:
+    """MiB, or GiB from 1024 MiB on."""
+    if value is None:
+        return NONE
+    return f"{value / 1024:.2f} GiB" if value >= 1024 else f"{value:.0f} MiB"
+
+
+def size(bytes_: float | None) -> str:
+    """Bytes in the binary unit that leaves one to four digits."""
+    if bytes_ is None:
+        return NONE
+    if bytes_ < 1024:
+        return f"{bytes_:.0f} B"
+    if bytes_ < 1024**2:
+        return f"{bytes_ / 1024:.1f} KiB"
+    return mebibytes(bytes_ / 1024**2) if bytes_ >= 100 * 1024**2 else f"{bytes_ / 1024**2:.1f} MiB"

@@ -1,0 +1,182 @@
+"""Finished runs, written as the stages write them but with planted numbers: two seeds, three arms."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kava.report import ReferenceFiles, ReportInputs, RunFiles
+
+ARMS: dict[str, dict[str, Any]] = {
+    "flat": {"aligner": {"kind": "flat", "mlp_ratio": 1.0}, "loss": {"kind": "mercator", "beta": 0.01}},
+    "structured": {"aligner": {"kind": "structured"}, "loss": {"kind": "mercator", "beta": 0.01}},
+    "sft": {"aligner": None, "loss": {"kind": "mercator", "beta": 0.01}},
+}
+RATES = {"flat": 0.46, "structured": 0.58, "sft": 0.36}
+COMPARISONS = [("structured", "flat"), ("flat", "sft"), ("structured", "sft")]
+SEEDS = ("42", "43")
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **changes})
+
+
+def edit_lines(path: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    write_lines(path, change([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]))
+
+
+def write_evaluation(directory: Path, right: np.ndarray, model: str) -> Path:
+    rows = []
+    for doc, hit in enumerate(right):
+        a, b = 3 + doc % 17, 2 + doc % 11
+        said = a + b if hit else a + b + 1 + doc % 3
+        rows.append(
+            {
+                "doc_id": doc,
+                "question": f"Ann has {a} apples and buys {b} more at the market. How many apples has Ann?",
+                "gold": f"She has {a} + {b} = <<{a}+{b}={a + b}>>{a + b} apples.\n#### {a + b}",
+                "answer": f"She has {a} + {b} = <<{a}+{b}={said}>>{said} apples.\n#### {said}",
+                "strict_match": int(hit),
+                "flexible_extract": int(hit or doc % 29 == 0),
+            }
+        )
+    write_lines(directory / "samples.jsonl", rows)
+    manifest = {
+        "stage": "evaluate",
+        "spec": {},
+        "model": model,
+        "strict_match": float(np.mean([row["strict_match"] for row in rows])),
+        "flexible_extract": float(np.mean([row["flexible_extract"] for row in rows])),
+        "n": len(rows),
+        "questions_sha256": sha("questions"),
+    }
+    write_json(directory / "manifest.json", manifest)
+    write_json(directory / "cost.json", {"seconds": 12.3, "peak_memory_mib": 400.5})
+    return directory
+
+
+def write_training(directory: Path, arm: str, seed: str, stage: str, steps: int = 400) -> Path:
+    rng = np.random.default_rng([int(seed), list(ARMS).index(arm), len(stage)])
+    aligned = ARMS[arm]["aligner"] is not None
+    final = {"flat": 0.80, "structured": 0.88, "sft": 0.0}[arm]
+    rows = []
+    for step in range(10, steps + 1, 10):
+        done = 1 - np.exp(-step / 120)
+        noise = rng.normal(0, 0.012)
+        kv = 1 - final * done + noise
+        ce = 2.2 * np.exp(-step / 90) + 0.35 + 2 * noise
+        rows.append(
+            {
+                "step": step,
+                "loss": (ce if stage == "distill" else 0.0) + (kv if aligned else 0.0),
+                "ce": ce if stage == "distill" else None,
+                "kv": kv if aligned else None,
+                "cos_sim": 0.9 + 0.08 * done + noise / 4 if aligned else None,
+                "cos_sim_centered": 1 - kv if aligned else None,
+                "student_lr": 5e-5,
+                "projector_lr": 1e-3 if aligned else None,
+                "seconds": step * 0.1,
+            }
+        )
+    write_lines(directory / "metrics.jsonl", rows)
+    alignment = {
+        "cos_sim": 0.97,
+        "cos_sim_centered": final,
+        "cos_sim_constant": 0.91,
+        "r2": final**2,
+        "retrieval_at_1": final - 0.1,
+        "mag_ratio": 1.04,
+    }
+    manifest = {
+        "stage": stage,
+        "spec": {},
+        "optimizer_steps": steps,
+        "train_tokens": 71_234 * steps // 400,
+        "data_order_sha256": sha(f"order-{seed}"),
+        "initial_student_sha256": sha("student"),
+        "projector_parameters": {"flat": 1_234_567, "structured": 4_321, "sft": None}[arm],
+        "alignment": alignment if aligned else None,
+        "warnings": [],
+    }
+    write_json(directory / "manifest.json", manifest)
+    write_json(directory / "cost.json", {"seconds": 41.5 if aligned else 30.25, "peak_memory_mib": 900.1})
+    return directory
+
+
+def finished_runs(root: Path, n: int = 500, seeds: tuple[str, ...] = SEEDS, **rates: float) -> ReportInputs:
+    """Write all files of an experiment under `root`; `rates` overrides an arm's or a reference's accuracy."""
+    rng = np.random.default_rng(7)
+    rates = {**RATES, "teacher": 0.94, "base": 0.21, **rates}
+    # Some questions are harder than others for every arm, as in life: answers are correlated.
+    hardness = rng.random(n)
+
+    def right(rate: float) -> np.ndarray:
+        score = 0.7 * hardness + 0.3 * rng.random(n)
+        return score < np.quantile(score, rate)
+
+    runs: dict[str, dict[str, RunFiles]] = {}
+    for arm, config in ARMS.items():
+        for seed in seeds:
+            place = root / "demo" / arm / f"seed-{seed}"
+            aligned = config["aligner"] is not None
+            runs.setdefault(arm, {})[seed] = RunFiles(
+                write_training(place / "projector", arm, seed, "pretrain", 200) if aligned else None,
+                write_training(place / "student", arm, seed, "distill"),
+                write_evaluation(place / "evaluation", right(rates[arm]), f"{arm}-{seed}"),
+            )
+    store = root / "teacher_kv" / "demo-0123abcd" / "manifest.json"
+    write_json(
+        store,
+        {
+            "name": "demo",
+            "key": "0123abcd",
+            "spec": {},
+            "codec": {"kind": "int8", "bits_per_value": 8.5},
+            "tokens": 71_234,
+            "bytes": 19_000_000,
+            "raw_bf16_bytes": 36_471_808,
+            "ratio": 1.92,
+        },
+    )
+    return ReportInputs(
+        experiment="demo",
+        preset="demo",
+        arms=ARMS,
+        runs=runs,
+        stores={"demo": store},
+        teacher=ReferenceFiles(
+            "demo-teacher", write_evaluation(root / "teacher", right(rates["teacher"]), "t")
+        ),
+        student_base=ReferenceFiles(
+            "demo-student", write_evaluation(root / "base", right(rates["base"]), "b")
+        ),
+        comparisons=COMPARISONS,
+        controls=["sft"],
+        config={"preset": "demo", "seeds": [42, 43], "arms": ARMS, "train": {"steps": 400, "batch": [2, 16]}},
+        provenance={
+            "versions": {"python": "3.11.7", "torch": "2.13.0"},
+            "commit": "0123456789abcdef",
+            "dirty": False,
+            "hardware": "2 CPU cores",
+            "command": "snakemake --cores 1 results/ab_report.html",
+        },
+    )

@@ -1,0 +1,275 @@
+"""From the files of finished runs to the numbers and the page: the contract, and what must be said aloud."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_fixtures import edit_json, edit_lines, finished_runs, sha
+
+from kava.report import ReportInputs, build_report, render_html
+
+SEED_KEYS = {
+    *("strict_match", "flexible_extract", "n", "cos_sim", "cos_sim_centered", "cos_sim_constant", "r2"),
+    *("retrieval_at_1", "mag_ratio", "train_seconds", "train_tokens", "optimizer_steps", "peak_memory_mib"),
+}
+ARM_KEYS = {"aligner", "loss", "projector_parameters", "strict_match_mean", "strict_match_ci95", "seeds"}
+COMPARISON_KEYS = {"a", "b", "metric", "delta", "ci95", "p_value", "p_value_holm", "test", "mcnemar"}
+STORE_KEYS = {"manifest", "tokens", "bytes", "raw_bf16_bytes", "ratio", "codec"}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return build_report(finished_runs(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> ReportInputs:
+    return finished_runs(tmp_path, n=60, seeds=("42",))
+
+
+class Page(HTMLParser):
+    """Text, tags and resource attributes of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+        self.text = "".join(self.texts)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.elements)
+
+
+def test_contract_keys_are_there(report: dict[str, Any]) -> None:
+    assert {"experiment", "preset", "verdict", "arms", "comparisons", "stores"} <= set(report)
+    for reference in ("teacher", "student_base"):
+        assert {"model", "strict_match", "flexible_extract", "n"} <= set(report[reference])
+    assert list(report["arms"]) == ["flat", "structured", "sft"]
+    for arm in report["arms"].values():
+        assert set(arm) >= ARM_KEYS
+        assert list(arm["seeds"]) == ["42", "43"]
+        assert all(set(row) == SEED_KEYS for row in arm["seeds"].values())
+    assert len(report["comparisons"]) == 3
+    for row in report["comparisons"]:
+        assert set(row) >= COMPARISON_KEYS
+        assert row["metric"] == "strict_match"
+        assert row["test"] == "sign-flip permutation"
+        assert set(row["mcnemar"]) == {"42", "43"}
+    assert set(report["stores"]["demo"]) >= STORE_KEYS
+
+
+def test_json_is_strict_and_comes_back_equal(report: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_numbers_are_those_of_the_files(report: dict[str, Any]) -> None:
+    flat, sft = report["arms"]["flat"], report["arms"]["sft"]
+    assert flat["strict_match_mean"] == pytest.approx(
+        (flat["seeds"]["42"]["strict_match"] + flat["seeds"]["43"]["strict_match"]) / 2
+    )
+    assert flat["seeds"]["42"]["train_seconds"] == pytest.approx(41.5 + 41.5)
+    assert flat["seeds"]["42"]["peak_memory_mib"] == pytest.approx(900.1)
+    assert flat["projector_parameters"] == 1_234_567
+    assert (sft["aligner"], sft["loss"], sft["projector_parameters"]) == (None, None, None)
+    assert sft["seeds"]["42"]["train_seconds"] == pytest.approx(30.25)
+    assert sft["seeds"]["42"]["cos_sim"] is None
+    delta = report["arms"]["structured"]["strict_match_mean"] - flat["strict_match_mean"]
+    assert report["comparisons"][0]["delta"] == pytest.approx(delta)
+    assert report["stores"]["demo"]["codec"] == "int8"
+    assert report["fairness"] == {"equal": True, "mismatches": []}
+    assert report["verdict"].startswith("Structured beats flat")
+
+
+def test_same_files_give_the_same_report(runs: ReportInputs) -> None:
+    assert build_report(runs) == build_report(runs)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("data_order_sha256", sha("other"), "data order differs"),
+        ("initial_student_sha256", sha("other"), "initial student differs"),
+        ("optimizer_steps", 399, "optimizer steps differs between arms (flat 399, structured 400, sft 400)"),
+        ("train_tokens", 1, "training tokens differs"),
+        ("data_order_sha256", None, "flat does not record its data order"),
+    ],
+)
+def test_unequal_training_is_named_near_the_top(
+    runs: ReportInputs, field: str, value: Any, said: str
+) -> None:
+    edit_json(runs.runs["flat"]["42"].student / "manifest.json", **{field: value})
+    report = build_report(runs)
+    assert any(said in line and "Seed 42" in line for line in report["fairness"]["mismatches"])
+    html = render_html(report)
+    assert html.index(said) < html.index("<main>")
+    assert "not equal: 1 mismatch" in report["verdict"]
+
+
+def test_other_questions_are_named_also_for_the_references(runs: ReportInputs) -> None:
+    edit_json(runs.teacher.evaluation / "manifest.json", questions_sha256=sha("5-shot"))
+    (line,) = build_report(runs)["fairness"]["mismatches"]
+    assert "Not all models answered the same questions" in line
+    assert "teacher" in line
+
+
+def test_missing_samples_are_named_and_not_compared(runs: ReportInputs) -> None:
+    edit_lines(runs.runs["sft"]["42"].evaluation / "samples.jsonl", lambda rows: rows[:-2])
+    report = build_report(runs)
+    said = " ".join(report["fairness"]["mismatches"])
+    assert "sft (seed 42): samples.jsonl has 58 lines, its manifest says 60." in said
+    assert "Arms 'flat' and 'sft' cannot be compared" in said
+    against_sft = report["comparisons"][1]
+    assert [against_sft[key] for key in ("delta", "ci95", "p_value", "p_value_holm")] == [None] * 4
+    assert report["comparisons"][0]["p_value_holm"] == report["comparisons"][0]["p_value"]
+    assert "not comparable" in render_html(report)
+
+
+def test_manifest_that_contradicts_its_samples_is_named(runs: ReportInputs) -> None:
+    edit_json(runs.runs["flat"]["42"].evaluation / "manifest.json", strict_match=0.99)
+    assert any("0.9900 in its manifest" in line for line in build_report(runs)["fairness"]["mismatches"])
+
+
+def test_missing_seed_is_named(tmp_path: Path) -> None:
+    inputs = finished_runs(tmp_path, n=40)
+    only = {**inputs.runs, "flat": {"42": inputs.runs["flat"]["42"]}}
+    report = build_report(replace(inputs, runs=only))
+    assert "Seed 43: no finished run of flat." in report["fairness"]["mismatches"]
+    assert report["comparisons"][0]["seeds"] == ["42"]
+    render_html(report)
+
+
+def test_arm_without_any_run_is_named_and_shown_empty(runs: ReportInputs) -> None:
+    report = build_report(replace(runs, runs={k: v for k, v in runs.runs.items() if k != "flat"}))
+    assert "Seed 42: no finished run of flat." in report["fairness"]["mismatches"]
+    assert report["arms"]["flat"]["strict_match_mean"] is None
+    render_html(report)
+
+
+def test_nan_becomes_null_and_a_warning(runs: ReportInputs) -> None:
+    student = runs.runs["flat"]["42"].student
+    alignment = json.loads((student / "manifest.json").read_text())["alignment"]
+    edit_json(student / "manifest.json", alignment={**alignment, "mag_ratio": float("nan")})
+    edit_lines(student / "metrics.jsonl", lambda rows: [{**row, "kv": float("inf")} for row in rows])
+    report = build_report(runs)
+    json.dumps(report, allow_nan=False)
+    assert report["arms"]["flat"]["seeds"]["42"]["mag_ratio"] is None
+    assert any("alignment.mag_ratio is not a finite number" in line for line in report["warnings"])
+    assert any("flat (seed 42, distill): kv was not a finite" in line for line in report["warnings"])
+    render_html(report)
+
+
+def test_failed_evaluation_is_not_averaged_over(tmp_path: Path) -> None:
+    inputs = finished_runs(tmp_path, n=40)
+    edit_json(inputs.runs["flat"]["43"].evaluation / "manifest.json", strict_match=float("nan"))
+    report = build_report(inputs)
+    assert report["arms"]["flat"]["strict_match_mean"] is None
+    assert report["arms"]["flat"]["strict_match_ci95"] is None
+    render_html(report)
+
+
+def test_collapse_and_stage_warnings_are_shown(runs: ReportInputs) -> None:
+    path = runs.runs["structured"]["42"].student / "manifest.json"
+    edit_json(path, alignment={"cos_sim": 0.99, "r2": 0.01}, warnings=["cosine under 0.5 at step 200"])
+    html = render_html(build_report(runs))
+    assert "structured (seed 42): collapse." in html
+    assert "structured (seed 42, distill): cosine under 0.5 at step 200" in html
+
+
+def test_model_output_is_text_whatever_it_holds(runs: ReportInputs) -> None:
+    attack = "</pre></script><script>alert('x')</script><img src=http://evil.test/ onerror=alert(1)> & \"q\""
+    long = attack + " begin " + "blah " * 20_000 + " the-very-end"
+
+    def hostile(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**row, "answer": long if row["doc_id"] == 0 else attack, "question": attack} for row in rows]
+
+    for seeds in runs.runs.values():
+        edit_lines(seeds["42"].evaluation / "samples.jsonl", hostile)
+    clean = Page(render_html(build_report(finished_runs(runs.stores["demo"].parents[2] / "clean", n=60))))
+    html = render_html(build_report(runs))
+    page = Page(html)
+    assert page.text.count(attack) > 20
+    assert page.count("img") == 0
+    assert page.count("script") == clean.count("script")
+    assert len(html.encode()) < 3_000_000
+
+
+def test_100_kb_answer_is_folded_and_whole(runs: ReportInputs) -> None:
+    path = runs.runs["flat"]["42"].evaluation / "samples.jsonl"
+    shown = build_report(runs)["samples"]["questions"][0]["doc_id"]
+    text = "digits " * 14_000 + "the-very-end"
+    edit_lines(
+        path, lambda rows: [{**row, "answer": text} if str(row["doc_id"]) == shown else row for row in rows]
+    )
+    html = render_html(build_report(runs))
+    assert html.count("the-very-end") == 1
+    assert "all 98,012 characters" in html
+
+
+def test_invalid_utf8_and_surrogates_show_as_text(runs: ReportInputs) -> None:
+    path = runs.runs["flat"]["42"].evaluation / "samples.jsonl"
+    raw = path.read_bytes().replace(b"She has", b"\xff\xfe \\ud800 \\u0000 She has")
+    path.write_bytes(raw)
+    render_html(build_report(runs)).encode("utf-8")
+
+
+def test_sample_questions_prefer_disagreement(report: dict[str, Any]) -> None:
+    questions = report["samples"]["questions"]
+    assert len(questions) == 12
+    assert all(len({a["strict_match"] for a in q["answers"].values()}) == 2 for q in questions)
+    assert len({tuple(a["strict_match"] for a in q["answers"].values()) for q in questions}) > 2
+
+
+def test_page_names_no_resource_of_any_host(report: dict[str, Any]) -> None:
+    html = render_html(report)
+    page = Page(html)
+    for tag, attributes in page.elements:
+        assert tag not in {"link", "img", "iframe", "object", "embed", "base", "form"}
+        assert not attributes.get("src")
+        assert (attributes.get("href") or "#").startswith("#")
+    style = "".join(re.findall(r"<style>(.*?)</style>", html, re.DOTALL))
+    assert "url(" not in style
+    assert "@import" not in style
+    assert len(html.encode()) < 3_000_000
+
+
+def test_tables_have_captions_and_scoped_headers(report: dict[str, Any]) -> None:
+    page = Page(render_html(report))
+    assert page.count("table") == page.count("caption") > 5
+    assert all(attributes.get("scope") for tag, attributes in page.elements if tag == "th")
+    assert page.count("h1") == 1
+
+
+def test_page_comes_from_the_json_alone(report: dict[str, Any]) -> None:
+    assert render_html(json.loads(json.dumps(report))) == render_html(report)
+
+
+def test_long_logs_are_thinned_to_what_a_chart_shows(runs: ReportInputs) -> None:
+    path = runs.runs["sft"]["42"].student / "metrics.jsonl"
+    edit_lines(path, lambda rows: [{**rows[0], "step": step} for step in range(1, 5_001)])
+    steps = [row["step"] for row in build_report(runs)["curves"] if row["arm"] == "sft"]
+    assert (len(steps), steps[0], steps[-1]) == (200, 1, 5_000)
+
+
+def test_names_that_no_arm_has_are_refused(runs: ReportInputs) -> None:
+    with pytest.raises(ValueError, match=r"does not have: strctured.*flat, structured, sft"):
+        replace(runs, comparisons=[("strctured", "flat")])
+
+
+def test_unscored_question_is_refused_with_its_place(runs: ReportInputs) -> None:
+    path = runs.runs["sft"]["42"].evaluation / "samples.jsonl"
+    edit_lines(path, lambda rows: [{**rows[0], "strict_match": None}, *rows[1:]])
+    with pytest.raises(ValueError, match=r"samples.jsonl, doc_id 0: strict_match is None"):
+        build_report(runs)

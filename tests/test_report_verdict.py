@@ -1,0 +1,113 @@
+"""Each rule of the verdict on planted tables, and what its sentence must admit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kava.report.verdict import FLAT, NO_CONTROL_BEATEN, NO_DIFFERENCE, STRUCTURED, decide
+
+KINDS = {"A": "flat", "matched": "flat_matched", "B": "structured", "sft": None, "shuffled": "structured"}
+
+
+def arms(n: int = 500, seeds: int = 3, rate: float = 0.5, names: str = "A B sft") -> dict[str, Any]:
+    rows = {str(s): {"strict_match": rate, "n": n} for s in range(seeds)}
+    return {
+        name: {"aligner": KINDS[name], "strict_match_mean": rate, "seeds": rows} for name in names.split()
+    }
+
+
+def row(a: str, b: str, delta: float | None, p: float | None = 0.001) -> dict[str, Any]:
+    ci = None if delta is None else [delta - 0.03, delta + 0.03]
+    return {"a": a, "b": b, "delta": delta, "ci95": ci, "p_value": p, "p_value_holm": p}
+
+
+BOTH_BEAT_SFT = [row("A", "sft", 0.1), row("B", "sft", 0.1)]
+
+
+def test_structured_beats_flat_with_the_numbers_in_one_sentence() -> None:
+    verdict = decide(arms(), [row("B", "A", 0.07, 0.012), *BOTH_BEAT_SFT], ["sft"])
+    assert verdict.outcome == STRUCTURED
+    assert verdict.sentence.startswith("Structured beats flat: ")
+    for part in ("+7.0 points", "+4.0 to +10.0", "p = 0.012", "500 questions", "3 seeds"):
+        assert part in verdict.sentence
+    assert verdict.sentence.count(". ") == 0
+
+
+def test_flat_beats_structured_whichever_way_the_pair_was_declared() -> None:
+    for pair in (row("B", "A", -0.07), row("A", "B", 0.07)):
+        verdict = decide(arms(), [pair, *BOTH_BEAT_SFT], ["sft"])
+        assert verdict.outcome == FLAT
+        # The winner is named first and the difference is turned with it.
+        assert "for A and" in verdict.sentence
+        assert "+7.0 points (95% interval +4.0 to +10.0" in verdict.sentence
+
+
+@pytest.mark.parametrize("p", [0.05, 0.2, 1.0])
+def test_no_difference_at_five_per_cent_or_more(p: float) -> None:
+    assert decide(arms(), [row("B", "A", 0.07, p), *BOTH_BEAT_SFT], ["sft"]).outcome == NO_DIFFERENCE
+
+
+def test_control_message_goes_first_even_if_structured_beats_flat() -> None:
+    rows = [row("B", "A", 0.1), row("A", "sft", -0.08), row("B", "sft", 0.02, 0.4)]
+    verdict = decide(arms(), rows, ["sft"])
+    assert verdict.outcome == NO_CONTROL_BEATEN
+    assert verdict.sentence.startswith("No KV arm beats its control: ")
+    assert "among the KV arms: structured beats flat" in verdict.sentence
+
+
+def test_a_kv_arm_must_beat_every_control_it_meets() -> None:
+    table = arms(names="B sft shuffled")
+    rows = [row("B", "sft", 0.1), row("shuffled", "B", 0.0, 0.9)]
+    assert decide(table, rows, ["sft", "shuffled"]).outcome == NO_CONTROL_BEATEN
+
+
+def test_shuffled_structured_arm_is_a_control_and_no_structure_pair() -> None:
+    rows = [row("B", "A", 0.01, 0.8), row("A", "shuffled", 0.2)]
+    assert decide(arms(names="A B shuffled"), rows, ["shuffled"]).outcome == NO_DIFFERENCE
+
+
+def test_arm_that_missed_its_control_is_named() -> None:
+    rows = [row("B", "A", 0.1), row("A", "sft", 0.0, 0.9), row("B", "sft", 0.1)]
+    sentence = decide(arms(), rows, ["sft"]).sentence
+    assert "B beats control (sft), A not shown to" in sentence
+
+
+def test_structure_needs_all_its_pairs() -> None:
+    table = arms(names="A matched B sft")
+    mixed = [row("B", "A", 0.01, 0.7), row("B", "matched", 0.1), *BOTH_BEAT_SFT]
+    assert decide(table, mixed, ["sft"]).outcome == NO_DIFFERENCE
+    assert "No consistent difference" in decide(table, mixed, ["sft"]).sentence
+    agreed = [row("B", "A", 0.08), row("B", "matched", 0.1), *BOTH_BEAT_SFT]
+    assert decide(table, agreed, ["sft"]).outcome == STRUCTURED
+
+
+def test_without_such_a_pair_the_verdict_speaks_of_what_was_compared() -> None:
+    table = arms(names="A matched")
+    shown = decide(table, [row("A", "matched", -0.1)], [])
+    assert shown.outcome == "matched beats A"
+    assert decide(table, [row("A", "matched", -0.1, 0.6)], []).outcome == NO_DIFFERENCE
+    assert "no control arm was run" in shown.sentence
+
+
+@pytest.mark.parametrize(("n", "rate"), [(32, 0.0), (32, 1 / 32), (1_319, 0.015)])
+def test_accuracy_about_zero_allows_no_conclusion(n: int, rate: float) -> None:
+    verdict = decide(arms(n=n, rate=rate, seeds=1), [row("B", "A", 0.0, 1.0), *BOTH_BEAT_SFT], ["sft"])
+    assert verdict.outcome == NO_DIFFERENCE
+    assert "No arm answers these questions: nothing can be concluded from accuracy" in verdict.sentence
+
+
+def test_few_seeds_few_questions_and_unequal_terms_are_admitted() -> None:
+    rows = [row("B", "A", 0.07), *BOTH_BEAT_SFT]
+    assert "one seed: the interval does not cover seed noise" in decide(arms(seeds=1), rows, ["sft"]).sentence
+    assert "only 2 seeds" in decide(arms(seeds=2), rows, ["sft"]).sentence
+    assert "only 199 questions" in decide(arms(n=199), rows, ["sft"]).sentence
+    assert "only" not in decide(arms(n=200), rows, ["sft"]).sentence
+    assert "not equal: 1 mismatch" in decide(arms(), rows, ["sft"], ["steps differ."]).sentence
+
+
+def test_comparison_that_could_not_be_made_shows_nothing() -> None:
+    verdict = decide(arms(), [row("B", "A", None, None)], ["sft"])
+    assert verdict.outcome == NO_DIFFERENCE
+    assert "not comparable: B and A" in verdict.sentence

@@ -1,0 +1,63 @@
+rule evaluate:
+    input:
+        unpack(arm_inputs("evaluate")),
+    output:
+        manifest=RUN / "evaluation" / "manifest.json",
+    log:
+        RUN / "evaluation" / "evaluate.log",
+    benchmark:
+        RUN / "evaluation" / "evaluate.benchmark.jsonl"
+    resources:
+        gpu=1,
+    params:
+        spec=arm_params("evaluate"),
+        inputs=input_options,
+    shell:
+        "{PYTHON:q} -m kava.stages.evaluate --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
+        " {RUNTIME} > {log:q} 2>&1"
+
+
+for role in ("teacher", "student_base"):
+    reference = PLAN.reference(role)
+
+    rule:
+        name:
+            f"evaluate_{role}"
+        input:
+            tokens=ancient(reference.inputs["tokens"]),
+        output:
+            manifest=reference.output,
+        log:
+            reference.output.with_name("evaluate.log"),
+        benchmark:
+            reference.output.with_name("evaluate.benchmark.jsonl")
+        resources:
+            gpu=1,
+        params:
+            spec=job_params(reference),
+            inputs=input_options,
+        shell:
+            "{PYTHON:q} -m kava.stages.evaluate --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
+            " {RUNTIME} > {log:q} 2>&1"
+
+
+rule report:
+    localrule: True
+    input:
+        **{
+            name: ancient(path) if name in ("store", "teacher", "student_base") else path
+            for name, path in PLAN.report.inputs.items()
+        },
+    output:
+        html=report(PLAN.report.output, caption="../report/ab_report.rst", category="A/B"),
+        json=PLAN.report.output.with_suffix(".json"),
+    log:
+        PLAN.report.output.with_name("ab_report.log"),
+    benchmark:
+        PLAN.report.output.with_name("ab_report.benchmark.jsonl")
+    params:
+        spec=job_params(PLAN.report),
+        inputs=input_options,
+    shell:
+        "{PYTHON:q} -m kava.stages.report --spec {params.spec:q} {params.inputs} --output {output.html:q}"
+        " > {log:q} 2>&1"

@@ -1,0 +1,30 @@
+rule tokenize:
+    output:
+        manifest=PLAN.tokenize.output,
+    log:
+        PLAN.tokenize.output.with_name("tokenize.log"),
+    benchmark:
+        PLAN.tokenize.output.with_name("tokenize.benchmark.jsonl")
+    params:
+        spec=job_params(PLAN.tokenize),
+    shell:
+        "{PYTHON:q} -m kava.stages.tokenize --spec {params.spec:q} --output {output.manifest:q} > {log:q} 2>&1"
+
+
+rule extract:
+    input:
+        tokens=ancient(PLAN.extract.inputs["tokens"]),
+    output:
+        manifest=PLAN.extract.output,
+    log:
+        PLAN.extract.output.with_name("extract.log"),
+    benchmark:
+        PLAN.extract.output.with_name("extract.benchmark.jsonl")
+    resources:
+        gpu=1,
+    params:
+        spec=job_params(PLAN.extract),
+        inputs=input_options,
+    shell:
+        "{PYTHON:q} -m kava.stages.extract --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
+        " {RUNTIME} > {log:q} 2>&1"

@@ -1,0 +1,36 @@
+rule pretrain:
+    input:
+        unpack(arm_inputs("pretrain")),
+    output:
+        manifest=RUN / "projector" / "manifest.json",
+    log:
+        RUN / "projector" / "pretrain.log",
+    benchmark:
+        RUN / "projector" / "pretrain.benchmark.jsonl"
+    resources:
+        gpu=1,
+    params:
+        spec=arm_params("pretrain"),
+        inputs=input_options,
+    shell:
+        "{PYTHON:q} -m kava.stages.pretrain --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
+        " {RUNTIME} > {log:q} 2>&1"
+
+
+rule distill:
+    input:
+        unpack(arm_inputs("distill")),
+    output:
+        manifest=RUN / "student" / "manifest.json",
+    log:
+        RUN / "student" / "distill.log",
+    benchmark:
+        RUN / "student" / "distill.benchmark.jsonl"
+    resources:
+        gpu=1,
+    params:
+        spec=arm_params("distill"),
+        inputs=input_options,
+    shell:
+        "{PYTHON:q} -m kava.stages.distill --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
+        " {RUNTIME} > {log:q} 2>&1"
