@@ -10,9 +10,10 @@ COMMANDS = {
     "distill": ("kava.stages.distill", "student and projector together"),
     "evaluate": ("kava.stages.evaluate", "answers to the test questions, scored"),
     "report": ("kava.stages.report", "results/ab_report.html and .json"),
-    "config": ("kava.config.show", "the resolved configuration, its schema and documentation"),
+    "config": ("kava.commands.config", "the resolved configuration, its schema and documentation"),
+    "unlock": ("kava.commands.unlock", "remove the lock of a killed Snakemake"),
     "demo-build": ("kava.demo.build", "train the embedded demo models anew"),
-    "init-student": ("kava.init_student", "a student with random weights and a given tokenizer"),
+    "init-student": ("kava.commands.init_student", "a student with random weights and a given tokenizer"),
 }
 
 

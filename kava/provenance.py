@@ -13,7 +13,7 @@ from kava.config.load import REPOSITORY
 from kava.files import read_json
 
 PACKAGES = (
-    "torch", "transformers", "bitsandbytes", "accelerate", "datasets", "lm_eval", "zarr", "numcodecs", "snakemake", "numpy"
+    "torch", "transformers", "bitsandbytes", "accelerate", "datasets", "lm_eval", "zarr", "numcodecs", "snakemake"
 )  # fmt: skip
 
 

@@ -163,12 +163,8 @@ def finished_runs(root: Path, n: int = 500, seeds: tuple[str, ...] = SEEDS, **ra
         arms=ARMS,
         runs=runs,
         stores={"demo": store},
-        teacher=ReferenceFiles(
-            "demo-teacher", write_evaluation(root / "teacher", right(rates["teacher"]), "t")
-        ),
-        student_base=ReferenceFiles(
-            "demo-student", write_evaluation(root / "base", right(rates["base"]), "b")
-        ),
+        teacher=ReferenceFiles("demo-teacher", write_evaluation(root / "teacher", right(rates["teacher"]), "t")),
+        student_base=ReferenceFiles("demo-student", write_evaluation(root / "base", right(rates["base"]), "b")),
         comparisons=COMPARISONS,
         controls=["sft"],
         config={"preset": "demo", "seeds": [42, 43], "arms": ARMS, "train": {"steps": 400, "batch": [2, 16]}},

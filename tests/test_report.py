@@ -107,9 +107,7 @@ def test_same_files_give_the_same_report(runs: ReportInputs) -> None:
         ("data_order_sha256", None, "flat does not record its data order"),
     ],
 )
-def test_unequal_training_is_named_near_the_top(
-    runs: ReportInputs, field: str, value: Any, said: str
-) -> None:
+def test_unequal_training_is_named_near_the_top(runs: ReportInputs, field: str, value: Any, said: str) -> None:
     edit_json(runs.runs["flat"]["42"].student / "manifest.json", **{field: value})
     report = build_report(runs)
     assert any(said in line and "Seed 42" in line for line in report["fairness"]["mismatches"])
@@ -210,9 +208,7 @@ def test_100_kb_answer_is_folded_and_whole(runs: ReportInputs) -> None:
     path = runs.runs["flat"]["42"].evaluation / "samples.jsonl"
     shown = build_report(runs)["samples"]["questions"][0]["doc_id"]
     text = "digits " * 14_000 + "the-very-end"
-    edit_lines(
-        path, lambda rows: [{**row, "answer": text} if str(row["doc_id"]) == shown else row for row in rows]
-    )
+    edit_lines(path, lambda rows: [{**row, "answer": text} if str(row["doc_id"]) == shown else row for row in rows])
     html = render_html(build_report(runs))
     assert html.count("the-very-end") == 1
     assert "all 98,012 characters" in html

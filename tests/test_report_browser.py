@@ -29,9 +29,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     attack = "</script><script>window.attacked = 1</script>"
     attack += "<img src='http://evil.test/x' onerror='window.attacked = 1'>"
     for seeds in inputs.runs.values():
-        edit_lines(
-            seeds["42"].evaluation / "samples.jsonl", lambda rows: [{**row, "answer": attack} for row in rows]
-        )
+        edit_lines(seeds["42"].evaluation / "samples.jsonl", lambda rows: [{**row, "answer": attack} for row in rows])
     path = root / "ab_report.html"
     path.write_text(render_html(build_report(inputs)), encoding="utf-8")
     return path

@@ -29,9 +29,7 @@ def test_wilson_refuses_an_empty_evaluation() -> None:
         wilson(0.0, 0)
 
 
-@pytest.mark.parametrize(
-    "d", [[1, 1, 1, -1, 2, 0, 1, -2], [3, -1, 2, 2, -3, 1, 1, 1], [1, 0, 0, 0, 0, 0, 0, 0]]
-)
+@pytest.mark.parametrize("d", [[1, 1, 1, -1, 2, 0, 1, -2], [3, -1, 2, 2, -3, 1, 1, 1], [1, 0, 0, 0, 0, 0, 0, 0]])
 def test_sign_flip_p_equals_full_enumeration(d: list[int]) -> None:
     flips = np.array(list(itertools.product((-1, 1), repeat=len(d))))
     expected = np.mean(np.abs(flips @ np.array(d)) >= abs(sum(d)))

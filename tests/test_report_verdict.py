@@ -13,9 +13,7 @@ KINDS = {"A": "flat", "matched": "flat_matched", "B": "structured", "sft": None,
 
 def arms(n: int = 500, seeds: int = 3, rate: float = 0.5, names: str = "A B sft") -> dict[str, Any]:
     rows = {str(s): {"strict_match": rate, "n": n} for s in range(seeds)}
-    return {
-        name: {"aligner": KINDS[name], "strict_match_mean": rate, "seeds": rows} for name in names.split()
-    }
+    return {name: {"aligner": KINDS[name], "strict_match_mean": rate, "seeds": rows} for name in names.split()}
 
 
 def row(a: str, b: str, delta: float | None, p: float | None = 0.001) -> dict[str, Any]:

@@ -38,9 +38,7 @@ class Structured(Aligner):
             mixer = torch.randn(heads, teacher.kv_heads) / teacher.kv_heads**0.5
         self.mixer = nn.Parameter(mixer.repeat(layers, 1, 1))
         projections = heads if per_head else 1
-        self.projection = nn.Parameter(
-            torch.randn(layers, projections, dim, teacher.head_dim) / teacher.head_dim**0.5
-        )
+        self.projection = nn.Parameter(torch.randn(layers, projections, dim, teacher.head_dim) / teacher.head_dim**0.5)
         self.bias = nn.Parameter(torch.zeros(layers, heads, dim))
 
     def forward(self, teacher_BLHTD: Tensor) -> Tensor:

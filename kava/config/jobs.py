@@ -17,6 +17,7 @@ from kava.files import canonical_json, sha256_bytes, sha256_json
 
 TOKENS_FORMAT = 1
 STORE_FORMAT = 1
+REFERENCES = ("teacher", "student_base")
 NUMERIC_MODULES = ("align", "cache/capture.py", "losses", "metrics.py", "training")
 
 
@@ -120,8 +121,9 @@ class Plan:
         """Evaluation of the untrained `teacher` or `student_base`; it depends on no arm, so it is shared."""
         settings: ModelSettings = self.config.teacher if role == "teacher" else self.config.student
         source = _source(settings)
+        how = {name: source[name] for name in ("quantization", "dtype") if name in source}
         key = {
-            "model": {**model_identity(settings), **{k: source[k] for k in ("quantization", "dtype") if k in source}},
+            "model": model_identity(settings) | how,
             "tokens": self.tokenize.spec["key"],
             "evaluation": self.config.evaluation.model_dump(),
         }
@@ -132,7 +134,7 @@ class Plan:
     @cached_property
     def report(self) -> Job:
         config = self.config
-        inputs = {"teacher": self.reference("teacher").output, "student_base": self.reference("student_base").output}
+        inputs: dict[str, Path] = {role: self.reference(role).output for role in REFERENCES}
         inputs["store"] = self.extract.output
         for arm, settings in config.arms.items():
             for seed in config.seeds:

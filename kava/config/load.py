@@ -15,9 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PRESETS = REPOSITORY / "workflow" / "presets"
 
 
-def load_config(
-    file: Path | str | None = "config.yaml", overrides: Mapping[str, Any] | None = None
-) -> Config:
+def load_config(file: Path | str | None = "config.yaml", overrides: Mapping[str, Any] | None = None) -> Config:
     """Merge preset, file and overrides (later wins) and validate the result.
 
     Parameters

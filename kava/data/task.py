@@ -1,6 +1,6 @@
 """The test questions as an lm-evaluation-harness task: its own GSM8K filters and metric, our questions.
 
-    lm_eval run --model hf --model_args pretrained=STUDENT --tasks kava_gsm8k --include_path TASK_FOLDER
+lm_eval run --model hf --model_args pretrained=STUDENT --tasks kava_gsm8k --include_path TASK_FOLDER
 """
 
 import json

@@ -161,16 +161,13 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     """
     lost: list[str] = []
     runs = {
-        arm: {seed: read_run(files, lost) for seed, files in inputs.runs.get(arm, {}).items()}
-        for arm in inputs.arms
+        arm: {seed: read_run(files, lost) for seed, files in inputs.runs.get(arm, {}).items()} for arm in inputs.arms
     }
     references = {"teacher": inputs.teacher, "student_base": inputs.student_base}
     evaluated = {name: read_evaluation(files.evaluation, lost) for name, files in references.items()}
     titles = {"teacher": "teacher", "student_base": "base student"}
     named = {titles[name]: evaluation for name, evaluation in evaluated.items()}
-    named |= {
-        f"{arm} (seed {seed})": run.evaluation for arm, seeds in runs.items() for seed, run in seeds.items()
-    }
+    named |= {f"{arm} (seed {seed})": run.evaluation for arm, seeds in runs.items() for seed, run in seeds.items()}
 
     arms = {arm: _arm(config, runs[arm]) for arm, config in inputs.arms.items()}
     comparisons, refusals = _comparisons(inputs.comparisons, runs)
@@ -190,9 +187,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             "stores": stores,
             "fairness": {"equal": not mismatches, "mismatches": mismatches},
             "cost": {arm: {seed: _cost_row(run) for seed, run in s.items()} for arm, s in runs.items()},
-            "samples": pick_samples(
-                {a: {s: run.evaluation for s, run in r.items()} for a, r in runs.items()}
-            ),
+            "samples": pick_samples({a: {s: run.evaluation for s, run in r.items()} for a, r in runs.items()}),
             "arm_differences": _differences(inputs.arms),
             "configuration": inputs.config,
             "provenance": inputs.provenance,

@@ -32,8 +32,7 @@ class Chart:
 def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Arm → `colour` and `dash` (SVG stroke-dasharray), the same in all charts and legends."""
     return {
-        arm: {"colour": PALETTE[i % len(PALETTE)], "dash": list(DASHES[i % len(DASHES)])}
-        for i, arm in enumerate(arms)
+        arm: {"colour": PALETTE[i % len(PALETTE)], "dash": list(DASHES[i % len(DASHES)])} for i, arm in enumerate(arms)
     }
 
 
@@ -47,9 +46,7 @@ def _finish(chart: Any, description: str) -> dict[str, Any]:
         )
         .configure(font=FONT)
         .configure_view(stroke=None)
-        .configure_axis(
-            labelFontSize=12, titleFontSize=12, titleFontWeight="normal", labelOverlap=True, titlePadding=8
-        )
+        .configure_axis(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", labelOverlap=True, titlePadding=8)
         .configure_axisX(grid=False, ticks=True)
         .configure_axisY(ticks=False, domain=False, labelPadding=6)
         .to_dict()

@@ -35,9 +35,7 @@ def _not_finite(training: Training, where: str) -> list[str]:
     sentences = []
     for field in FIELDS:
         steps = [
-            row["step"]
-            for row in training.metrics
-            if row.get(field) is not None and not math.isfinite(row[field])
+            row["step"] for row in training.metrics if row.get(field) is not None and not math.isfinite(row[field])
         ]
         if steps:
             sentences.append(

@@ -53,9 +53,7 @@ def check_training(runs: Mapping[str, Mapping[str, Run]]) -> list[str]:
             sentences += _differing(f"Seed {seed}", what, values)
         for field in PRETRAIN_FIELDS:
             values = {
-                name: run.pretrain.manifest.get(field)
-                for name, run in present.items()
-                if run.pretrain is not None
+                name: run.pretrain.manifest.get(field) for name, run in present.items() if run.pretrain is not None
             }
             sentences += _differing(f"Seed {seed}, pretraining", TRAINING_FIELDS[field], values)
     return sentences
@@ -79,9 +77,7 @@ def check_evaluations(evaluations: Mapping[str, Evaluation]) -> list[str]:
             # Half a question allows for a rounded manifest, nothing more.
             if scores and recorded is not None and abs(sum(scores.values()) - recorded * len(scores)) > 0.5:
                 mean = sum(scores.values()) / len(scores)
-                sentences.append(
-                    f"{name}: {metric} is {recorded:.4f} in its manifest, {mean:.4f} in its samples."
-                )
+                sentences.append(f"{name}: {metric} is {recorded:.4f} in its manifest, {mean:.4f} in its samples.")
     hashes: dict[str, list[str]] = {}
     for name, evaluation in evaluations.items():
         digest = evaluation.manifest.get("questions_sha256")

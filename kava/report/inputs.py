@@ -69,9 +69,7 @@ class ReportInputs:
     provenance: dict[str, Any]
 
     def __post_init__(self) -> None:
-        unknown = sorted(
-            {name for pair in self.comparisons for name in pair} | set(self.controls) | set(self.runs)
-        )
+        unknown = sorted({name for pair in self.comparisons for name in pair} | set(self.controls) | set(self.runs))
         unknown = [name for name in unknown if name not in self.arms]
         if unknown:
             raise ValueError(

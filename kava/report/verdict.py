@@ -86,14 +86,10 @@ def _claim(rows: Sequence[Row], arms: Mapping[str, Row]) -> list[str]:
     return [_numbers(row, arms, winner_of(row) or row["a"]) for row in rows]
 
 
-def _caveats(
-    arms: Mapping[str, Row], unusable: Sequence[Row], controls: Sequence[str], unequal: int
-) -> list[str]:
+def _caveats(arms: Mapping[str, Row], unusable: Sequence[Row], controls: Sequence[str], unequal: int) -> list[str]:
     seeds = min((len(arm["seeds"]) for arm in arms.values() if arm["seeds"]), default=0)
     n = min((s["n"] for arm in arms.values() for s in arm["seeds"].values()), default=0)
-    caveats = [
-        f"{n:,} questions" if n >= ENOUGH_QUESTIONS else f"only {n} questions, under {ENOUGH_QUESTIONS}"
-    ]
+    caveats = [f"{n:,} questions" if n >= ENOUGH_QUESTIONS else f"only {n} questions, under {ENOUGH_QUESTIONS}"]
     if seeds == 1:
         caveats.append("one seed: the interval does not cover seed noise")
     elif seeds < ENOUGH_SEEDS:
@@ -113,8 +109,7 @@ def _caveats(
 def _about_zero(arms: Mapping[str, Row]) -> bool:
     runs = [run for arm in arms.values() for run in arm["seeds"].values()]
     return bool(runs) and all(
-        run["strict_match"] is not None and run["strict_match"] < max(FLOOR, 2 / max(run["n"], 1))
-        for run in runs
+        run["strict_match"] is not None and run["strict_match"] < max(FLOOR, 2 / max(run["n"], 1)) for run in runs
     )
 
 
@@ -178,9 +173,7 @@ def decide(
         numbers = [_numbers(row, arms, name) for name, rows in against.items() for row in rows]
         if pairs:
             headline = _structure(pairs, arms)[1]
-            numbers.append(
-                f"among the KV arms: {headline[0].lower()}{headline[1:]}, {_claim(pairs, arms)[0]}"
-            )
+            numbers.append(f"among the KV arms: {headline[0].lower()}{headline[1:]}, {_claim(pairs, arms)[0]}")
         return Verdict(NO_CONTROL_BEATEN, "No KV arm beats its control", numbers, caveats)
 
     if pairs:
@@ -190,9 +183,7 @@ def decide(
             worse = [name for name in against if name not in better]
             faced = dict.fromkeys(c for rows in against.values() for r in rows for c in (r["a"], r["b"]))
             named = ", ".join(name for name in faced if name in controls)
-            said = (
-                f"of the KV arms, {_listed(better)} beat{'s' if len(better) == 1 else ''} control ({named})"
-            )
+            said = f"of the KV arms, {_listed(better)} beat{'s' if len(better) == 1 else ''} control ({named})"
             numbers.append(f"{said}, {_listed(worse)} not shown to" if worse else said)
         return Verdict(outcome, headline, numbers, caveats)
 
@@ -200,8 +191,6 @@ def decide(
     shown = [row for row in rows if winner_of(row)]
     if not shown:
         return Verdict(NO_DIFFERENCE, "No difference shown", _claim(rows, arms), caveats)
-    claims = [
-        f"{w} beats {row['b'] if w == row['a'] else row['a']}" for row in shown if (w := winner_of(row))
-    ]
+    claims = [f"{w} beats {row['b'] if w == row['a'] else row['a']}" for row in shown if (w := winner_of(row))]
     headline = "; ".join(claims)
     return Verdict(headline, headline[0].upper() + headline[1:], _claim(shown, arms), caveats)

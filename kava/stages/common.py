@@ -1,7 +1,6 @@
-"""What all stages share: one set of options, one way to fail, the cost record."""
+"""What all stages share: one set of options, the cost record."""
 
 import argparse
-import errno
 import json
 import logging
 import sys
@@ -12,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from kava.commandline import add_configuration_options, exit_status, load_plan
 from kava.config.jobs import Job, Plan
-from kava.config.load import load_config, parse_assignments
 from kava.errors import UserError
 from kava.files import read_json, write_json
 
@@ -74,50 +73,7 @@ def stage_main(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("httpx", "lm_eval", "datasets", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    with reported_errors(f"kava {stage}") as status:
-        job, runtime = _job(stage, arguments, select)
-        for name, path in job.inputs.items():
-            if not path.is_file():
-                raise UserError(f"input {name}: {path} does not exist; run the stage that makes it, or Snakemake")
-        load_run()(job, runtime)
-        if arguments.json:
-            manifest = job.output if job.output.suffix == ".json" else job.output.with_suffix(".json")
-            print(json.dumps(read_json(manifest)))
-    return status()
-
-
-def add_configuration_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name a configuration."""
-    parser.add_argument("--configfile", default="config.yaml", help="configuration (default: %(default)s)")
-    parser.add_argument("--preset", help="file of workflow/presets/, in place of the configuration's")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. distill.steps=10"
-    )
-
-
-def load_plan(arguments: argparse.Namespace) -> Plan:
-    """Plan of the configuration that the options name."""
-    overrides = parse_assignments(arguments.set)
-    if arguments.preset:
-        overrides["preset"] = arguments.preset
-    return Plan(load_config(arguments.configfile, overrides))
-
-
-@contextmanager
-def reported_errors(program: str) -> Iterator[Callable[[], int]]:
-    """Print what a user can mend as one line, without a traceback; yields a function that gives the exit status."""
-    status = 0
-    try:
-        yield lambda: status
-    except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        status = 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"{program}: error: the disk is full ({error}); make room and run again: "
-              "what is finished is kept", file=sys.stderr)  # fmt: skip
-        status = 1
+    return exit_status(f"kava {stage}", lambda: _run(stage, arguments, select, load_run))
 
 
 @contextmanager
@@ -148,3 +104,18 @@ def _job(
     job = Job(stage, job.spec, arguments.output or job.output, job.inputs | inputs)
     return job, Runtime(arguments.device or plan.config.device, arguments.tracker or plan.config.tracker)
 
+
+def _run(
+    stage: str,
+    arguments: argparse.Namespace,
+    select: Callable[[Plan, argparse.Namespace], Job],
+    load_run: Callable[[], Run],
+) -> None:
+    job, runtime = _job(stage, arguments, select)
+    for name, path in job.inputs.items():
+        if not path.is_file():
+            raise UserError(f"input {name}: {path} does not exist; run the stage that makes it, or Snakemake")
+    load_run()(job, runtime)
+    if arguments.json:
+        manifest = job.output if job.output.suffix == ".json" else job.output.with_suffix(".json")
+        print(json.dumps(read_json(manifest)))

@@ -31,9 +31,7 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.training.phase import run_phase
 
     folder = job.output.parent
-    model, tokenizer, manifest = run_phase(
-        "distill", job.spec, job.inputs, folder, runtime.device, runtime.tracker
-    )
+    model, tokenizer, manifest = run_phase("distill", job.spec, job.inputs, folder, runtime.device, runtime.tracker)
     files = ["model.safetensors", "config.json"]
     if model.projector is not None:
         model.projector.save(folder / "projector")

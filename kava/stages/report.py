@@ -1,6 +1,6 @@
 """Compare the arms: results/ab_report.html, one self-contained page, and results/ab_report.json with its numbers.
 
-    kava report --preset demo
+kava report --preset demo
 """
 
 import argparse

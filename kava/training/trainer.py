@@ -64,6 +64,8 @@ class KavaTrainer(Trainer):
         Of `transformers.Trainer`.
     """
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(
         self, model: Any, optimization: dict[str, Any], metrics: MetricsFile, arm: str, **options: Any
     ) -> None:
@@ -96,8 +98,7 @@ class KavaTrainer(Trainer):
             means = {name: float(value) / self._micro_batches for name, value in self._sums.items()}
             self._sums, self._micro_batches = {}, 0
             rates: dict[str, float | None] = {"student_lr": None, "projector_lr": None}
-            assert self.optimizer is not None
-            for group in self.optimizer.param_groups:
+            for group in self.create_optimizer().param_groups:
                 rates[f"{group['name']}_lr"] = group["lr"]
             record = {
                 "step": self.state.global_step,

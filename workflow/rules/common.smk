@@ -57,4 +57,6 @@ def arm_params(stage):
 
 def input_options(_wildcards, input):
     """`--input NAME=PATH …` for all named inputs of a job."""
-    return " ".join(f"--input {name}={quote(str(path))}" for name, path in input.items())
+    return " ".join(
+        f"--input {name}={quote(str(path))}" for name, path in input.items()
+    )

@@ -42,19 +42,23 @@ for role in ("teacher", "student_base"):
 
 
 rule report:
-    localrule: True
     input:
         **{
-            name: ancient(path) if name in ("store", "teacher", "student_base") else path
+            name: (
+                ancient(path) if name in ("store", "teacher", "student_base") else path
+            )
             for name, path in PLAN.report.inputs.items()
         },
     output:
-        html=report(PLAN.report.output, caption="../report/ab_report.rst", category="A/B"),
+        html=report(
+            PLAN.report.output, caption="../report/ab_report.rst", category="A/B"
+        ),
         json=PLAN.report.output.with_suffix(".json"),
     log:
         PLAN.report.output.with_name("ab_report.log"),
     benchmark:
         PLAN.report.output.with_name("ab_report.benchmark.jsonl")
+    localrule: True
     params:
         spec=job_params(PLAN.report),
         inputs=input_options,

@@ -1,5 +1,7 @@
 """`int8`: asymmetric 8-bit quantisation per channel over groups of 64 tokens."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ class Int8(Codec):
     """
 
     kind = "int8"
-    arrays = {
+    arrays: ClassVar = {
         "codes": ArraySpec("uint8", 1, 0),
         "scale": ArraySpec("float16", TOKENS_PER_CHUNK, float("nan")),
         "minimum": ArraySpec("float32", TOKENS_PER_CHUNK, float("nan")),

@@ -21,8 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.hidden % (2 * arguments.heads) or arguments.heads % arguments.kv_heads:
         parser.error(
-            f"--hidden {arguments.hidden} must be a multiple of twice --heads {arguments.heads}, and --heads a multiple "
-            f"of --kv-heads {arguments.kv_heads}"
+            f"--hidden {arguments.hidden} must be a multiple of twice --heads {arguments.heads}, and --heads a "
+            f"multiple of --kv-heads {arguments.kv_heads}"
         )
 
     import torch

@@ -1,0 +1,34 @@
+# make report   the main job on the embedded default: results/ab_report.html
+# make test     the fast tests
+# make check    everything: linters, types, all tests; what CI runs
+PYTHON ?= python3
+CORES ?= 1
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: report test check
+
+report: $(VENV)/.run
+	$(BIN)/kava unlock
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete results/ab_report.html
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --numprocesses 2
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) --editable '.[test,tensorboard]'
+	touch $@

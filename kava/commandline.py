@@ -1,0 +1,43 @@
+"""What commands and stages share: options that name a configuration, and one way to fail."""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable
+
+from kava.config.jobs import Plan
+from kava.config.load import load_config, parse_assignments
+from kava.errors import UserError
+
+
+def add_configuration_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a configuration."""
+    parser.add_argument("--configfile", default="config.yaml", help="configuration (default: %(default)s)")
+    parser.add_argument("--preset", help="file of workflow/presets/, in place of the configuration's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. distill.steps=10"
+    )
+
+
+def load_plan(arguments: argparse.Namespace) -> Plan:
+    """Plan of the configuration that the options name."""
+    overrides = parse_assignments(arguments.set)
+    if arguments.preset:
+        overrides["preset"] = arguments.preset
+    return Plan(load_config(arguments.configfile, overrides))
+
+
+def exit_status(program: str, work: Callable[[], None]) -> int:
+    """Run a command; what a user can mend is printed as one line, without a traceback, and gives status 1."""
+    try:
+        work()
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = f"the disk is full ({error}); make room and run again: what is finished is kept"
+    else:
+        return 0
+    print(f"{program}: error: {message}", file=sys.stderr)
+    return 1
