@@ -118,8 +118,7 @@ def test_padding_is_masked_and_is_not_the_end_token(side, tokenizer):
 
 def test_teacher_and_student_ship_with_the_same_tokenizer():
     digests = {
-        hashlib.sha256((SHIPPED / name / "tokenizer.json").read_bytes()).hexdigest()
-        for name in ("teacher", "student")
+        hashlib.sha256((SHIPPED / name / "tokenizer.json").read_bytes()).hexdigest() for name in ("teacher", "student")
     }
     assert len(digests) == 1
 

@@ -1,0 +1,60 @@
+"""What several tests need: the shared models and data, tiny models of each family."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def tinystories() -> Path:
+    """A small Llama with real trained weights."""
+    return _shared("models/tinystories-656k")
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer() -> Path:
+    return _shared("models/qwen2.5-tokenizer")
+
+
+@pytest.fixture(scope="session")
+def gsm8k() -> Path:
+    """The real GSM8K."""
+    return _shared("data/gsm8k")
+
+
+def _shared(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{name} is not beside this checkout; CI has it")
+    return path
+
+
+def tiny_model(family: str, **changes: Any) -> Any:
+    """A model of a family with random weights, 3 layers, 4 attention heads, 2 KV heads, head dim 8."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if family == "gpt2":
+        settings = {"n_layer": 3, "n_head": 4, "n_embd": 32, "vocab_size": 61, "n_positions": 64}
+    else:
+        settings = {
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "hidden_size": 32,
+            "head_dim": 8,
+            "intermediate_size": 48,
+            "vocab_size": 61,
+            "max_position_embeddings": 64,
+        }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **(settings | {"bos_token_id": 1, "eos_token_id": 2} | changes))
+    return AutoModelForCausalLM.from_config(config).eval()
