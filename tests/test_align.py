@@ -76,7 +76,7 @@ def test_projector_survives_saving_and_standardises_the_teacher(tmp_path) -> Non
     teacher, student = PAIRS[0]
     projector = Projector(StructuredAligner().model_dump(), teacher, student).eval()
     bias = 500.0 * torch.randn(4, 2, 32)
-    statistics = {name: bias for name in ("keys", "values")}
+    statistics = dict.fromkeys(("keys", "values"), bias)
     projector.set_teacher_statistics(statistics, {name: torch.ones(4, 2, 32) for name in ("keys", "values")})
     projector.student_mean.normal_()
     x = torch.randn(1, 4, 2, 5, 32)

@@ -64,13 +64,7 @@ class StoreReader:
             rows = {}
             for name, spec in self.codec.arrays.items():
                 first, last = start // spec.tokens_per_row, -(-(start + tokens) // spec.tokens_per_row)
-                try:
-                    rows[name] = np.asarray(of_split.arrays[tensor][name][first:last])
-                except (ValueError, RuntimeError, OSError) as error:
-                    raise UserError(
-                        f"{tensor}/{name} of {split} example {example} cannot be read ({error}); delete the store's "
-                        "manifest.json and rerun extract: it rewrites the broken shards and keeps the others"
-                    ) from error
+                rows[name] = _checked(of_split.arrays[tensor][name], first, last)
             decoded.append(self.codec.decode(rows, offset, tokens))
         return decoded[0], decoded[1]
 
@@ -83,6 +77,18 @@ class _Split:
         size = sum(array.nbytes for of_tensor in arrays.values() for array in of_tensor.values())
         if size <= IN_MEMORY_BYTES:
             arrays = {
-                tensor: {name: array[:] for name, array in of_tensor.items()} for tensor, of_tensor in arrays.items()
+                tensor: {name: _checked(array, 0, array.shape[0]) for name, array in of_tensor.items()}
+                for tensor, of_tensor in arrays.items()
             }
         self.arrays: dict[str, dict[str, Any]] = arrays
+
+
+def _checked(array: Any, first: int, last: int) -> np.ndarray:
+    """Rows of an array, on disk or in memory; a chunk that cannot be decoded is a `UserError`."""
+    try:
+        return np.asarray(array[first:last])
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"the store's array {array.path} cannot be read ({error}); delete its manifest.json and run extract: it "
+            "rewrites the broken shards and keeps the others"
+        ) from error

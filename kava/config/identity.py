@@ -52,25 +52,26 @@ def model_identity(settings: ModelSettings, patterns: tuple[str, ...] = WEIGHTS)
 
 
 def data_identity(data: DemoData | Gsm8kData) -> dict[str, Any]:
-    """What the rows of a data set depend on, its limits and seeds included."""
-    settings = data.model_dump()
+    """What the rows of a data set depend on, per split, so that a store need not depend on the test questions."""
+    source: dict[str, Any] = {"kind": data.kind}
+    files: dict[str, dict[str, str]] = {"train": {}, "test": {}}
     if isinstance(data, DemoData):
-        return {**settings, "generator": sha256_file(REPOSITORY / "kava" / "data" / "demo.py")}
-    path = Path(settings.pop("path"))
-    settings.pop("revision")
-    if not path.is_dir():
-        if not HUB_ID.fullmatch(data.path) or data.path.startswith("."):
-            raise UserError(
-                f"data directory {data.path} does not exist; give a directory with train.jsonl and test.jsonl, or "
-                "the hub id openai/gsm8k with its revision"
-            )
-        return {**settings, **_hub_identity(data.path, data.revision, "data set")}
-    files = {}
-    for name in ("train.jsonl", "test.jsonl"):
-        if not (path / name).is_file():
-            raise UserError(f"data directory {path} has no {name}; it needs train.jsonl and test.jsonl")
-        files[name] = _cached_sha256(path / name)
-    return {**settings, "files": files}
+        source |= {"seed": data.seed, "generator": sha256_file(REPOSITORY / "kava" / "data" / "demo.py")}
+    elif Path(data.path).is_dir():
+        for split, of_split in files.items():
+            file = Path(data.path) / f"{split}.jsonl"
+            if not file.is_file():
+                raise UserError(f"data directory {data.path} has no {file.name}; it needs train.jsonl and test.jsonl")
+            of_split["sha256"] = _cached_sha256(file)
+    elif HUB_ID.fullmatch(data.path) and not data.path.startswith("."):
+        source |= _hub_identity(data.path, data.revision, "data set")
+    else:
+        raise UserError(
+            f"data directory {data.path} does not exist; give a directory with train.jsonl and test.jsonl, or the hub "
+            "id openai/gsm8k with its revision"
+        )
+    train = {"train": data.train, "validation": data.validation, **files["train"]}
+    return {"source": source, "train": train, "test": {"limit": data.test, **files["test"]}}
 
 
 def _hub_identity(hub_id: str, revision: str | None, what: str) -> dict[str, Any]:

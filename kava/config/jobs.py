@@ -78,7 +78,7 @@ class Plan:
 
     @cached_property
     def extract(self) -> Job:
-        config = self.config
+        config, tokens = self.config, self.tokenize.spec["key"]
         key = {
             "format_version": STORE_FORMAT,
             "teacher": {
@@ -86,7 +86,7 @@ class Plan:
                 "quantization": config.teacher.quantization,
                 "dtype": config.teacher.dtype,
             },
-            "tokens": self.tokenize.spec["key"],
+            "tokens": tokens | {"data": {name: tokens["data"][name] for name in ("source", "train")}},
             **config.kv.model_dump(),
         }
         name = f"{_short_name(config.teacher)}-{config.kv.codec.kind}"

@@ -1,0 +1,122 @@
+"""Configuration: what is merged, what is refused and how, what a key depends on."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kava.commands.config import SCHEMA_FILE, TABLE_FILE, schema_text, table_text
+from kava.config import Plan, load_config
+from kava.config.load import PRESETS, merge, parse_assignments, read_preset
+from kava.config.schema import Config
+from kava.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def load(*assignments: str) -> Config:
+    return load_config(REPOSITORY / "config.yaml", parse_assignments(list(assignments)))
+
+
+def test_generated_schema_and_documentation_are_current() -> None:
+    assert SCHEMA_FILE.read_text() == schema_text(), "run `kava config --write-docs`"
+    assert TABLE_FILE.read_text() == table_text(), "run `kava config --write-docs`"
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset_is_valid(preset: str) -> None:
+    config = load(f"preset={preset}")
+    assert config.experiment == preset
+    assert config.declared_comparisons[0] == ("structured", "flat")
+
+
+def test_reference_preset_is_the_one_that_the_readme_promises() -> None:
+    config = load("preset=qwen2.5-8gb")
+    assert (config.distill.steps, config.distill.batch_size, config.distill.accumulation) == (1000, 2, 16)
+    assert (config.max_length, config.distill.log_every, config.distill.save_every) == (512, 10, 200)
+    assert config.seeds == [42, 43, 44]
+    assert config.teacher.quantization == "nf4"
+    assert {"flat", "structured", "sft", "shuffled"} <= set(config.arms)
+    assert config.controls == ["sft", "shuffled"]
+    # Its identities need no network: they are the pinned revisions.
+    assert Plan(config).extract.spec["key"]["teacher"]["revision"] == config.teacher.revision
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("distil.steps=3", "unknown key 'distil'; did you mean 'distill'"),
+        ("distill.step=3", "distill: unknown key 'step'; did you mean 'steps'"),
+        ("preset=dmeo", "unknown preset 'dmeo'; did you mean 'demo'"),
+        ("distill.steps=0", "distill.steps: Input should be greater than 0 (got 0)"),
+        ("arms={flat: {aligner: {kind: flatt}}}", "'flat', 'structured'"),
+        ("arms={structured: {loss: {kind: mse, alpha: 1}}}", "unknown key 'alpha'"),
+        ("template='{answer} {question}'", "must contain {question} once and end in {answer}"),
+        ("seeds=[1, 1]", "repeat a value"),
+        ("comparisons=[[flat, none]]", "comparisons name the arm 'none'"),
+        ("distill.save_every=15", "no multiple of log_every"),
+        ("no equals sign", "expected KEY=VALUE"),
+    ],
+)
+def test_bad_configuration_is_one_sentence_that_names_the_fault(assignment: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(assignment)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_override_of_a_kind_replaces_the_whole_mapping() -> None:
+    base = {"loss": {"kind": "mercator", "alpha": 1.0}, "arms": {"a": {"x": 1}, "b": {"x": 2}}}
+    assert merge(base, {"loss": {"kind": "mse"}})["loss"] == {"kind": "mse"}
+    assert merge(base, {"loss": {"alpha": 2.0}})["loss"] == {"kind": "mercator", "alpha": 2.0}
+    assert merge(base, {"arms": {"a": {"y": 3}, "b": None}})["arms"] == {"a": {"x": 1, "y": 3}}
+
+
+def test_presets_build_on_presets() -> None:
+    assert read_preset("demo-3seeds") == read_preset("demo") | {"experiment": "demo-3seeds", "seeds": [42, 43, 44]}
+
+
+def test_store_key_depends_on_what_its_bytes_depend_on_and_on_nothing_else() -> None:
+    store = Plan(load()).extract.output
+    for same in ("distill.steps=7", "experiment=other", "arms={flat: null}", "seeds=[1]", "data.test=100"):
+        assert Plan(load(same)).extract.output == store, same
+    for other in ("kv.codec={kind: bf16}", "data.train=999", "teacher.quantization=none", "kv.batch_tokens=512"):
+        assert Plan(load(other)).extract.output != store, other
+
+
+def test_changing_one_arm_changes_the_params_of_that_arm_alone() -> None:
+    before, after = Plan(load()), Plan(load("arms={structured: {loss: {kind: mse}}}"))
+    for stage in ("pretrain", "distill"):
+        assert getattr(before, stage)("structured", 42).params != getattr(after, stage)("structured", 42).params
+        assert getattr(before, stage)("flat", 42).params == getattr(after, stage)("flat", 42).params
+    assert before.report.params != after.report.params
+
+
+def test_key_of_a_local_model_is_its_content_and_not_its_path(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+        (tmp_path / name / "tokenizer.json").write_text("{}")
+
+    def key(name: str) -> dict:
+        return Plan(load(f"teacher.model={tmp_path / name}")).extract.spec["key"]
+
+    assert key("one") == key("two")
+    (tmp_path / "two" / "model.safetensors").write_bytes(b"other weights")
+    assert key("one") != key("two")
+
+
+def test_hub_models_need_a_pinned_revision() -> None:
+    config = load("teacher.model=Qwen/Qwen2.5-0.5B", "teacher.revision=main")
+    with pytest.raises(UserError, match="40 hex digits of a commit"):
+        _ = Plan(config).extract
+
+
+def test_missing_model_directory_is_named() -> None:
+    with pytest.raises(UserError, match=r"\./nowhere does not exist"):
+        _ = Plan(load("teacher.model=./nowhere")).extract
+
+
+def test_config_yaml_is_short_and_names_the_default_preset() -> None:
+    assert yaml.safe_load((REPOSITORY / "config.yaml").read_text()) == {"preset": "demo"}
