@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from kava.errors import UserError
 
-_resident: weakref.ref[nn.Module] | None = None
+_resident: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _guarded = True
 
 
@@ -93,9 +93,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> Any:
-    global _resident
-    resident = _resident() if _resident else None
-    if resident is not None and _guarded:
+    if _guarded and (resident := next(iter(_resident), None)) is not None:
         raise RuntimeError(
             f"{resident.name_or_path} is resident: one process holds one pretrained model, or two would have to share "
             f"8 GB; free it before loading {source['model']}"
@@ -112,7 +110,7 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
         )
     except (OSError, ValueError) as error:
         raise UserError(_loading_failed("model", source, error)) from None
-    _resident = weakref.ref(model)
+    _resident.add(model)
     return model
 
 

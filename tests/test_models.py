@@ -1,0 +1,62 @@
+"""One pretrained model in a process, quantised for real."""
+
+import gc
+
+import pytest
+import torch
+
+from kava.errors import UserError
+from kava.models import choose_device, load_student, load_teacher, load_tokenizer, second_model_allowed
+
+CPU = torch.device("cpu")
+
+
+def source(path, **changes) -> dict:
+    return {"model": str(path), "revision": None, "quantization": "nf4", "dtype": "bfloat16"} | changes
+
+
+def test_loading_a_second_model_raises_until_the_first_is_gone(tinystories) -> None:
+    first = load_student(source(tinystories), CPU)
+    with pytest.raises(RuntimeError, match="one process holds one pretrained model"):
+        load_teacher(source(tinystories), CPU)
+    with second_model_allowed():
+        load_student(source(tinystories), CPU)
+    with pytest.raises(RuntimeError, match="one process holds one pretrained model"):
+        load_student(source(tinystories), CPU)
+    assert first is not None
+    del first
+    gc.collect()
+    load_student(source(tinystories), CPU)
+
+
+def test_teacher_is_really_in_4_bits_and_frozen(tinystories) -> None:
+    import bitsandbytes
+
+    gc.collect()
+    teacher = load_teacher(source(tinystories), CPU)
+    projection = teacher.model.layers[0].self_attn.k_proj
+    assert isinstance(projection, bitsandbytes.nn.Linear4bit)
+    assert projection.weight.quant_state.quant_type == "nf4"
+    assert projection.weight.numel() == 128 * 64 // 2  # two values per byte
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_student_weights_are_fp32_whatever_the_checkpoint_is(tinystories) -> None:
+    gc.collect()
+    assert {parameter.dtype for parameter in load_student(source(tinystories), CPU).parameters()} == {torch.float32}
+
+
+def test_a_directory_without_weights_is_one_clear_sentence(tmp_path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    gc.collect()
+    with pytest.raises(UserError, match="cannot load the model"):
+        load_student(source(tmp_path), CPU)
+    with pytest.raises(UserError, match="cannot load the tokenizer"):
+        load_tokenizer(source(tmp_path / "nowhere"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_asking_for_a_gpu_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(UserError, match="set device: cpu"):
+        choose_device("cuda")
+    assert choose_device("auto").type == "cpu"

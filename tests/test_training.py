@@ -1,0 +1,248 @@
+"""Training: gradients reach the student through its KV, data order is fixed, an interruption changes nothing."""
+
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+
+from kava.align.projector import Projector
+from kava.cache.capture import Geometry, geometry
+from kava.config.schema import Arm, Distill, FlatAligner, StructuredAligner
+from kava.errors import UserError
+from kava.training.batches import Batches
+from kava.training.loop import train
+from kava.training.model import DistillationModel
+from kava.training.order import data_order, partners
+from kava.training.trainer import KavaTrainer, MetricsFile, make_optimizer, phase
+
+TEACHER = Geometry(4, 2, 16)
+
+
+class FakeStore:
+    """Teacher KV that depends on the example alone, with a bias per channel."""
+
+    geometry = TEACHER
+    mean: ClassVar = {name: torch.full((4, 2, 16), 5.0) for name in ("keys", "values")}
+    std: ClassVar = {name: torch.ones(4, 2, 16) for name in ("keys", "values")}
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+    def read(self, split: str, example: int) -> tuple[torch.Tensor, torch.Tensor]:
+        del split
+        generator = torch.Generator().manual_seed(example)
+        shape = (self.lengths[example], 4, 2, 16)
+        return tuple(torch.randn(shape, generator=generator) + 5.0 for _ in range(2))
+
+
+def batches(store: bool = True, shuffle_seed: int | None = None) -> Batches:
+    generator = np.random.default_rng(0)
+    ids = [generator.integers(3, 61, length) for length in generator.integers(6, 20, 40)]
+    segments = [np.repeat([0, 1, 2], [2, len(x) - 4, 2]) for x in ids]
+    lengths = [len(x) for x in ids]
+    tokens: Any = SimpleNamespace(input_ids={"train": ids}, segments={"train": segments}, lengths=lambda _: lengths)
+    return Batches(tokens, "train", FakeStore(lengths) if store else None, shuffle_seed)  # type: ignore[arg-type]
+
+
+STRUCTURED = StructuredAligner()
+
+
+def make_model(aligner: Any = STRUCTURED, train_student: bool = True, **arm: Any) -> DistillationModel:
+    student = tiny_model("qwen2")
+    torch.manual_seed(0)
+    projector = None
+    if aligner:
+        projector = Projector(aligner.model_dump(), TEACHER, geometry(student.config))
+        projector.set_teacher_statistics(FakeStore.mean, FakeStore.std)
+    settings = Arm(aligner=aligner, **arm).model_dump()
+    return DistillationModel(student, projector, settings, train_student, "pre_rope")
+
+
+def run(folder: Path, model: DistillationModel, **changes: Any) -> dict[str, Any]:
+    short = {"steps": 8, "batch_size": 4, "accumulation": 2, "student_lr": 1e-3, "log_every": 2, "save_every": 4}
+    settings = Distill(**short | changes).model_dump()
+    model.calibrate(batches(), torch.device("cpu"), 4, base_student=True)
+    data = batches(store=model.projector is not None)
+    return train(model, data, settings, 7, folder, "fingerprint", "arm", torch.device("cpu"), "none")
+
+
+@pytest.mark.parametrize("aligner", [FlatAligner(), StructuredAligner()])
+@pytest.mark.parametrize("center", [True, False])
+def test_kv_loss_alone_gives_the_student_a_gradient(aligner: Any, center: bool) -> None:
+    model = make_model(aligner, loss={"kind": "mercator", "center": center})
+    batch = batches().collate([0, 1, 2])
+    batch["label_mask"][0, -1] = 1
+    output = model(**batch)
+    assert torch.isfinite(output["loss"])
+    from kava.cache.capture import KeysValues, capture
+
+    captured, _ = capture(model.student, batch["input_ids"], batch["attention_mask"])
+    projected = model.projector(KeysValues(batch["teacher_keys"], batch["teacher_values"]))
+    model.kv_loss(captured, projected, batch["kv_mask"]).backward()
+    for layer in model.student.model.layers:
+        for name in ("k_proj", "v_proj"):
+            assert layer.self_attn.get_submodule(name).weight.grad.abs().sum() > 0
+    assert model.student.model.embed_tokens.weight.grad.abs().sum() > 0
+
+
+def test_padding_changes_no_part_of_the_loss() -> None:
+    model = make_model().eval()
+    batch = batches().collate([3, 4])
+    padded = {
+        name: torch.nn.functional.pad(tensor, (0, 0, 0, 5) if "teacher" in name else (0, 5))
+        for name, tensor in batch.items()
+    }
+    padded["teacher_keys"][..., -5:, :] = 1e4
+    for (name, plain), longer in zip(model(**batch).items(), model(**padded).values(), strict=True):
+        torch.testing.assert_close(longer, plain, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_cross_entropy_equals_the_models_own_on_reasoning_and_answer() -> None:
+    model = make_model(None).eval()
+    batch = batches(store=False).collate([0, 5, 9])
+    labels = batch["input_ids"].masked_fill(batch["label_mask"] == 0, -100)
+    expected = model.student(batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+    torch.testing.assert_close(model(**batch)["loss"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_labels_are_on_reasoning_answer_and_end_only() -> None:
+    batch = batches(store=False).collate([0])
+    assert batch["label_mask"][0].tolist() == [0, 0] + [1] * (batch["input_ids"].shape[1] - 2)
+
+
+def test_pretraining_moves_the_projector_and_not_the_student(tmp_path: Path) -> None:
+    model = make_model(train_student=False)
+    student = {name: p.clone() for name, p in model.student.named_parameters()}
+    projector = {name: p.clone() for name, p in model.projector.named_parameters()}
+    run(tmp_path, model)
+    assert all(torch.equal(p, student[name]) for name, p in model.student.named_parameters())
+    assert all(not torch.equal(p, projector[name]) for name, p in model.projector.named_parameters())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert all(line["ce"] is None and line["student_lr"] is None for line in lines)
+
+
+def test_centring_removes_the_means_of_both_sides() -> None:
+    model = make_model().eval()
+    model.calibrate(batches(), torch.device("cpu"), 8, base_student=True)
+    from kava.align.projector import ChannelMean
+
+    student, projected = ChannelMean(), ChannelMean()
+    for batch in batches().slice(range(40), 8):
+        pair = model.predict(batch)
+        student.add(pair.student, pair.mask)
+        projected.add(pair.projected, pair.mask)
+    torch.testing.assert_close(student.mean, model.projector.student_mean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(projected.mean, model.projector.student_mean, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("aligner", [FlatAligner(), None])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(aligner: Any, tmp_path: Path, monkeypatch) -> None:
+    whole = make_model(aligner)
+    facts = run(tmp_path / "whole", whole)
+
+    class Killed(Exception):
+        pass
+
+    def kill(trainer: KavaTrainer, *args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 6:
+            raise Killed
+        return compute_loss(trainer, *args, **kwargs)
+
+    compute_loss = KavaTrainer.compute_loss
+    monkeypatch.setattr(KavaTrainer, "compute_loss", kill)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", make_model(aligner))
+    monkeypatch.setattr(KavaTrainer, "compute_loss", compute_loss)
+    resumed = make_model(aligner)
+    assert run(tmp_path / "cut", resumed) == facts
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+    def lines(folder: str) -> list[dict[str, Any]]:
+        records = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+    assert lines("whole") == lines("cut")
+
+
+def test_a_half_written_checkpoint_is_not_resumed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints/fingerprint/staged.partial/checkpoint-4").mkdir(parents=True)
+    (tmp_path / "checkpoints/of-other-settings/checkpoint-8").mkdir(parents=True)
+    run(tmp_path, make_model(None))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").rglob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+    assert not (tmp_path / "checkpoints/of-other-settings").exists()
+
+
+def test_a_torn_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "seconds": 1.5}\n{"step": 4, "seconds": 3.0}\n{"step": 6, "sec')
+    assert MetricsFile(path).resume_at(2) == 1.5
+    assert path.read_text() == '{"step": 2, "seconds": 1.5}\n'
+
+
+def test_data_order_is_one_permutation_after_the_other_and_fixed_by_the_seed() -> None:
+    order = data_order(42, 10, 25)
+    assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
+    assert order[:10] != order[10:20]
+    random.seed(1)
+    assert order == data_order(42, 10, 25) == data_order(42, 10, 30)[:25]
+    assert order != data_order(43, 10, 25)
+
+
+def test_every_arm_of_a_seed_sees_the_same_examples(tmp_path: Path) -> None:
+    facts = [run(tmp_path / str(n), make_model(a)) for n, a in enumerate((FlatAligner(), StructuredAligner(), None))]
+    for name in ("optimizer_steps", "train_tokens", "data_order_sha256"):
+        assert len({fact[name] for fact in facts}) == 1
+
+
+def test_shuffled_partners_are_others_of_like_length_and_each_is_used_once() -> None:
+    lengths = np.random.default_rng(0).integers(20, 200, 300).tolist()
+    partner = partners(lengths, 1)
+    assert sorted(partner) == list(range(300))
+    assert all(own != other for own, other in enumerate(partner))
+    assert np.mean([abs(lengths[own] - lengths[other]) for own, other in enumerate(partner)]) < 10
+    assert partners([5, 9], 0) == [1, 0]
+    with pytest.raises(UserError, match="at least two"):
+        partners([5], 0)
+
+
+def test_shuffled_arm_reads_another_examples_kv_and_masks_what_it_lacks() -> None:
+    shuffled, matched = batches(shuffle_seed=3), batches()
+    example = next(i for i, other in enumerate(shuffled.source) if len(shuffled.ids[other]) < len(shuffled.ids[i]))
+    batch, own = shuffled.collate([example]), matched.collate([example])
+    assert torch.equal(batch["input_ids"], own["input_ids"])
+    assert batch["kv_mask"].sum() == len(shuffled.ids[shuffled.source[example]]) < own["kv_mask"].sum()
+    assert not torch.equal(batch["teacher_keys"], own["teacher_keys"])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_each_side_has_its_learning_rate_and_vectors_do_not_decay(optimizer: str, tmp_path: Path) -> None:
+    run(tmp_path, make_model(), optimizer=optimizer, projector_lr=2e-3, warmup_ratio=0.0)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["projector_lr"] == pytest.approx(2 * line["student_lr"])
+
+
+def test_8bit_adamw_of_bitsandbytes_follows_adamw() -> None:
+    torch.manual_seed(0)
+    target, weights = torch.randn(128, 64), []
+    for kind in ("adamw", "adamw_8bit"):
+        weight = torch.nn.Parameter(torch.zeros(128, 64))
+        optimizer = make_optimizer(kind, [{"params": [weight], "lr": 1e-2, "weight_decay": 0.0}])
+        for _ in range(150):
+            optimizer.zero_grad()
+            (weight - target).square().mean().backward()
+            optimizer.step()
+        weights.append(weight.detach())
+    assert (weights[0] - weights[1]).norm() / weights[0].norm() < 0.05
+
+
+def test_phase_words() -> None:
+    words = [phase(value) for value in (0.2, 0.5, 0.7, 0.9, 0.95)]
+    assert words == ["adapting", "learning", "good", "great", "excellent"]
