@@ -17,22 +17,24 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="kava unlock", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.parse_args(argv)
+    parser.add_argument("--snakefile", default="Snakefile", help="default: %(default)s")
+    arguments = parser.parse_args(argv)
     if not any(Path(".snakemake/locks").glob("*")):
         return 0
     owners = live_snakemakes(Path.cwd())
     if owners:
         print(f"kava unlock: error: Snakemake runs here (process {owners[0]}); wait for it or stop it", file=sys.stderr)
         return 1
-    return subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--cores", "1"], check=False).returncode
+    command = [sys.executable, "-m", "snakemake", "--snakefile", arguments.snakefile, "--unlock", "--cores", "1"]
+    return subprocess.run(command, check=False).returncode
 
 
 def live_snakemakes(folder: Path) -> list[int]:
     """Process ids of Snakemake runs whose working directory is the folder."""
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
-        command = " ".join(process.info["cmdline"] or [])
-        if "snakemake" in command and process.info["cwd"] == str(folder):
+        command = process.info["cmdline"] or []
+        if any(Path(word).name == "snakemake" for word in command) and process.info["cwd"] == str(folder):
             found.append(process.info["pid"])
     return found
 

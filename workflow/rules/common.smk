@@ -10,7 +10,7 @@ from kava.config import Plan, load_config
 from kava.errors import UserError
 
 try:
-    PLAN = Plan(load_config("config.yaml", config))
+    PLAN = Plan(load_config(f"{workflow.basedir}/config.yaml", config))
     PLAN.report
 except UserError as error:
     raise WorkflowError(str(error)) from None

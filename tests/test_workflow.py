@@ -1,0 +1,162 @@
+"""The workflow as a whole: what runs, what is planned after a change, what a kill loses (nothing)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workflow_runs import command, planned, snakemake
+
+pytestmark = pytest.mark.slow
+ARMS = ("flat", "structured", "sft")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """A folder in which the tiny demo has run to its report, and what Snakemake printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, snakemake(folder)
+
+
+def test_the_report_and_its_numbers_are_there(finished) -> None:
+    folder, _ = finished
+    report = json.loads((folder / "results/ab_report.json").read_text())
+    assert (folder / "results/ab_report.html").stat().st_size > 100_000
+    assert set(report["arms"]) == set(ARMS)
+    assert report["arms"]["sft"]["seeds"]["42"]["cos_sim"] is None
+    assert report["fairness"]["mismatches"] == []
+    for name in ("optimizer_steps", "train_tokens"):
+        assert len({report["arms"][arm]["seeds"]["42"][name] for arm in ARMS}) == 1
+    (store,) = report["stores"].values()
+    assert store["tokens"] * 2 * 256 * 2 == store["raw_bf16_bytes"]
+    assert 0 < store["ratio"] < 0.9
+
+
+def test_one_gpu_job_at_a_time_unless_raised(finished) -> None:
+    _, output = finished
+    assert "gpu=1" in next(line for line in output.splitlines() if line.startswith("Provided resources"))
+
+
+def test_nothing_is_to_be_done_after_a_run(finished) -> None:
+    assert planned(finished[0]) == set()
+
+
+def test_key_order_tracker_and_device_rerun_nothing(finished) -> None:
+    assert planned(finished[0], "--config", "tracker=tensorboard", "device=cpu") == set()
+
+
+def test_changing_the_loss_of_one_arm_plans_that_arm_and_the_report(finished) -> None:
+    jobs = planned(finished[0], "--config", "arms={structured: {loss: {kind: mse}}}")
+    stages = {f"{stage} structured" for stage in ("pretrain", "distill", "evaluate")}
+    assert jobs == stages | {"report", "all"}
+
+
+def test_forcing_one_stage_plans_it_and_what_follows(finished) -> None:
+    jobs = planned(finished[0], "--forcerun", "distill")
+    assert jobs == {f"{stage} {arm}" for stage in ("distill", "evaluate") for arm in ARMS} | {"report", "all"}
+
+
+def test_a_second_experiment_extracts_nothing(finished) -> None:
+    jobs = planned(finished[0], "--config", "experiment=second")
+    assert {job.split()[0] for job in jobs} == {"pretrain", "distill", "evaluate", "report", "all"}
+
+
+def test_a_second_clone_with_the_same_cache_extracts_and_deletes_nothing(finished, tmp_path) -> None:
+    folder, _ = finished
+    cache = f"cache_dir={folder / 'results'}"
+    before = {p: p.stat().st_mtime_ns for p in (folder / "results").rglob("*")}
+    jobs = planned(tmp_path, "--config", cache)
+    assert {job.split()[0] for job in jobs} == {"pretrain", "distill", "evaluate", "report", "all"}
+    target = "results/demo/sft/seed-42/student/manifest.json"
+    snakemake(tmp_path, "--config", cache, "--", target)
+    assert (tmp_path / target).is_file()
+    assert {p: p.stat().st_mtime_ns for p in (folder / "results").rglob("*")} == before
+
+
+def test_a_deleted_manifest_is_sealed_again_without_the_teacher(finished) -> None:
+    folder, _ = finished
+    (manifest,) = (folder / "results/teacher_kv").glob("*/manifest.json")
+    before, cost = manifest.read_bytes(), (manifest.parent / "cost.json").read_bytes()
+    manifest.unlink()
+    snakemake(folder, "--", str(manifest.relative_to(folder)))
+    assert manifest.read_bytes() == before
+    assert (manifest.parent / "cost.json").read_bytes() == cost  # written only when the teacher runs
+    assert planned(folder) == set()
+
+
+def test_exported_student_scored_by_the_lm_eval_command_gives_the_reports_numbers(finished, tmp_path) -> None:
+    folder, _ = finished
+    (task,) = (folder / "results/tokens").glob("*/task")
+    student = folder / "results/demo/sft/seed-42/student"
+    subprocess.run(
+        [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={student}", "--tasks",
+         "kava_gsm8k", "--include_path", str(task), "--batch_size", "12", "--device", "cpu", "--log_samples",
+         "--gen_kwargs", "max_gen_toks=8", "--output_path", str(tmp_path)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (results,) = tmp_path.rglob("results_*.json")
+    scores = json.loads(results.read_text())["results"]["kava_gsm8k"]
+    ours = json.loads((student.parent / "evaluation/manifest.json").read_text())
+    assert scores["exact_match,strict-match"] == ours["strict_match"]
+    assert scores["exact_match,flexible-extract"] == ours["flexible_extract"]
+    (file,) = tmp_path.rglob("samples_*.jsonl")
+    theirs = [json.loads(line) for line in file.read_text().splitlines()]
+    answers = {sample["doc_id"]: sample["resps"][0][0] for sample in theirs}
+    lines = (student.parent / "evaluation/samples.jsonl").read_text().splitlines()
+    assert {line["doc_id"]: line["answer"] for line in map(json.loads, lines)} == answers
+
+
+def test_a_kill_in_extract_and_in_distill_loses_no_finished_work(finished, tmp_path) -> None:
+    whole, _ = finished
+    target = "results/demo/flat/seed-42/student/manifest.json"
+    kill_when(tmp_path, target, lambda: len(list(tmp_path.glob("results/teacher_kv/*/shards/*.json"))) >= 2)
+    assert not list(tmp_path.glob("results/teacher_kv/*/manifest.json"))
+    shard = min(tmp_path.glob("results/teacher_kv/*/shards/*.json"))
+    kept = shard.stat().st_mtime_ns
+    checkpoint = "results/demo/flat/seed-42/student/checkpoints/*/checkpoint-2"
+    kill_when(tmp_path, target, lambda: bool(list(tmp_path.glob(checkpoint))))
+    unlock(tmp_path)
+    snakemake(tmp_path, "--rerun-incomplete", "--", target)
+
+    assert shard.stat().st_mtime_ns == kept
+    for part in ("results/teacher_kv", "results/demo/flat/seed-42/student/model.safetensors"):
+        assert contents(tmp_path / part) == contents(whole / part)
+    log = (tmp_path / "results/demo/flat/seed-42/student/distill.log").read_text()
+    assert "step 4/4" in log
+    assert "step 2/4" not in log  # resumed after step 2
+
+
+def kill_when(folder: Path, target: str, reached: Callable[[], bool]) -> None:
+    """Start Snakemake, wait for a condition, and kill it and all its children with SIGKILL."""
+    unlock(folder)
+    process = subprocess.Popen(
+        command(folder, "--rerun-incomplete", "--", target),
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, "finished before it could be killed"
+        assert time.monotonic() < deadline, "the condition was never reached"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def unlock(folder: Path) -> None:
+    command_line = [sys.executable, "-m", "kava", "unlock", "--snakefile", str(Path(__file__).parents[1] / "Snakefile")]
+    subprocess.run(command_line, cwd=folder, check=True)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Relative name → bytes of what a run computes: no logs, timings or benchmarks."""
+    if path.is_file():
+        return {path.name: path.read_bytes()}
+    files = (
+        p for p in path.rglob("*") if p.is_file() and not p.name.endswith((".log", "cost.json", "benchmark.jsonl"))
+    )
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}
