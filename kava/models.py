@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from kava.config.identity import model_path
 from kava.errors import UserError
 
 _resident: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -60,10 +61,18 @@ def load_for_evaluation(source: Mapping[str, Any], device: torch.device) -> Any:
     return _load(source, device, dtype="auto").eval()
 
 
+def load_model_config(source: Mapping[str, Any]) -> Any:
+    """The configuration of a model, without its weights."""
+    try:
+        return AutoConfig.from_pretrained(model_path(source["model"]), revision=source.get("revision"))
+    except (OSError, ValueError) as error:
+        raise UserError(_loading_failed("configuration of", source, error)) from None
+
+
 def load_tokenizer(source: Mapping[str, Any]) -> Any:
     """Load a fast tokenizer; `UserError` if it has no end token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source["model"], revision=source.get("revision"))
+        tokenizer = AutoTokenizer.from_pretrained(model_path(source["model"]), revision=source.get("revision"))
     except (OSError, ValueError) as error:
         raise UserError(_loading_failed("tokenizer of", source, error)) from None
     if tokenizer.eos_token_id is None:
@@ -102,7 +111,7 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
         transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source["model"],
+            model_path(source["model"]),
             revision=source.get("revision"),
             use_safetensors=True,
             device_map={"": device},

@@ -42,6 +42,11 @@ def model_path(model: str) -> str:
     return model
 
 
+def display_name(model: str) -> str:
+    """Name of a model to show and to keep in manifests: a hub id, or the name of a directory without its path."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
 def model_identity(settings: ModelSettings, patterns: tuple[str, ...] = WEIGHTS) -> dict[str, Any]:
     """What the bytes of a model depend on: ``{"hub", "revision"}`` or ``{"files": {name: sha256}}``."""
     path = model_path(settings.model)

@@ -4,12 +4,13 @@ Snakemake's rules and `kava STAGE` at a prompt take their paths and parameters f
 """
 
 import ast
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kava.config.identity import TOKENIZER, data_identity, model_identity, model_path
+from kava.config.identity import TOKENIZER, data_identity, display_name, model_identity
 from kava.config.load import REPOSITORY
 from kava.config.schema import Config, ModelSettings
 from kava.errors import UserError
@@ -70,8 +71,8 @@ class Plan:
         spec = {
             "key": key,
             "data": config.data.model_dump(),
-            "teacher": _source(config.teacher),
-            "student": _source(config.student),
+            "teacher": config.teacher.model_dump(),
+            "student": config.student.model_dump(),
         }
         folder = _keyed(self.cache / "tokens", config.data.kind, key)
         return Job("tokenize", spec, folder / "manifest.json")
@@ -93,7 +94,7 @@ class Plan:
         folder = _keyed(self.cache / "teacher_kv", name, key)
         return Job(
             "extract",
-            {"key": key, "teacher": _source(config.teacher)},
+            {"key": key, "teacher": config.teacher.model_dump()},
             folder / "manifest.json",
             {"tokens": self.tokenize.output},
         )
@@ -120,7 +121,7 @@ class Plan:
     def reference(self, role: str) -> Job:
         """Evaluation of the untrained `teacher` or `student_base`; it depends on no arm, so it is shared."""
         settings: ModelSettings = self.config.teacher if role == "teacher" else self.config.student
-        source = _source(settings)
+        source = settings.model_dump()
         how = {name: source[name] for name in ("quantization", "dtype") if name in source}
         key = {
             "model": model_identity(settings) | how,
@@ -159,17 +160,13 @@ class Plan:
             "name": arm,
             "arm": self.config.arms[arm].model_dump(),
             "seed": seed,
-            "student": _source(self.config.student) | {"identity": model_identity(self.config.student)},
+            "student": self.config.student.model_dump() | {"identity": model_identity(self.config.student)},
             "code": _code_digest(),
         }
 
 
-def _source(settings: ModelSettings) -> dict[str, Any]:
-    return settings.model_dump() | {"model": model_path(settings.model)}
-
-
 def _short_name(settings: ModelSettings) -> str:
-    return model_path(settings.model).rstrip("/").rsplit("/", 1)[-1].lower()
+    return re.split("[/:]", display_name(settings.model))[-1].lower()
 
 
 def _keyed(parent: Path, name: str, key: dict[str, Any]) -> Path:

@@ -46,7 +46,9 @@ def model_card(spec: dict[str, Any], manifest: dict[str, Any], folder: Path) -> 
     """Model card with the base model, the arm, and what was measured."""
     import yaml
 
-    base = Path(spec["student"]["model"]).name if Path(spec["student"]["model"]).exists() else spec["student"]["model"]
+    from kava.config.identity import display_name
+
+    base = display_name(spec["student"]["model"])
     header = yaml.safe_dump({"base_model": base, "library_name": "transformers", "tags": ["kava", "distillation"]})
     arm = yaml.safe_dump(spec["arm"], sort_keys=False)
     alignment = {k: v for k, v in (manifest["alignment"] or {}).items() if k != "per_head"}

@@ -29,13 +29,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(job: Job, runtime: Runtime) -> None:
+    from kava.config.identity import display_name
     from kava.data.tokens import TokenSet
     from kava.files import sha256_file, write_atomic, write_json
     from kava.models import choose_device, load_for_evaluation, load_tokenizer, peak_memory_mib
 
     device = choose_device(runtime.device)
     tokens = TokenSet(job.inputs["tokens"])
-    source = job.spec.get("reference") or {"model": str(job.inputs["student"].parent)}
+    reference = job.spec.get("reference")
+    source = reference or {"model": str(job.inputs["student"].parent)}
     folder = job.output.parent
     folder.mkdir(parents=True, exist_ok=True)
     with cost_record(folder / "cost.json", lambda: peak_memory_mib(device)):
@@ -46,8 +48,8 @@ def run(job: Job, runtime: Runtime) -> None:
     scores = results["results"]["kava_gsm8k"]
     manifest = {
         "stage": "evaluate",
-        "spec": job.spec,
-        "model": source["model"],
+        "spec": {name: value for name, value in job.spec.items() if name != "reference"},
+        "model": display_name(source["model"]) if reference else source["model"],
         "strict_match": float(scores[f"exact_match,{STRICT}"]),
         "flexible_extract": float(scores[f"exact_match,{FLEXIBLE}"]),
         "n": len(lines),

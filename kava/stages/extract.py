@@ -22,20 +22,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(job: Job, runtime: Runtime) -> None:
     from tqdm import tqdm
-    from transformers import AutoConfig
 
     from kava.cache.capture import geometry
     from kava.cache.extract import extract_shard
     from kava.cache.writer import StoreWriter
     from kava.data.tokens import TokenSet
-    from kava.models import choose_device, load_teacher, peak_memory_mib
+    from kava.models import choose_device, load_model_config, load_teacher, peak_memory_mib
 
     key, source = job.spec["key"], job.spec["teacher"]
     device = choose_device(runtime.device)
     tokens = TokenSet(job.inputs["tokens"])
     lengths = {split: tokens.lengths(split) for split in ("train", "validation")}
-    config = AutoConfig.from_pretrained(source["model"], revision=source["revision"])
-    writer = StoreWriter(job.output.parent, key, lengths, geometry(config))
+    writer = StoreWriter(job.output.parent, key, lengths, geometry(load_model_config(source)))
     writer.open()
     pending = writer.pending()
     shards = sum(packing.shards for packing in writer.packings.values())

@@ -59,7 +59,7 @@ def run(job: Job, runtime: Runtime) -> None:  # noqa: ARG001
 
 
 def _reference(manifest: Path, make: Any) -> Any:
-    return make(model=Path(json.loads(manifest.read_text())["model"]).name, evaluation=manifest.parent)
+    return make(model=json.loads(manifest.read_text())["model"], evaluation=manifest.parent)
 
 
 if __name__ == "__main__":
