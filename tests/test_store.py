@@ -9,9 +9,9 @@ import torch
 from conftest import tiny_model
 
 from kava.cache.capture import Geometry, capture, geometry
-from kava.cache.codecs import CODECS, TOKENS_PER_CHUNK, make_codec
+from kava.cache.codecs import CODECS, make_codec
 from kava.cache.extract import batches_of_shard, extract_shard, pad_ids
-from kava.cache.layout import Packing
+from kava.cache.layout import Packing, chunk_tokens
 from kava.cache.reader import StoreReader
 from kava.cache.writer import StoreWriter
 from kava.config.schema import Bf16Codec, Int8Codec
@@ -107,9 +107,10 @@ def test_batches_of_a_shard_hold_each_example_once_within_the_token_budget() -> 
 def test_reading_one_example_of_gsm8k_length_costs_at_most_1_4_times_its_bytes() -> None:
     lengths = np.random.default_rng(0).normal(182, 40, 2000).clip(60, 500).astype(int).tolist()
     packing = Packing.pack(lengths, 8192)
-    first = packing.start // TOKENS_PER_CHUNK
-    last = -(-(packing.start + packing.length) // TOKENS_PER_CHUNK)
-    assert ((last - first) * TOKENS_PER_CHUNK).sum() / sum(lengths) <= 1.4
+    chunk = chunk_tokens(Geometry(28, 2, 128), make_codec(Int8Codec().model_dump()), 8192)
+    first = packing.start // chunk
+    last = -(-(packing.start + packing.length) // chunk)
+    assert ((last - first) * chunk).sum() / sum(lengths) <= 1.4
 
 
 def test_channel_statistics_are_those_of_the_training_tokens(tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from kava.cache.capture import Geometry
-from kava.cache.codecs import TOKENS_PER_CHUNK, Codec
+from kava.cache.codecs import TOKENS_PER_GROUP, Codec
 from kava.errors import UserError
 
 TENSORS: Final = ("keys", "values")
+SMALL_CHUNK_BYTES = 128 << 10
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Packing:
 def create_split(group: Any, packing: Packing, geometry: Geometry, codec: Codec) -> None:
     """Create the arrays of a split at their final shapes, those that do not exist yet."""
     per_token = (geometry.layers, geometry.kv_heads, geometry.head_dim)
+    chunk = chunk_tokens(geometry, codec, packing.shard_tokens)
     for name, data in (("start", packing.start), ("length", packing.length)):
         if name not in group:
             group.create_array(name, data=data, dimension_names=["example"])
@@ -97,7 +99,7 @@ def create_split(group: Any, packing: Packing, geometry: Geometry, codec: Codec)
                 group,
                 f"{tensor}/{name}",
                 shape=(rows, *per_token),
-                chunks=(TOKENS_PER_CHUNK // per_row, *per_token),
+                chunks=(chunk // per_row, *per_token),
                 shards=(packing.shard_tokens // per_row, *per_token),
                 dtype=spec.dtype,
                 fill_value=spec.fill_value,
@@ -113,6 +115,19 @@ def create_split(group: Any, packing: Packing, geometry: Geometry, codec: Codec)
             fill_value=float("nan"),
             dimension_names=["shard", "power", "layer", "kv_head", "head_dim"],
         )
+
+
+def chunk_tokens(geometry: Geometry, codec: Codec, shard_tokens: int) -> int:
+    """Tokens per chunk, the least that can be read.
+
+    64 for real models: an example of t tokens then reads (t + 63) / t of its bytes on average, 1.35 for the 182 of
+    GSM8K. A tiny model's chunks are doubled up to 128 KiB, since each costs Zarr half a millisecond whatever its size.
+    """
+    tokens = TOKENS_PER_GROUP
+    bytes_per_token = geometry.channels * codec.bits_per_value / 8
+    while 2 * tokens * bytes_per_token <= SMALL_CHUNK_BYTES and shard_tokens % (2 * tokens) == 0:
+        tokens *= 2
+    return tokens
 
 
 def shard_files(split: str, shard: int, codec: Codec) -> list[str]:

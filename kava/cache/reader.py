@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kava.cache.capture import Geometry
-from kava.cache.codecs import TOKENS_PER_CHUNK, make_codec
+from kava.cache.codecs import TOKENS_PER_GROUP, make_codec
 from kava.cache.layout import TENSORS, open_group
 from kava.errors import UserError
 from kava.files import read_json
@@ -58,7 +58,7 @@ class StoreReader:
             self._splits[split] = _Split(self._root[split], list(self.codec.arrays))
         of_split = self._splits[split]
         start, tokens = int(of_split.start[example]), int(of_split.length[example])
-        offset = start % TOKENS_PER_CHUNK
+        offset = start % TOKENS_PER_GROUP
         decoded = []
         for tensor in TENSORS:
             rows = {}

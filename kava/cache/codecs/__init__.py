@@ -3,13 +3,13 @@
 To add one: its settings in `kava/config/schema.py` (a `kind`), one file here, and its class in `CODECS`.
 """
 
-from kava.cache.codecs.base import TOKENS_PER_CHUNK, ArraySpec, Codec
+from kava.cache.codecs.base import TOKENS_PER_GROUP, ArraySpec, Codec
 from kava.cache.codecs.bf16 import Bf16
 from kava.cache.codecs.int8 import Int8
 
 CODECS: tuple[type[Codec], ...] = (Bf16, Int8)
 
-__all__ = ["CODECS", "TOKENS_PER_CHUNK", "ArraySpec", "Codec", "make_codec"]
+__all__ = ["CODECS", "TOKENS_PER_GROUP", "ArraySpec", "Codec", "make_codec"]
 
 
 def make_codec(settings: dict[str, object]) -> Codec:

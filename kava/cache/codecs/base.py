@@ -7,9 +7,8 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-# A chunk is the least that can be read. Reading an example of t tokens touches (t + 63) / t of its bytes on
-# average: 1.35 for the 182 tokens of a GSM8K example.
-TOKENS_PER_CHUNK = 64
+# Tokens that share a row of a codec's smallest array; blocks are encoded and decoded from such a boundary.
+TOKENS_PER_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class ArraySpec:
     dtype
         NumPy name.
     tokens_per_row
-        1, or how many tokens share a row (a scale, say); it divides `TOKENS_PER_CHUNK`.
+        1, or how many tokens share a row (a scale, say); it divides `TOKENS_PER_GROUP`.
     fill_value
         What a row that was never written reads as; chosen so that it cannot pass for data where the dtype allows.
     """
@@ -39,7 +38,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, block_TLHD: Tensor) -> dict[str, np.ndarray]:
-        """Encode a block that starts on a chunk boundary, `[T, L, H, D]` → one array per entry of `arrays`."""
+        """Encode a block that starts on a group boundary, `[T, L, H, D]` → one array per entry of `arrays`."""
 
     @abstractmethod
     def decode(self, arrays: dict[str, np.ndarray], offset: int, tokens: int) -> Tensor:
@@ -50,7 +49,7 @@ class Codec(ABC):
         arrays
             Rows that cover the tokens.
         offset
-            Position of the first token after the last chunk boundary before it.
+            Position of the first token after the last group boundary before it.
         tokens
             T.
         """

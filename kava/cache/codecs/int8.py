@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kava.cache.codecs.base import TOKENS_PER_CHUNK, ArraySpec, Codec
+from kava.cache.codecs.base import TOKENS_PER_GROUP, ArraySpec, Codec
 
 LEVELS = 255
 
@@ -22,16 +22,16 @@ class Int8(Codec):
     kind = "int8"
     arrays: ClassVar = {
         "codes": ArraySpec("uint8", 1, 0),
-        "scale": ArraySpec("float16", TOKENS_PER_CHUNK, float("nan")),
-        "minimum": ArraySpec("float32", TOKENS_PER_CHUNK, float("nan")),
+        "scale": ArraySpec("float16", TOKENS_PER_GROUP, float("nan")),
+        "minimum": ArraySpec("float32", TOKENS_PER_GROUP, float("nan")),
     }
 
     def encode(self, block_TLHD: Tensor) -> dict[str, np.ndarray]:
         block = block_TLHD.float()
         tokens = len(block)
-        missing = -tokens % TOKENS_PER_CHUNK
+        missing = -tokens % TOKENS_PER_GROUP
         groups = torch.cat((block, block[-1:].expand(missing, *block.shape[1:])))
-        groups = groups.unflatten(0, (-1, TOKENS_PER_CHUNK))
+        groups = groups.unflatten(0, (-1, TOKENS_PER_GROUP))
         minimum = groups.amin(1, keepdim=True)
         # A constant channel has no range; its codes are 0 and its minimum is exact, whatever the scale.
         scale = (groups.amax(1, keepdim=True) - minimum).div(LEVELS).clamp(min=torch.finfo(torch.float16).tiny).half()
@@ -43,6 +43,6 @@ class Int8(Codec):
         }
 
     def decode(self, arrays: dict[str, np.ndarray], offset: int, tokens: int) -> Tensor:
-        group = (np.arange(tokens) + offset) // TOKENS_PER_CHUNK
+        group = (np.arange(tokens) + offset) // TOKENS_PER_GROUP
         scale = arrays["scale"].astype(np.float32)[group]
         return torch.from_numpy(arrays["minimum"][group] + scale * arrays["codes"][:tokens])
