@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ def provenance(store_manifest: Path) -> dict[str, Any]:
     key = read_json(store_manifest)["spec"]
     return {
         "code": {"kava": version("kava"), "commit": _commit()},
-        "command": "snakemake --cores 1 results/ab_report.html",
+        "command": os.environ.get("KAVA_COMMAND") or shlex.join(["kava", *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": {
             "system": f"{platform.system()} {platform.machine()}",

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -98,7 +99,10 @@ def _job(
         if not arguments.output:
             raise UserError("--spec needs --output, and --input for what the stage reads")
         job = Job(stage, json.loads(arguments.spec), arguments.output, inputs)
-        return job, Runtime(arguments.device or "auto", arguments.tracker or "none")
+        return job, Runtime(
+            arguments.device or os.environ.get("KAVA_DEVICE", "auto"),
+            arguments.tracker or os.environ.get("KAVA_TRACKER", "none"),
+        )
     plan = load_plan(arguments)
     job = select(plan, arguments)
     job = Job(stage, job.spec, arguments.output or job.output, job.inputs | inputs)

@@ -26,7 +26,9 @@ def run(job: Job, runtime: Runtime) -> None:  # noqa: ARG001
     from kava.report import ReferenceFiles, ReportInputs, RunFiles, build_report, render_html
 
     spec, inputs = job.spec, job.inputs
-    runs: dict[str, dict[str, RunFiles]] = {arm: {} for arm in spec["arms"]}
+    controls_last = sorted(spec["arms"], key=lambda arm: (arm in spec["controls"], arm))
+    arms = {arm: spec["arms"][arm] for arm in controls_last}
+    runs: dict[str, dict[str, RunFiles]] = {arm: {} for arm in arms}
     for name, path in inputs.items():
         arm, _, rest = name.partition("/seed-")
         if rest.endswith("/evaluation"):
@@ -41,7 +43,7 @@ def run(job: Job, runtime: Runtime) -> None:  # noqa: ARG001
         ReportInputs(
             experiment=spec["experiment"],
             preset=spec["preset"],
-            arms=spec["arms"],
+            arms=arms,
             runs=runs,
             stores={json.loads(store.read_text())["name"]: store},
             teacher=_reference(inputs["teacher"], ReferenceFiles),

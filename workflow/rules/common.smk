@@ -1,8 +1,9 @@
 # The plan that all rules read. `config` holds what --config and --configfile gave; config.yaml and the preset are
 # merged beneath it by kava, whose rules of merging (a new `kind` replaces its mapping) Snakemake does not know.
+import os
 import re
 import sys
-from shlex import quote
+from shlex import join, quote
 
 from snakemake.exceptions import WorkflowError
 
@@ -21,14 +22,22 @@ except UserError as error:
 workflow.global_resources.setdefault("gpu", 1)
 
 
+# The system that the pins are tested on, for --sdm apptainer. KAVA has no image of its own yet: install it there.
+container: "docker://python:3.11-bookworm"
+
+
 wildcard_constraints:
     arm="|".join(map(re.escape, PLAN.config.arms)),
     seed=r"\d+",
 
 
-# Settings of how, not what: they stand in the shell text only as names, so that changing them reruns nothing.
-PYTHON = sys.executable
-RUNTIME = f"--device {PLAN.config.device} --tracker {PLAN.config.tracker}"
+# How a stage runs, not what it makes: in the environment, so that a change of it reruns nothing.
+os.environ.update(
+    PATH=os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
+    KAVA_COMMAND=join(["snakemake", *sys.argv[1:]]),
+    KAVA_DEVICE=PLAN.config.device,
+    KAVA_TRACKER=PLAN.config.tracker,
+)
 RUN = PLAN.experiment / "{arm}" / "seed-{seed}"
 
 

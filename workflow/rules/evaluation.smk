@@ -13,8 +13,8 @@ rule evaluate:
         spec=arm_params("evaluate"),
         inputs=input_options,
     shell:
-        "{PYTHON:q} -m kava.stages.evaluate --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
-        " {RUNTIME} > {log:q} 2>&1"
+        "python -m kava.stages.evaluate --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
+        " > {log:q} 2>&1"
 
 
 for role in ("teacher", "student_base"):
@@ -37,8 +37,8 @@ for role in ("teacher", "student_base"):
             spec=job_params(reference),
             inputs=input_options,
         shell:
-            "{PYTHON:q} -m kava.stages.evaluate --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
-            " {RUNTIME} > {log:q} 2>&1"
+            "python -m kava.stages.evaluate --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
+            " > {log:q} 2>&1"
 
 
 rule report:
@@ -63,5 +63,5 @@ rule report:
         spec=job_params(PLAN.report),
         inputs=input_options,
     shell:
-        "{PYTHON:q} -m kava.stages.report --spec {params.spec:q} {params.inputs} --output {output.html:q}"
+        "python -m kava.stages.report --spec {params.spec:q} {params.inputs} --output {output.html:q}"
         " > {log:q} 2>&1"

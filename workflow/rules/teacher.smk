@@ -8,7 +8,7 @@ rule tokenize:
     params:
         spec=job_params(PLAN.tokenize),
     shell:
-        "{PYTHON:q} -m kava.stages.tokenize --spec {params.spec:q} --output {output.manifest:q} > {log:q} 2>&1"
+        "python -m kava.stages.tokenize --spec {params.spec:q} --output {output.manifest:q} > {log:q} 2>&1"
 
 
 rule extract:
@@ -26,5 +26,5 @@ rule extract:
         spec=job_params(PLAN.extract),
         inputs=input_options,
     shell:
-        "{PYTHON:q} -m kava.stages.extract --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
-        " {RUNTIME} > {log:q} 2>&1"
+        "python -m kava.stages.extract --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
+        " > {log:q} 2>&1"

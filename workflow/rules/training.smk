@@ -13,8 +13,8 @@ rule pretrain:
         spec=arm_params("pretrain"),
         inputs=input_options,
     shell:
-        "{PYTHON:q} -m kava.stages.pretrain --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
-        " {RUNTIME} > {log:q} 2>&1"
+        "python -m kava.stages.pretrain --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
+        " > {log:q} 2>&1"
 
 
 rule distill:
@@ -32,5 +32,5 @@ rule distill:
         spec=arm_params("distill"),
         inputs=input_options,
     shell:
-        "{PYTHON:q} -m kava.stages.distill --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
-        " {RUNTIME} > {log:q} 2>&1"
+        "python -m kava.stages.distill --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
+        " > {log:q} 2>&1"
