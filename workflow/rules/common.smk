@@ -31,6 +31,10 @@ wildcard_constraints:
     seed=r"\d+",
 
 
+envvars:
+    "PATH",
+
+
 # How a stage runs, not what it makes: in the environment, so that a change of it reruns nothing.
 os.environ.update(
     PATH=os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
