@@ -64,12 +64,12 @@ def make_model(aligner: Any = STRUCTURED, train_student: bool = True, **arm: Any
     return DistillationModel(student, projector, settings, train_student, "pre_rope")
 
 
-def run(folder: Path, model: DistillationModel, **changes: Any) -> dict[str, Any]:
+def run(folder: Path, model: DistillationModel, tracker: str = "none", **changes: Any) -> dict[str, Any]:
     short = {"steps": 8, "batch_size": 4, "accumulation": 2, "student_lr": 1e-3, "log_every": 2, "save_every": 4}
     settings = Distill(**short | changes).model_dump()
     model.calibrate(batches(), torch.device("cpu"), 4, base_student=True)
     data = batches(store=model.projector is not None)
-    return train(model, data, settings, 7, folder, "fingerprint", "arm", torch.device("cpu"), "none")
+    return train(model, data, settings, 7, folder, "fingerprint", "arm", torch.device("cpu"), tracker)
 
 
 @pytest.mark.parametrize("aligner", [FlatAligner(), StructuredAligner()])
@@ -241,6 +241,12 @@ def test_8bit_adamw_of_bitsandbytes_follows_adamw() -> None:
             optimizer.step()
         weights.append(weight.detach())
     assert (weights[0] - weights[1]).norm() / weights[0].norm() < 0.05
+
+
+def test_tensorboard_is_written_beside_the_student(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run(tmp_path, make_model(None), tracker="tensorboard")
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_phase_words() -> None:

@@ -1,12 +1,15 @@
 """Run one phase of training to its end, from the last checkpoint if there is one."""
 
 import json
+import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kava.errors import UserError
 from kava.files import sha256_file, sha256_json
 from kava.metrics import alignment_metrics
 from kava.training.batches import Batches
@@ -47,6 +50,8 @@ def train(
     arm, device, tracker
         Name for status lines, where to run, and where to log.
     """
+    if tracker == "tensorboard":
+        _prepare_tensorboard(folder / "tensorboard")
     count = settings["steps"] * settings["batch_size"] * settings["accumulation"]
     order = data_order(seed, len(batches), count)
     checkpoints = folder / "checkpoints" / fingerprint
@@ -73,6 +78,13 @@ def train(
         "data_order_sha256": sha256_json(order),
         "projector_parameters": model.projector.trainable_parameters if model.projector else None,
     }
+
+
+def _prepare_tensorboard(folder: Path) -> None:
+    if find_spec("tensorboard") is None:
+        raise UserError("tracker: tensorboard is not installed; pip install 'kava[tensorboard]', or set tracker: none")
+    # The Trainer would write below the checkpoints, which do not outlive the run.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
 
 
 def measure_alignment(model: DistillationModel, training: Batches, held_out: Batches) -> dict[str, Any] | None:
