@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 report: $(VENV)/.run
 	$(BIN)/kava unlock
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete results/ab_report.html
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs results/ab_report.html
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2

@@ -12,7 +12,7 @@ COMMANDS = {
     "report": ("kava.stages.report", "results/ab_report.html and .json"),
     "config": ("kava.commands.config", "the resolved configuration, its schema and documentation"),
     "unlock": ("kava.commands.unlock", "remove the lock of a killed Snakemake"),
-    "demo-build": ("kava.demo.build", "train the embedded demo models anew"),
+    "demo build": ("kava.demo.build", "train the embedded demo models anew"),
     "init-student": ("kava.commands.init_student", "a student with random weights and a given tokenizer"),
 }
 
@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(f"  {name:<13} {text}" for name, (_, text) in COMMANDS.items()))
         print("\n`kava COMMAND --help` says more; `snakemake --cores 1 results/ab_report.html` runs everything.")
         return 0
-    command, *rest = arguments
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    command, rest = " ".join(arguments[:words]), arguments[words:]
     if command not in COMMANDS:
         print(f"kava: error: unknown command {command!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2

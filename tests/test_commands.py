@@ -31,7 +31,9 @@ def fails(capsys, *arguments: str) -> str:
 def test_help_answers_at_once_and_without_torch(name: str) -> None:
     code = "import sys; from kava.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code, name, "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *name.split(), "--help"], capture_output=True, text=True, check=False
+    )
     assert done.stdout.startswith("usage:"), done.stderr
     assert done.stdout.endswith("False\n")
     assert time.monotonic() - started < 5

@@ -243,6 +243,16 @@ def test_8bit_adamw_of_bitsandbytes_follows_adamw() -> None:
     assert (weights[0] - weights[1]).norm() / weights[0].norm() < 0.05
 
 
+def test_exported_student_stops_at_the_end_token_that_was_trained() -> None:
+    from kava.stages.distill import stop_at
+
+    student = tiny_model("qwen2")
+    stop_at(student, 2)
+    assert student.generation_config.eos_token_id == 2
+    stop_at(student, 7)
+    assert student.generation_config.eos_token_id == [2, 7]
+
+
 def test_tensorboard_is_written_beside_the_student(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run(tmp_path, make_model(None), tracker="tensorboard")

@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(job: Job, runtime: Runtime) -> None:
     import torch
 
+    from kava.files import read_json
     from kava.training.finish import finish
     from kava.training.phase import run_phase
 
@@ -36,10 +37,19 @@ def run(job: Job, runtime: Runtime) -> None:
     if model.projector is not None:
         model.projector.save(folder / "projector")
         files.append("projector/projector.safetensors")
+    stop_at(model.student, read_json(job.inputs["tokens"])["end_token_id"])
     model.student.to(getattr(torch, job.spec["student"]["export_dtype"])).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(job.spec, manifest, folder))
     finish(job.output, manifest, files, model)
+
+
+def stop_at(student: Any, end_token_id: int) -> None:
+    """Make `generate` stop at the end token that was trained: an instruct teacher's is not its base student's own."""
+    own = student.generation_config.eos_token_id
+    known = own if isinstance(own, list) else [own] if own is not None else []
+    if end_token_id not in known:
+        student.generation_config.eos_token_id = [*known, end_token_id]
 
 
 def model_card(spec: dict[str, Any], manifest: dict[str, Any], folder: Path) -> str:

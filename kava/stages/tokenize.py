@@ -79,7 +79,13 @@ def run(job: Job, runtime: Runtime) -> None:  # noqa: ARG001
     staged.rename(folder / "examples")
     write_json(
         job.output,
-        {"stage": "tokenize", "spec": key, "splits": splits, "vocabulary_sha256": vocabulary_sha256(teacher)},
+        {
+            "stage": "tokenize",
+            "spec": key,
+            "splits": splits,
+            "vocabulary_sha256": vocabulary_sha256(teacher),
+            "end_token_id": teacher.eos_token_id,
+        },
     )
 
 
