@@ -14,7 +14,7 @@ report: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs results/ab_report.html
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -22,7 +22,7 @@ check: $(VENV)/.test
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
