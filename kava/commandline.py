@@ -33,8 +33,10 @@ def exit_status(program: str, work: Callable[[], None]) -> int:
         work()
     except UserError as error:
         message = str(error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        # safetensors and torch report a full disk in exceptions of their own.
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+        if not full:
             raise
         message = f"the disk is full ({error}); make room and run again: what is finished is kept"
     else:

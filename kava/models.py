@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from kava.config.identity import model_path
@@ -56,9 +56,13 @@ def load_student(source: Mapping[str, Any], device: torch.device) -> Any:
 
 def load_for_evaluation(source: Mapping[str, Any], device: torch.device) -> Any:
     """Load any model as a user would: in the dtype of its checkpoint, or quantised if it is a teacher."""
-    if "quantization" in source:
-        return load_teacher(source, device)
-    return _load(source, device, dtype="auto").eval()
+    model = load_teacher(source, device) if "quantization" in source else _load(source, device, dtype="auto").eval()
+    # Plain greedy: instruct models ship a repetition penalty, which would punish arithmetic for repeating numbers.
+    stops = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=stops.bos_token_id, eos_token_id=stops.eos_token_id, pad_token_id=stops.pad_token_id
+    )
+    return model
 
 
 def load_model_config(source: Mapping[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """What a person meets at the prompt: help at once, errors of one sentence, JSON alone on stdout."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -122,3 +123,17 @@ def test_snakemake_shows_a_configuration_error_without_a_traceback(tmp_path: Pat
     assert done.returncode != 0
     assert "unknown key 'distil'; did you mean 'distill'" in output
     assert "Traceback" not in output
+
+
+def test_a_second_process_in_the_same_folder_is_refused(capsys) -> None:
+    small = ["--configfile", CONFIG, "--set", "data={train: 20, validation: 5, test: 5}"]
+    assert main(["tokenize", *small]) == 0
+    (folder,) = Path("results/tokens").iterdir()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another process works in" in fails(capsys, "tokenize", *small)
+    assert main(["tokenize", *small]) == 0
+
+
+def test_student_like_a_missing_model_is_one_sentence(capsys) -> None:
+    assert "cannot load the configuration of" in fails(capsys, "init-student", "--like", "a/b", "--output", "x")

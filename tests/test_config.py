@@ -55,6 +55,10 @@ def test_reference_preset_is_the_one_that_the_readme_promises() -> None:
         ("seeds=[1, 1]", "repeat a value"),
         ("comparisons=[[flat, none]]", "comparisons name the arm 'none'"),
         ("distill.save_every=15", "no multiple of log_every"),
+        ("distill.steps=5", "steps=5 is no multiple of log_every=10"),
+        ("seeds=[-1]", "greater than or equal to 0"),
+        ("template='{question} {x} {answer}'", "no other field"),
+        ("arms={", "the value is not valid YAML"),
         ("no equals sign", "expected KEY=VALUE"),
     ],
 )
@@ -66,10 +70,16 @@ def test_bad_configuration_is_one_sentence_that_names_the_fault(assignment: str,
 
 
 def test_override_of_a_kind_replaces_the_whole_mapping() -> None:
-    base = {"loss": {"kind": "mercator", "alpha": 1.0}, "arms": {"a": {"x": 1}, "b": {"x": 2}}}
+    base = {"loss": {"kind": "mercator", "alpha": 1.0}, "arms": {"a": {"x": 1}}}
     assert merge(base, {"loss": {"kind": "mse"}})["loss"] == {"kind": "mse"}
     assert merge(base, {"loss": {"alpha": 2.0}})["loss"] == {"kind": "mercator", "alpha": 2.0}
-    assert merge(base, {"arms": {"a": {"y": 3}, "b": None}})["arms"] == {"a": {"x": 1, "y": 3}}
+
+
+def test_null_removes_an_arm_and_snakemakes_word_for_it_too() -> None:
+    for null in (None, "null"):
+        config = load_config(REPOSITORY / "config.yaml", {"arms": {"flat": null}})
+        assert list(config.arms) == ["structured", "sft"]
+    assert load("arms={structured: {aligner: null}}").arms["structured"].aligner is None
 
 
 def test_presets_build_on_presets() -> None:
@@ -78,7 +88,7 @@ def test_presets_build_on_presets() -> None:
 
 def test_store_key_depends_on_what_its_bytes_depend_on_and_on_nothing_else() -> None:
     store = Plan(load()).extract.output
-    for same in ("distill.steps=7", "experiment=other", "arms={flat: null}", "seeds=[1]", "data.test=100"):
+    for same in ("distill.steps=10", "experiment=other", "arms={flat: null}", "seeds=[1]", "data.test=100"):
         assert Plan(load(same)).extract.output == store, same
     for other in ("kv.codec={kind: bf16}", "data.train=999", "teacher.quantization=none", "kv.batch_tokens=512"):
         assert Plan(load(other)).extract.output != store, other

@@ -216,3 +216,10 @@ def test_the_bytes_of_format_1_do_not_change() -> None:
         joined = b"".join(name.encode() + arrays[name].tobytes() for name in sorted(arrays))
         digests[settings["kind"]] = hashlib.sha256(joined).hexdigest()[:16]
     assert digests == {"bf16": "62104cc612929597", "int8": "7704f01f3527a4d0"}
+
+
+def test_a_missing_shard_is_an_error_and_not_nan(tmp_path: Path) -> None:
+    write(tmp_path, Int8Codec().model_dump())
+    (tmp_path / "store.zarr/train/keys/scale/c/0/0/0/0").unlink()
+    with pytest.raises(UserError, match="keys of train example 0 are not finite"):
+        StoreReader(tmp_path / "manifest.json").read("train", 0)

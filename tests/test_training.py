@@ -253,6 +253,25 @@ def test_exported_student_stops_at_the_end_token_that_was_trained() -> None:
     assert student.generation_config.eos_token_id == [2, 7]
 
 
+def test_centred_cosine_is_centred_for_an_arm_whose_loss_is_not() -> None:
+    both = []
+    for center in (True, False):
+        model = make_model(loss={"kind": "mercator", "center": center}).eval()
+        model.calibrate(batches(), torch.device("cpu"), 8, base_student=True)
+        assert model.projector.student_mean.abs().sum() > 0
+        both.append(model(**batches().collate([0, 1])))
+    assert both[1]["cos_sim"] != both[1]["cos_sim_centered"]
+    assert both[0]["cos_sim"] != both[1]["cos_sim"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.projector.aligners[0].bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="the loss of arm is nan at step 2"):
+        run(tmp_path, model)
+
+
 def test_tensorboard_is_written_beside_the_student(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run(tmp_path, make_model(None), tracker="tensorboard")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workflow_runs import command, planned, snakemake
+from workflow_runs import TRAINING, command, planned, snakemake
 
 pytestmark = pytest.mark.slow
 ARMS = ("flat", "structured", "sft")
@@ -56,6 +56,26 @@ def test_changing_the_loss_of_one_arm_plans_that_arm_and_the_report(finished) ->
     jobs = planned(finished[0], "--config", "arms={structured: {loss: {kind: mse}}}")
     stages = {f"{stage} structured" for stage in ("pretrain", "distill", "evaluate")}
     assert jobs == stages | {"report", "all"}
+
+
+def test_another_student_trains_every_arm_again_and_reads_the_same_store(finished) -> None:
+    jobs = planned(finished[0], "--config", "student={model: kava:teacher}")
+    training = {f"{stage} {arm}" for stage in ("distill", "evaluate") for arm in ARMS}
+    assert jobs == training | {"pretrain flat", "pretrain structured", "evaluate_student_base", "report", "all"}
+
+
+def test_another_teacher_dtype_extracts_again_and_trains_what_reads_it(finished) -> None:
+    jobs = planned(finished[0], "--config", "teacher={dtype: bfloat16}")
+    assert {"extract", "evaluate_teacher", "pretrain flat", "distill structured", "report"} <= jobs
+    assert not {"tokenize", "distill sft"} & jobs
+
+
+def test_checkpoint_settings_rerun_nothing(finished) -> None:
+    assert planned(finished[0], settings={"distill": TRAINING | {"save_every": 4, "keep_checkpoints": 1}}) == set()
+
+
+def test_removing_an_arm_leaves_only_the_report_to_make(finished) -> None:
+    assert planned(finished[0], "--config", "arms={flat: null}") == {"report", "all"}
 
 
 def test_forcing_one_stage_plans_it_and_what_follows(finished) -> None:

@@ -31,6 +31,8 @@ class Projector(nn.Module):
         Aligner settings `{kind: …}`.
     teacher, student
         KV geometries.
+    center
+        Shift the output by the fixed means.
 
     Attributes
     ----------
@@ -45,9 +47,9 @@ class Projector(nn.Module):
     student_mean: Tensor
     output_mean: Tensor
 
-    def __init__(self, settings: dict[str, Any], teacher: Geometry, student: Geometry) -> None:
+    def __init__(self, settings: dict[str, Any], teacher: Geometry, student: Geometry, center: bool = True) -> None:
         super().__init__()
-        self.settings, self.teacher, self.student = settings, teacher, student
+        self.settings, self.teacher, self.student, self.center = settings, teacher, student, center
         self.aligners = nn.ModuleList(make_aligner(settings, teacher, student) for _ in TENSORS)
         teacher_shape = (2, teacher.layers, teacher.kv_heads, 1, teacher.head_dim)
         student_shape = (2, student.layers, student.kv_heads, 1, student.head_dim)
@@ -64,10 +66,14 @@ class Projector(nn.Module):
     def forward(self, teacher: KeysValues) -> KeysValues:
         """Project teacher KV `[B, L_t, H_t, T, D_t]` to the student's coordinates `[B, L_s, H_s, T, D_s]`."""
         projected = [
-            aligner((tensor - self.teacher_mean[i]) / self.teacher_std[i]) - self.output_mean[i] + self.student_mean[i]
+            aligner((tensor - self.teacher_mean[i]) / self.teacher_std[i]) + self.shift(i)
             for i, (aligner, tensor) in enumerate(zip(self.aligners, teacher, strict=True))
         ]
         return KeysValues(*projected)
+
+    def shift(self, i: int) -> Tensor | float:
+        """What is added to the output of aligner i, `[L_s, H_s, 1, D_s]`."""
+        return self.student_mean[i] - self.output_mean[i] if self.center else 0.0
 
     @property
     def trainable_parameters(self) -> int:
@@ -80,7 +86,12 @@ class Projector(nn.Module):
                   folder / "projector.safetensors")  # fmt: skip
         write_json(
             folder / "config.json",
-            {"aligner": self.settings, "teacher": self.teacher.to_dict(), "student": self.student.to_dict()},
+            {
+                "aligner": self.settings,
+                "teacher": self.teacher.to_dict(),
+                "student": self.student.to_dict(),
+                "center": self.center,
+            },
         )
 
     @classmethod
@@ -89,7 +100,8 @@ class Projector(nn.Module):
         config = read_json(folder / "config.json")
         if "aligner" not in config:
             raise UserError(f"{folder} holds no projector; give the folder of a pretrain or distill stage")
-        projector = cls(config["aligner"], Geometry(**config["teacher"]), Geometry(**config["student"]))
+        teacher, student = Geometry(**config["teacher"]), Geometry(**config["student"])
+        projector = cls(config["aligner"], teacher, student, config["center"])
         projector.load_state_dict(load_file(folder / "projector.safetensors"))
         return projector
 

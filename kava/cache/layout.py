@@ -89,8 +89,8 @@ def create_split(group: Any, packing: Packing, geometry: Geometry, codec: Codec)
     per_token = (geometry.layers, geometry.kv_heads, geometry.head_dim)
     chunk = chunk_tokens(geometry, codec, packing.shard_tokens)
     for name, data in (("start", packing.start), ("length", packing.length)):
-        if name not in group:
-            group.create_array(name, data=data, dimension_names=["example"])
+        _create(group, name, shape=data.shape, chunks=data.shape, dtype=data.dtype.name, dimension_names=["example"])
+        group[name][:] = data  # always: a kill may have come between the array's metadata and its data
     for tensor in TENSORS:
         for name, spec in codec.arrays.items():
             per_row = spec.tokens_per_row

@@ -52,7 +52,7 @@ class StoreReader:
         Raises
         ------
         UserError
-            A chunk that fails its checksum.
+            A chunk that fails its checksum or is missing.
         """
         if split not in self._splits:
             self._splits[split] = _Split(self._root[split], list(self.codec.arrays))
@@ -65,8 +65,15 @@ class StoreReader:
             for name, spec in self.codec.arrays.items():
                 first, last = start // spec.tokens_per_row, -(-(start + tokens) // spec.tokens_per_row)
                 rows[name] = _checked(of_split.arrays[tensor][name], first, last)
-            decoded.append(self.codec.decode(rows, offset, tokens))
+            block = self.codec.decode(rows, offset, tokens)
+            if not torch.isfinite(block).all():
+                raise UserError(f"{tensor} of {split} example {example} are not finite, as where {_MISSING}")
+            decoded.append(block)
         return decoded[0], decoded[1]
+
+
+_MEND = "delete the store's manifest.json and run extract: it rewrites the broken shards and keeps the others"
+_MISSING = f"a shard is missing; {_MEND}"
 
 
 class _Split:
@@ -88,7 +95,4 @@ def _checked(array: Any, first: int, last: int) -> np.ndarray:
     try:
         return np.asarray(array[first:last])
     except (ValueError, RuntimeError, OSError) as error:
-        raise UserError(
-            f"the store's array {array.path} cannot be read ({error}); delete its manifest.json and run extract: it "
-            "rewrites the broken shards and keeps the others"
-        ) from error
+        raise UserError(f"the store's array {array.path} cannot be read ({error}); {_MEND}") from error

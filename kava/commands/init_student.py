@@ -9,6 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from kava.commandline import exit_status
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -24,11 +26,17 @@ def main(argv: list[str] | None = None) -> int:
             f"--hidden {arguments.hidden} must be a multiple of twice --heads {arguments.heads}, and --heads a "
             f"multiple of --kv-heads {arguments.kv_heads}"
         )
+    return exit_status("kava init-student", lambda: _make(arguments))
 
+
+def _make(arguments: argparse.Namespace) -> None:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(arguments.like)
+    from kava.models import load_model_config, load_tokenizer
+
+    source = {"model": arguments.like}
+    config = load_model_config(source)
     config.update(
         {
             "num_hidden_layers": arguments.layers,
@@ -43,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         config.layer_types = config.layer_types[:1] * arguments.layers
     torch.manual_seed(arguments.seed)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(arguments.output)
-    AutoTokenizer.from_pretrained(arguments.like).save_pretrained(arguments.output)
-    return 0
+    load_tokenizer(source).save_pretrained(arguments.output)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def _cached_sha256(path: Path) -> str:
     known = read_json(cache) if cache.is_file() else {}
     key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
     if key not in known:
-        write_json(cache, {**known, key: sha256_file(path)})
-        return read_json(cache)[key]
+        known[key] = sha256_file(path)
+        # The cache only saves time; a home that cannot be written to is no error.
+        with suppress(OSError):
+            write_json(cache, known)
     return known[key]

@@ -10,15 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kava.config.identity import TOKENIZER, data_identity, display_name, model_identity
+from kava.config.identity import TOKENIZER, WEIGHTS, data_identity, display_name, model_identity
 from kava.config.load import REPOSITORY
 from kava.config.schema import Config, ModelSettings
 from kava.errors import UserError
 from kava.files import canonical_json, sha256_bytes, sha256_json
 
-TOKENS_FORMAT = 1
+TOKENS_FORMAT = 2
 STORE_FORMAT = 1
 REFERENCES = ("teacher", "student_base")
+CHECKPOINTING = {"save_every", "keep_checkpoints"}
 NUMERIC_MODULES = ("align", "cache/capture.py", "losses", "metrics.py", "training")
 
 
@@ -49,6 +50,45 @@ class Job:
         return canonical_json(self.spec)
 
 
+@dataclass(frozen=True)
+class Runtime:
+    """What changes how a stage runs, or where it finds what its spec names by content, and not what it makes.
+
+    It never is a reason to run again, so it reaches stages through the environment and not through `params`: rules
+    that are read through `ancient()` would otherwise run alone, and what depends on them would be left as it is.
+
+    Attributes
+    ----------
+    device, tracker
+        As configured.
+    teacher, student, data
+        Settings with the places where models and data lie.
+    checkpoints
+        Stage → settings of its checkpoints.
+    """
+
+    device: str
+    tracker: str
+    teacher: dict[str, Any]
+    student: dict[str, Any]
+    data: dict[str, Any]
+    checkpoints: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, config: Config) -> "Runtime":
+        return cls(
+            device=config.device,
+            tracker=config.tracker,
+            teacher=config.teacher.model_dump(),
+            student=config.student.model_dump(),
+            data=config.data.model_dump(),
+            checkpoints={
+                stage: settings.model_dump(include=CHECKPOINTING)
+                for stage, settings in (("pretrain", config.pretrain), ("distill", config.distill))
+            },
+        )
+
+
 class Plan:
     """All jobs of one configuration."""
 
@@ -68,14 +108,8 @@ class Plan:
             "max_length": config.max_length,
             "tokenizer": model_identity(config.teacher, TOKENIZER),
         }
-        spec = {
-            "key": key,
-            "data": config.data.model_dump(),
-            "teacher": config.teacher.model_dump(),
-            "student": config.student.model_dump(),
-        }
         folder = _keyed(self.cache / "tokens", config.data.kind, key)
-        return Job("tokenize", spec, folder / "manifest.json")
+        return Job("tokenize", {"key": key}, folder / "manifest.json")
 
     @cached_property
     def extract(self) -> Job:
@@ -94,19 +128,22 @@ class Plan:
         folder = _keyed(self.cache / "teacher_kv", name, key)
         return Job(
             "extract",
-            {"key": key, "teacher": config.teacher.model_dump()},
+            {"key": key},
             folder / "manifest.json",
             {"tokens": self.tokenize.output},
         )
 
     def pretrain(self, arm: str, seed: int) -> Job:
-        spec = self._training(arm, seed) | {"pretrain": self.config.pretrain.model_dump()}
+        spec = self._training(arm, seed) | {"pretrain": self.config.pretrain.model_dump(exclude=CHECKPOINTING)}
         folder = self._folder(arm, seed) / "projector"
         inputs = {"tokens": self.tokenize.output, "store": self.extract.output}
         return Job("pretrain", spec, folder / "manifest.json", inputs)
 
     def distill(self, arm: str, seed: int) -> Job:
-        spec = self._training(arm, seed) | {"distill": self.config.distill.model_dump()}
+        spec = self._training(arm, seed) | {
+            "distill": self.config.distill.model_dump(exclude=CHECKPOINTING),
+            "export_dtype": self.config.student.export_dtype,
+        }
         folder = self._folder(arm, seed) / "student"
         inputs = {"tokens": self.tokenize.output}
         if self.config.arms[arm].aligner:
@@ -114,23 +151,25 @@ class Plan:
         return Job("distill", spec, folder / "manifest.json", inputs)
 
     def evaluate(self, arm: str, seed: int) -> Job:
-        spec = self.config.evaluation.model_dump()
+        spec = {"key": {"evaluation": self.config.evaluation.model_dump()}}
         inputs = {"tokens": self.tokenize.output, "student": self.distill(arm, seed).output}
         return Job("evaluate", spec, self._folder(arm, seed) / "evaluation" / "manifest.json", inputs)
 
     def reference(self, role: str) -> Job:
         """Evaluation of the untrained `teacher` or `student_base`; it depends on no arm, so it is shared."""
+        if role not in REFERENCES:
+            raise UserError(f"unknown reference {role!r}; allowed: {', '.join(REFERENCES)}")
         settings: ModelSettings = self.config.teacher if role == "teacher" else self.config.student
-        source = settings.model_dump()
-        how = {name: source[name] for name in ("quantization", "dtype") if name in source}
+        how = settings.model_dump(include={"quantization", "dtype"})
         key = {
-            "model": model_identity(settings) | how,
+            "model": model_identity(settings, (*WEIGHTS, "generation_config.json")) | how,
             "tokens": self.tokenize.spec["key"],
             "evaluation": self.config.evaluation.model_dump(),
         }
         folder = _keyed(self.cache / "references", f"{role}-{_short_name(settings)}", key)
-        spec = self.config.evaluation.model_dump() | {"reference": source}
-        return Job("evaluate", spec, folder / "manifest.json", {"tokens": self.tokenize.output})
+        return Job(
+            "evaluate", {"key": key, "reference": role}, folder / "manifest.json", {"tokens": self.tokenize.output}
+        )
 
     @cached_property
     def report(self) -> Job:
@@ -160,7 +199,7 @@ class Plan:
             "name": arm,
             "arm": self.config.arms[arm].model_dump(),
             "seed": seed,
-            "student": self.config.student.model_dump() | {"identity": model_identity(self.config.student)},
+            "student": model_identity(self.config.student),
             "code": _code_digest(),
         }
 

@@ -30,9 +30,12 @@ def load_config(file: Path | str | None = "config.yaml", overrides: Mapping[str,
     UserError
         A file that is missing or not YAML, an unknown preset or key, a value out of range.
     """
-    settings = merge(read_yaml(Path(file)) if file else {}, overrides or {})
+    settings = merge(read_yaml(Path(file)) if file else {}, _with_nulls(overrides or {}))
     preset = settings.get("preset", "demo")
-    return _validate(merge({"preset": preset, **read_preset(preset)}, settings))
+    settings = merge({"preset": preset, **read_preset(preset)}, settings)
+    if isinstance(settings.get("arms"), Mapping):
+        settings["arms"] = {name: arm for name, arm in settings["arms"].items() if arm is not None}
+    return _validate(settings)
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -62,10 +65,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge mappings deeply, with two rules of our own.
+    """Merge mappings deeply.
 
     An override that changes a ``kind`` replaces that whole mapping, since the settings of one kind mean nothing to
-    another (``{kind: mse, alpha: 1.0}`` would arise). Under ``arms``, null removes the arm.
+    another (``{kind: mse, alpha: 1.0}`` would arise).
     """
     merged = dict(base)
     for key, value in override.items():
@@ -76,8 +79,6 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
             merged[key] = dict(value)
         else:
             merged[key] = merge(old, value)
-    if isinstance(merged.get("arms"), Mapping):
-        merged["arms"] = {name: arm for name, arm in merged["arms"].items() if arm is not None}
     return merged
 
 
@@ -88,11 +89,21 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         path, equals, value = assignment.partition("=")
         if not equals:
             raise UserError(f"--set {assignment!r}: expected KEY=VALUE, for example --set distill.steps=10")
-        nested: Any = yaml.safe_load(value)
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {assignment!r}: the value is not valid YAML ({error.problem})") from None  # type: ignore[attr-defined]
         for key in reversed(path.split(".")):
             nested = {key: nested}
         settings = merge(settings, nested)
     return settings
+
+
+def _with_nulls(value: Any) -> Any:
+    """Snakemake reads null in `--config` as the word; no setting of ours is called that."""
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(nested) for key, nested in value.items()}
+    return None if value == "null" else value
 
 
 def _validate(settings: dict[str, Any]) -> Config:

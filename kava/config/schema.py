@@ -5,6 +5,7 @@ generated from these models by `kava config --write-docs`; a test fails when the
 """
 
 from difflib import get_close_matches
+from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -178,11 +179,12 @@ class Optimization(Settings):
 
     @model_validator(mode="after")
     def _whole_log_windows(self) -> Self:
-        if self.save_every % self.log_every:
-            raise ValueError(
-                f"save_every={self.save_every} is no multiple of log_every={self.log_every}; a resumed run would log "
-                "an average over half a window"
-            )
+        for name in ("steps", "save_every"):
+            if getattr(self, name) % self.log_every:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is no multiple of log_every={self.log_every}; a run that ends or "
+                    "resumes there would log an average over half a window"
+                )
         return self
 
 
@@ -221,7 +223,9 @@ class Config(Settings):
     distill: Distill = Distill()
     evaluation: Evaluation = Evaluation()
     arms: dict[Name, Arm] = Field(min_length=1, description="name → arm; null removes an arm of the preset")
-    seeds: list[int] = Field(min_length=1, description="every arm is trained once with each seed")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, description="every arm is trained once with each seed"
+    )
     comparisons: list[tuple[str, str]] | None = Field(
         None, description="declared pairs [a, b]; null: structured against flat, then every KV arm against controls"
     )
@@ -230,9 +234,10 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Self:
-        if not self.template.endswith("{answer}") or self.template.count("{question}") != 1:
+        fields = [name for _, name, _, _ in Formatter().parse(self.template) if name is not None]
+        if not self.template.endswith("{answer}") or sorted(fields) != ["answer", "question"]:
             raise ValueError(
-                f"template {self.template!r} must contain {{question}} once and end in {{answer}}, "
+                f"template {self.template!r} must contain {{question}} once and end in {{answer}}, and no other field, "
                 "so that the prompt is what stands before the answer"
             )
         if len(set(self.seeds)) != len(self.seeds):

@@ -32,10 +32,12 @@ def _read(data: Gsm8kData, split: str) -> list[Row]:
     if not file.is_file():
         return _read_hub(data, split)
     rows = []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(file.read_text().strip("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
             rows.append({"question": row["question"], "answer": row["answer"]})
+            if not all(isinstance(text, str) for text in rows[-1].values()):
+                raise TypeError("question and answer must be text")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
                 f"{file}, line {number}: expected a JSON object with question and answer ({error!r}); mend or drop it"

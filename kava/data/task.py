@@ -23,7 +23,7 @@ from datasets import Dataset
 
 
 def load(**_):
-    lines = (Path(__file__).parent / "test.jsonl").read_text().splitlines()
+    lines = (Path(__file__).parent / "test.jsonl").read_text().strip("\\n").split("\\n")
     return {"test": Dataset.from_list([json.loads(line) for line in lines])}
 '''
 

@@ -1,6 +1,7 @@
 """What all stages share: one set of options, the cost record."""
 
 import argparse
+import fcntl
 import json
 import logging
 import os
@@ -8,24 +9,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from kava.commandline import add_configuration_options, exit_status, load_plan
-from kava.config.jobs import Job, Plan
+from kava.config.jobs import Job, Plan, Runtime
 from kava.errors import UserError
 from kava.files import read_json, write_json
 
 log = logging.getLogger("kava")
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Settings that change how a stage runs and not what it makes."""
-
-    device: str
-    tracker: str
+RUNTIME_VARIABLE = "KAVA_RUNTIME"
 
 
 class Run(Protocol):
@@ -93,20 +87,36 @@ def progress_interval() -> float:
 def _job(
     stage: str, arguments: argparse.Namespace, select: Callable[[Plan, argparse.Namespace], Job]
 ) -> tuple[Job, Runtime]:
-    given = dict(pair.split("=", 1) for pair in arguments.input)
-    inputs = {name: Path(path) for name, path in given.items()}
+    for pair in arguments.input:
+        if "=" not in pair:
+            raise UserError(f"--input {pair!r}: expected NAME=PATH")
+    inputs = {name: Path(path) for name, path in (pair.split("=", 1) for pair in arguments.input)}
     if arguments.spec:
-        if not arguments.output:
-            raise UserError("--spec needs --output, and --input for what the stage reads")
+        if not arguments.output or RUNTIME_VARIABLE not in os.environ:
+            raise UserError(f"--spec needs --output, --input for what the stage reads, and ${RUNTIME_VARIABLE}")
         job = Job(stage, json.loads(arguments.spec), arguments.output, inputs)
-        return job, Runtime(
-            arguments.device or os.environ.get("KAVA_DEVICE", "auto"),
-            arguments.tracker or os.environ.get("KAVA_TRACKER", "none"),
-        )
-    plan = load_plan(arguments)
-    job = select(plan, arguments)
-    job = Job(stage, job.spec, arguments.output or job.output, job.inputs | inputs)
-    return job, Runtime(arguments.device or plan.config.device, arguments.tracker or plan.config.tracker)
+        runtime = Runtime(**json.loads(os.environ[RUNTIME_VARIABLE]))
+    else:
+        plan = load_plan(arguments)
+        job = select(plan, arguments)
+        job = Job(stage, job.spec, arguments.output or job.output, job.inputs | inputs)
+        runtime = Runtime.of(plan.config)
+    given = {name: value for name in ("device", "tracker") if (value := getattr(arguments, name))}
+    return job, replace(runtime, **given)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder against a second process: a killed Snakemake may have left a stage behind that still runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process works in {folder}; wait for it or stop it, then run again (nothing is lost)"
+            ) from None
+        yield
 
 
 def _run(
@@ -119,7 +129,8 @@ def _run(
     for name, path in job.inputs.items():
         if not path.is_file():
             raise UserError(f"input {name}: {path} does not exist; run the stage that makes it, or Snakemake")
-    load_run()(job, runtime)
+    with _alone(job.output.parent):
+        load_run()(job, runtime)
     if arguments.json:
         manifest = job.output if job.output.suffix == ".json" else job.output.with_suffix(".json")
         print(json.dumps(read_json(manifest)))

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kava.config.jobs import Job, Plan
-from kava.stages.common import Runtime, stage_main
+from kava.config.jobs import Job, Plan, Runtime
+from kava.stages.common import stage_main
 from kava.stages.selection import ARM_OPTIONS, arm_and_seed
 
 
@@ -27,20 +27,23 @@ def main(argv: list[str] | None = None) -> int:
 def run(job: Job, runtime: Runtime) -> None:
     import torch
 
+    from kava.config.identity import display_name
     from kava.files import read_json
     from kava.training.finish import finish
     from kava.training.phase import run_phase
 
+    job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     folder = job.output.parent
-    model, tokenizer, manifest = run_phase("distill", job.spec, job.inputs, folder, runtime.device, runtime.tracker)
+    end_token_id = read_json(job.inputs["tokens"])["end_token_id"]
+    model, tokenizer, manifest = run_phase(job, runtime)
     files = ["model.safetensors", "config.json"]
     if model.projector is not None:
         model.projector.save(folder / "projector")
         files.append("projector/projector.safetensors")
-    stop_at(model.student, read_json(job.inputs["tokens"])["end_token_id"])
-    model.student.to(getattr(torch, job.spec["student"]["export_dtype"])).save_pretrained(folder)
+    stop_at(model.student, end_token_id)
+    model.student.to(getattr(torch, job.spec["export_dtype"])).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(job.spec, manifest, folder))
+    (folder / "README.md").write_text(model_card(display_name(runtime.student["model"]), job.spec, manifest, folder))
     finish(job.output, manifest, files, model)
 
 
@@ -52,13 +55,10 @@ def stop_at(student: Any, end_token_id: int) -> None:
         student.generation_config.eos_token_id = [*known, end_token_id]
 
 
-def model_card(spec: dict[str, Any], manifest: dict[str, Any], folder: Path) -> str:
+def model_card(base: str, spec: dict[str, Any], manifest: dict[str, Any], folder: Path) -> str:
     """Model card with the base model, the arm, and what was measured."""
     import yaml
 
-    from kava.config.identity import display_name
-
-    base = display_name(spec["student"]["model"])
     header = yaml.safe_dump({"base_model": base, "library_name": "transformers", "tags": ["kava", "distillation"]})
     arm = yaml.safe_dump(spec["arm"], sort_keys=False)
     alignment = {k: v for k, v in (manifest["alignment"] or {}).items() if k != "per_head"}

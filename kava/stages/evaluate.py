@@ -11,8 +11,8 @@ import json
 import sys
 from typing import Any
 
-from kava.config.jobs import Job, Plan
-from kava.stages.common import Runtime, cost_record, log, stage_main
+from kava.config.jobs import Job, Plan, Runtime
+from kava.stages.common import cost_record, log, stage_main
 from kava.stages.selection import ARM_OPTIONS, arm_and_seed
 
 STRICT, FLEXIBLE = "strict-match", "flexible-extract"
@@ -36,20 +36,22 @@ def run(job: Job, runtime: Runtime) -> None:
 
     device = choose_device(runtime.device)
     tokens = TokenSet(job.inputs["tokens"])
-    reference = job.spec.get("reference")
-    source = reference or {"model": str(job.inputs["student"].parent)}
+    job.output.unlink(missing_ok=True)  # what it vouches for is about to change
+    role, settings = job.spec.get("reference"), job.spec["key"]["evaluation"]
+    source = {"teacher": runtime.teacher, "student_base": runtime.student, None: None}[role]
+    source = source or {"model": str(job.inputs["student"].parent)}
     folder = job.output.parent
     folder.mkdir(parents=True, exist_ok=True)
     with cost_record(folder / "cost.json", lambda: peak_memory_mib(device)):
         model = load_for_evaluation(source, device)
-        results = harness_results(model, load_tokenizer(source), tokens.task_folder, job.spec)
+        results = harness_results(model, load_tokenizer(source), tokens.task_folder, settings)
     lines = samples(results)
     write_atomic(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     scores = results["results"]["kava_gsm8k"]
     manifest = {
         "stage": "evaluate",
-        "spec": {name: value for name, value in job.spec.items() if name != "reference"},
-        "model": display_name(source["model"]) if reference else source["model"],
+        "spec": job.spec,
+        "model": display_name(source["model"]) if role else source["model"],
         "strict_match": float(scores[f"exact_match,{STRICT}"]),
         "flexible_extract": float(scores[f"exact_match,{FLEXIBLE}"]),
         "n": len(lines),
@@ -61,7 +63,7 @@ def run(job: Job, runtime: Runtime) -> None:
              manifest["flexible_extract"], manifest["n"])  # fmt: skip
 
 
-def harness_results(model: Any, tokenizer: Any, task_folder: Any, spec: dict[str, Any]) -> dict[str, Any]:
+def harness_results(model: Any, tokenizer: Any, task_folder: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """Run the harness in process on a loaded model."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -70,10 +72,10 @@ def harness_results(model: Any, tokenizer: Any, task_folder: Any, spec: dict[str
     from kava.data.task import TASK
 
     results = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=spec["batch_size"]),
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"]),
         tasks=[TASK],
         task_manager=TaskManager(include_path=str(task_folder), include_defaults=False),
-        gen_kwargs={"max_gen_toks": spec["max_new_tokens"]},
+        gen_kwargs={"max_gen_toks": settings["max_new_tokens"]},
         bootstrap_iters=0,
         log_samples=True,
     )

@@ -9,8 +9,8 @@ last. A run that was killed goes on at the first unfinished shard; if all are fi
 import argparse
 import sys
 
-from kava.config.jobs import Job, Plan
-from kava.stages.common import Runtime, cost_record, log, progress_interval, stage_main
+from kava.config.jobs import Job, Plan, Runtime
+from kava.stages.common import cost_record, log, progress_interval, stage_main
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.data.tokens import TokenSet
     from kava.models import choose_device, load_model_config, load_teacher, peak_memory_mib
 
-    key, source = job.spec["key"], job.spec["teacher"]
+    key, source = job.spec["key"], runtime.teacher
     device = choose_device(runtime.device)
     tokens = TokenSet(job.inputs["tokens"])
     lengths = {split: tokens.lengths(split) for split in ("train", "validation")}

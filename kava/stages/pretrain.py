@@ -9,8 +9,8 @@ results/<experiment>/<arm>/seed-<n>/projector/: projector.safetensors, config.js
 import argparse
 import sys
 
-from kava.config.jobs import Job, Plan
-from kava.stages.common import Runtime, stage_main
+from kava.config.jobs import Job, Plan, Runtime
+from kava.stages.common import stage_main
 from kava.stages.selection import ARM_OPTIONS, arm_and_seed
 
 
@@ -25,8 +25,9 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.training.finish import finish
     from kava.training.phase import run_phase
 
+    job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     folder = job.output.parent
-    model, _, manifest = run_phase("pretrain", job.spec, job.inputs, folder, runtime.device, runtime.tracker)
+    model, _, manifest = run_phase(job, runtime)
     assert model.projector is not None
     model.projector.save(folder)
     finish(job.output, manifest, ["projector.safetensors", "config.json"], model)

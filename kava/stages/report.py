@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kava.config.jobs import Job, Plan
-from kava.stages.common import Runtime, log, stage_main
+from kava.config.jobs import Job, Plan, Runtime
+from kava.stages.common import log, stage_main
 
 
 def main(argv: list[str] | None = None) -> int:

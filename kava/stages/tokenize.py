@@ -10,8 +10,8 @@ import shutil
 import sys
 from typing import Any
 
-from kava.config.jobs import Job, Plan
-from kava.stages.common import Runtime, log, stage_main
+from kava.config.jobs import Job, Plan, Runtime
+from kava.stages.common import log, stage_main
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     return stage_main("tokenize", __doc__, argv, select, lambda: run)
 
 
-def run(job: Job, runtime: Runtime) -> None:  # noqa: ARG001
+def run(job: Job, runtime: Runtime) -> None:
     from datasets import Dataset, DatasetDict, Features, List, Value
     from pydantic import TypeAdapter
 
@@ -36,16 +36,16 @@ def run(job: Job, runtime: Runtime) -> None:  # noqa: ARG001
         vocabulary_sha256,
     )
     from kava.errors import UserError
-    from kava.files import sha256_json, write_json
+    from kava.files import read_json, sha256_json, write_json
     from kava.models import load_tokenizer
 
     key = job.spec["key"]
-    rows = load_splits(TypeAdapter(Data).validate_python(job.spec["data"]))
+    rows = load_splits(TypeAdapter(Data).validate_python(runtime.data))
     for split, of_split in rows.items():
         check_rows(of_split, split)
-    teacher = load_tokenizer(job.spec["teacher"])
+    teacher = load_tokenizer(runtime.teacher)
     texts = [key["template"].format(**row) for row in rows["validation"]]
-    require_same_tokenizer(teacher, load_tokenizer(job.spec["student"]), texts)
+    require_same_tokenizer(teacher, load_tokenizer(runtime.student), texts)
 
     splits: dict[str, dict[str, Any]] = {}
     examples = DatasetDict()
@@ -71,6 +71,8 @@ def run(job: Job, runtime: Runtime) -> None:  # noqa: ARG001
     splits["test"] = {"examples": len(rows["test"]), "sha256": sha256_json(rows["test"])}
 
     folder = job.output.parent
+    if job.output.is_file() and read_json(job.output)["splits"] == splits:
+        return  # what others may be reading right now is already right
     write_task(folder / "task", rows["test"], key["template"])
     staged = folder / "examples.partial"
     shutil.rmtree(staged, ignore_errors=True)

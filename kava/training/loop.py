@@ -1,5 +1,6 @@
 """Run one phase of training to its end, from the last checkpoint if there is one."""
 
+import gc
 import json
 import os
 import shutil
@@ -16,8 +17,6 @@ from kava.training.batches import Batches
 from kava.training.model import CALIBRATION_EXAMPLES, DistillationModel
 from kava.training.order import data_order
 from kava.training.trainer import KavaTrainer, MetricsFile, last_checkpoint, training_arguments
-
-EVALUATION_BATCH = 16
 
 
 def train(
@@ -87,15 +86,21 @@ def _prepare_tensorboard(folder: Path) -> None:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
 
 
-def measure_alignment(model: DistillationModel, training: Batches, held_out: Batches) -> dict[str, Any] | None:
+def measure_alignment(
+    model: DistillationModel, training: Batches, held_out: Batches, batch_size: int
+) -> dict[str, Any] | None:
     """Alignment metrics of a trained model; None without a projector."""
     if model.projector is None:
         return None
     model.eval()
+    # The Trainer's optimizer states hang in reference cycles; on a small GPU they would still be there.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return alignment_metrics(
         model.predict,
-        training.slice(range(min(CALIBRATION_EXAMPLES, len(training))), EVALUATION_BATCH),
-        held_out.slice(range(len(held_out)), EVALUATION_BATCH),
+        training.slice(range(min(CALIBRATION_EXAMPLES, len(training))), batch_size),
+        held_out.slice(range(len(held_out)), batch_size),
     )
 
 

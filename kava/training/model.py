@@ -67,7 +67,7 @@ class DistillationModel(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batches: Batches, device: torch.device, batch_size: int, base_student: bool) -> None:
-        """Fix the channel means that `center` removes, from the first training examples.
+        """Fix the channel means that `center` and the metrics remove, from the first training examples.
 
         Parameters
         ----------
@@ -78,7 +78,7 @@ class DistillationModel(nn.Module):
         base_student
             True before pretraining, when the student still is the base student whose means are wanted.
         """
-        if self.projector is None or not self.arm["loss"]["center"]:
+        if self.projector is None:
             return
         self.eval()
         projector = self.projector
@@ -92,7 +92,7 @@ class DistillationModel(nn.Module):
                 )
                 student_mean.add(captured, mask)
             projected = projector(teacher_kv(batch, device))
-            output_mean.add([tensor - projector.student_mean[i] for i, tensor in enumerate(projected)], mask)
+            output_mean.add([tensor - projector.shift(i) for i, tensor in enumerate(projected)], mask)
         if base_student:
             projector.student_mean.copy_(student_mean.mean)
         projector.output_mean.copy_(output_mean.mean)

@@ -9,6 +9,7 @@ import torch
 from kava.align.projector import Projector
 from kava.cache.capture import geometry
 from kava.cache.reader import StoreReader
+from kava.config.jobs import Job, Runtime
 from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.errors import UserError
 from kava.files import sha256_json
@@ -21,48 +22,46 @@ from kava.training.model import DistillationModel
 log = logging.getLogger("kava")
 
 
-def run_phase(
-    stage: str, spec: dict[str, Any], inputs: dict[str, Path], folder: Path, device_name: str, tracker: str
-) -> tuple[DistillationModel, Any, dict[str, Any]]:
+def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[str, Any]]:
     """Train and measure.
 
     Parameters
     ----------
-    stage
-        `pretrain` (the student is frozen) or `distill`.
-    spec, inputs
-        Of the job.
-    folder
-        Of the stage's outputs.
-    device_name, tracker
-        `auto`, `cpu` or `cuda`; where to log.
+    job
+        Of stage `pretrain` (the student is frozen) or `distill`.
+    runtime
+        Device, tracker, where the student lies, how often to save.
 
     Returns
     -------
     DistillationModel, tokenizer, dict
         The trained model, the student's tokenizer, and the manifest without the hashes of exported files.
     """
-    arm, seed, settings = spec["arm"], spec["seed"], spec[stage]
-    device = choose_device(device_name)
+    stage, spec, inputs = job.stage, job.spec, job.inputs
+    arm, seed = spec["arm"], spec["seed"]
+    settings = spec[stage] | runtime.checkpoints[stage]
+    device = choose_device(runtime.device)
     tokens = TokenSet(inputs["tokens"])
-    tokenizer = load_tokenizer(spec["student"])
+    tokenizer = load_tokenizer(runtime.student)
     if vocabulary_sha256(tokenizer) != tokens.manifest["vocabulary_sha256"]:
         raise UserError(
-            f"the student's tokenizer {spec['student']['model']} is not the one of the token set {inputs['tokens']}; "
+            f"the student's tokenizer {runtime.student['model']} is not the one of the token set {inputs['tokens']}; "
             "choose a student with the teacher's tokenizer"
         )
     store = StoreReader(inputs["store"]) if "store" in inputs else None
-    student = load_student(spec["student"], device)
+    student = load_student(runtime.student, device)
     torch.manual_seed(seed)
     projector = _projector(stage, arm, inputs, store, student)
-    keys = store.keys_form if store else "pre_rope"
+    keys = store.keys_form if store else "post_rope"  # nobody reads them without a store
     model = DistillationModel(student, projector, arm, stage == "distill", keys).to(device)
     shuffled = seed if arm["teacher_kv"] == "shuffled" else None
     batches = Batches(tokens, "train", store, shuffled)
     model.calibrate(batches, device, settings["batch_size"], base_student=stage == "pretrain")
     fingerprint = run_fingerprint(spec, inputs)
-    facts = train(model, batches, settings, seed, folder, fingerprint, spec["name"], device, tracker)
-    alignment = measure_alignment(model, Batches(tokens, "train", store), Batches(tokens, "validation", store))
+    facts = train(model, batches, settings, seed, job.output.parent, fingerprint, spec["name"], device, runtime.tracker)
+    alignment = measure_alignment(
+        model, Batches(tokens, "train", store), Batches(tokens, "validation", store), settings["batch_size"]
+    )
     warnings = warnings_for(alignment) if alignment else []
     if alignment:
         log.info(" ".join(f"{name}={value:.4f}" for name, value in alignment.items() if name != "per_head"))
@@ -71,7 +70,7 @@ def run_phase(
     manifest = {
         "stage": stage,
         "spec": spec,
-        "initial_student_sha256": sha256_json(spec["student"]["identity"]),
+        "initial_student_sha256": sha256_json(spec["student"]),
         "alignment": alignment,
         "warnings": warnings,
         **facts,
@@ -86,6 +85,6 @@ def _projector(
         return None
     if stage == "distill":
         return Projector.load(inputs["projector"].parent)
-    projector = Projector(arm["aligner"], store.geometry, geometry(student.config))
+    projector = Projector(arm["aligner"], store.geometry, geometry(student.config), arm["loss"]["center"])
     projector.set_teacher_statistics(store.mean, store.std)
     return projector

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from kava.errors import UserError
 from kava.files import write_atomic
 
 log = logging.getLogger("kava")
@@ -97,6 +99,11 @@ class KavaTrainer(Trainer):
         if "loss" in logs and self._micro_batches:
             means = {name: float(value) / self._micro_batches for name, value in self._sums.items()}
             self._sums, self._micro_batches = {}, 0
+            if not math.isfinite(means["loss"]):
+                raise UserError(
+                    f"the loss of {self.arm} is {means['loss']} at step {self.state.global_step}; lower the learning "
+                    f"rates and run again: it goes on from the last checkpoint, or delete {self.args.output_dir}"
+                )
             rates: dict[str, float | None] = {"student_lr": None, "projector_lr": None}
             for group in self.create_optimizer().param_groups:
                 rates[f"{group['name']}_lr"] = group["lr"]
@@ -182,7 +189,7 @@ def training_arguments(
     settings: dict[str, Any], folder: Path, seed: int, device: torch.device, tracker: str
 ) -> TrainingArguments:
     """The Trainer's arguments for one phase; checkpoints go to `folder`."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings["steps"],
         per_device_train_batch_size=settings["batch_size"],
@@ -204,6 +211,9 @@ def training_arguments(
         logging_nan_inf_filter=False,
         dataloader_pin_memory=device.type == "cuda",
     )
+    # With several GPUs in sight the Trainer would wrap the model in DataParallel and multiply the batch.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def last_checkpoint(folder: Path) -> str | None:

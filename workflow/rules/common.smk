@@ -3,12 +3,14 @@
 import os
 import re
 import sys
+from dataclasses import asdict
 from shlex import join, quote
 
 from snakemake.exceptions import WorkflowError
 
-from kava.config import Plan, load_config
+from kava.config import Plan, Runtime, load_config
 from kava.errors import UserError
+from kava.files import canonical_json
 
 try:
     PLAN = Plan(load_config(f"{workflow.basedir}/config.yaml", config))
@@ -39,8 +41,7 @@ envvars:
 os.environ.update(
     PATH=os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
     KAVA_COMMAND=join(["snakemake", *sys.argv[1:]]),
-    KAVA_DEVICE=PLAN.config.device,
-    KAVA_TRACKER=PLAN.config.tracker,
+    KAVA_RUNTIME=canonical_json(asdict(Runtime.of(PLAN.config))),
 )
 RUN = PLAN.experiment / "{arm}" / "seed-{seed}"
 
