@@ -56,11 +56,11 @@ STRUCTURED = StructuredAligner()
 def make_model(aligner: Any = STRUCTURED, train_student: bool = True, **arm: Any) -> DistillationModel:
     student = tiny_model("qwen2")
     torch.manual_seed(0)
+    settings = Arm(aligner=aligner, **arm).model_dump()
     projector = None
     if aligner:
-        projector = Projector(aligner.model_dump(), TEACHER, geometry(student.config))
+        projector = Projector(settings["aligner"], TEACHER, geometry(student.config), settings["loss"]["center"])
         projector.set_teacher_statistics(FakeStore.mean, FakeStore.std)
-    settings = Arm(aligner=aligner, **arm).model_dump()
     return DistillationModel(student, projector, settings, train_student, "pre_rope")
 
 
