@@ -19,7 +19,7 @@ from kava.training.batches import Batches
 from kava.training.loop import train
 from kava.training.model import DistillationModel
 from kava.training.order import data_order, partners
-from kava.training.trainer import KavaTrainer, MetricsFile, make_optimizer, phase
+from kava.training.trainer import KavaTrainer, MetricsFile, make_optimizer, phase, training_arguments
 
 TEACHER = Geometry(4, 2, 16)
 
@@ -222,8 +222,17 @@ def test_shuffled_arm_reads_another_examples_kv_and_masks_what_it_lacks() -> Non
     assert not torch.equal(batch["teacher_keys"], own["teacher_keys"])
 
 
+def test_norms_and_biases_do_not_decay(tmp_path: Path) -> None:
+    model = make_model()
+    arguments = training_arguments(Distill().model_dump(), tmp_path, 0, torch.device("cpu"), "none")
+    trainer = KavaTrainer(model, Distill().model_dump(), MetricsFile(tmp_path / "m"), "arm", args=arguments)
+    decay = {id(p): g["weight_decay"] for g in trainer.create_optimizer().param_groups for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        assert (decay[id(parameter)] == 0) == (name.endswith("bias") or "norm" in name), name
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
-def test_each_side_has_its_learning_rate_and_vectors_do_not_decay(optimizer: str, tmp_path: Path) -> None:
+def test_each_side_has_its_learning_rate(optimizer: str, tmp_path: Path) -> None:
     run(tmp_path, make_model(), optimizer=optimizer, projector_lr=2e-3, warmup_ratio=0.0)
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert line["projector_lr"] == pytest.approx(2 * line["student_lr"])

@@ -102,7 +102,7 @@ class KavaTrainer(Trainer):
             if not math.isfinite(means["loss"]):
                 raise UserError(
                     f"the loss of {self.arm} is {means['loss']} at step {self.state.global_step}; lower the learning "
-                    f"rates and run again: it goes on from the last checkpoint, or delete {self.args.output_dir}"
+                    "rates or kv_weight and run again (what was stored and pretrained is kept)"
                 )
             rates: dict[str, float | None] = {"student_lr": None, "projector_lr": None}
             for group in self.create_optimizer().param_groups:
@@ -120,12 +120,16 @@ class KavaTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with one learning rate for the student and one for the projector; no decay on vectors."""
+        """AdamW with one learning rate for the student and one for the projector; norms and biases do not decay."""
         if self.optimizer is None:
             settings, groups = self.optimization, []
             for name, module in (model or self.model).named_children():
+                trained = {path: p for path, p in module.named_parameters() if p.requires_grad}
                 for decays in (True, False):
-                    chosen = [p for p in module.parameters() if p.requires_grad and (p.dim() >= 2) == decays]
+                    # A bias per layer and head has three dimensions, and is a bias all the same.
+                    chosen = [
+                        p for path, p in trained.items() if (p.dim() >= 2 and not path.endswith("bias")) == decays
+                    ]
                     if chosen:
                         decay = settings["weight_decay"] if decays else 0.0
                         rate = settings[f"{name}_lr"]
