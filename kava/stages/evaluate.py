@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from kava.config.jobs import Job, Plan, Runtime
+from kava.data.task import TASK
 from kava.stages.common import cost_record, log, stage_main
 from kava.stages.selection import ARM_OPTIONS, arm_and_seed
 
@@ -38,8 +39,10 @@ def run(job: Job, runtime: Runtime) -> None:
     tokens = TokenSet(job.inputs["tokens"])
     job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     role, settings = job.spec.get("reference"), job.spec["key"]["evaluation"]
-    source = {"teacher": runtime.teacher, "student_base": runtime.student, None: None}[role]
-    source = source or {"model": str(job.inputs["student"].parent)}
+    if role is None:
+        source = {"model": str(job.inputs["student"].parent)}
+    else:
+        source = {"teacher": runtime.teacher, "student_base": runtime.student}[role]
     folder = job.output.parent
     folder.mkdir(parents=True, exist_ok=True)
     with cost_record(folder / "cost.json", lambda: peak_memory_mib(device)):
@@ -47,7 +50,7 @@ def run(job: Job, runtime: Runtime) -> None:
         results = harness_results(model, load_tokenizer(source), tokens.task_folder, settings)
     lines = samples(results)
     write_atomic(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    scores = results["results"]["kava_gsm8k"]
+    scores = results["results"][TASK]
     manifest = {
         "stage": "evaluate",
         "spec": job.spec,
@@ -69,8 +72,6 @@ def harness_results(model: Any, tokenizer: Any, task_folder: Any, settings: dict
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from kava.data.task import TASK
-
     results = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"]),
         tasks=[TASK],
@@ -86,7 +87,7 @@ def harness_results(model: Any, tokenizer: Any, task_folder: Any, settings: dict
 def samples(results: dict[str, Any]) -> list[dict[str, Any]]:
     """One record per question from the harness's samples, which stand once per filter."""
     by_filter: dict[str, dict[int, Any]] = {STRICT: {}, FLEXIBLE: {}}
-    for sample in results["samples"]["kava_gsm8k"]:
+    for sample in results["samples"][TASK]:
         by_filter[sample["filter"]][sample["doc_id"]] = sample
     return [
         {
