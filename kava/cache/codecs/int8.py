@@ -1,12 +1,11 @@
 """`int8`: asymmetric 8-bit quantisation per channel over groups of 64 tokens."""
 
-from typing import ClassVar
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from kava.cache.codecs.base import TOKENS_PER_GROUP, ArraySpec, Codec
+from kava.cache.capture import Geometry
+from kava.cache.codecs.base import Codec, KvBlock, TokenInfo, group_rows, quantise, spread_groups
+from kava.cache.spec import TOKENS_PER_GROUP
 
 LEVELS = 255
 
@@ -20,29 +19,28 @@ class Int8(Codec):
     """
 
     kind = "int8"
-    arrays: ClassVar = {
-        "codes": ArraySpec("uint8", 1, 0),
-        "scale": ArraySpec("float16", TOKENS_PER_GROUP, float("nan")),
-        "minimum": ArraySpec("float32", TOKENS_PER_GROUP, float("nan")),
-    }
 
-    def encode(self, block_TLHD: Tensor) -> dict[str, np.ndarray]:
-        block = block_TLHD.float()
-        tokens = len(block)
-        missing = -tokens % TOKENS_PER_GROUP
-        groups = torch.cat((block, block[-1:].expand(missing, *block.shape[1:])))
-        groups = groups.unflatten(0, (-1, TOKENS_PER_GROUP))
-        minimum = groups.amin(1, keepdim=True)
-        # A constant channel has no range; its codes are 0 and its minimum is exact, whatever the scale.
-        scale = (groups.amax(1, keepdim=True) - minimum).div(LEVELS).clamp(min=torch.finfo(torch.float16).tiny).half()
-        codes = ((groups - minimum) / scale.float()).round().clamp(0, LEVELS).to(torch.uint8)
-        return {
-            "codes": codes.flatten(0, 1)[:tokens].numpy(),
-            "scale": scale.squeeze(1).numpy(),
-            "minimum": minimum.squeeze(1).numpy(),
-        }
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__(geometry)
+        self.arrays = self._per_tensor(
+            codes=("uint8", 1, 0),
+            scale=("float16", TOKENS_PER_GROUP, float("nan")),
+            minimum=("float32", TOKENS_PER_GROUP, float("nan")),
+        )
 
-    def decode(self, arrays: dict[str, np.ndarray], offset: int, tokens: int) -> Tensor:
-        group = (np.arange(tokens) + offset) // TOKENS_PER_GROUP
-        scale = arrays["scale"].astype(np.float32)[group]
-        return torch.from_numpy(arrays["minimum"][group] + scale * arrays["codes"][:tokens])
+    def encode(self, kv: KvBlock, info: TokenInfo) -> dict[str, Tensor]:
+        del info
+        arrays = {}
+        for tensor, block in zip(kv._fields, kv, strict=True):
+            codes, scale, minimum = quantise(group_rows(block.float()), 1, LEVELS, torch.float32)
+            arrays[f"{tensor}/codes"] = codes.flatten(0, 1)[: len(block)]
+            arrays[f"{tensor}/scale"], arrays[f"{tensor}/minimum"] = scale.squeeze(1), minimum.squeeze(1)
+        return arrays
+
+    def decode(self, rows: dict[str, Tensor], offset: int, info: TokenInfo) -> KvBlock:
+        tokens, decoded = len(info.id), []
+        for tensor in KvBlock._fields:
+            scale = spread_groups(rows[f"{tensor}/scale"].float(), offset, tokens)
+            minimum = spread_groups(rows[f"{tensor}/minimum"], offset, tokens)
+            decoded.append(torch.addcmul(minimum, scale, rows[f"{tensor}/codes"][:tokens].float()))
+        return KvBlock(*decoded)
