@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from kava.cache.capture import capture, geometry
+from kava.cache.capture import capture, geometry, observed_attention
 from kava.errors import UserError
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
@@ -110,3 +110,71 @@ def test_unknown_family_is_refused_before_rope_and_served_after() -> None:
     with pytest.raises(UserError, match=r"gpt_neox.*kv\.keys: post_rope"):
         capture(model, ids, torch.ones_like(ids))
     assert capture(model, ids, torch.ones_like(ids), keys="post_rope")[0].keys.shape[-2] == 4
+
+
+def padded_batch(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return torch.randint(3, 61, mask.shape) * mask, mask
+
+
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gpt2"]
+
+
+@pytest.mark.parametrize("lengths", [[5, 20, 3], [20, 20]])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_observed_forward_equals_the_unobserved_one_bit_for_bit(family: str, lengths: list[int]) -> None:
+    model = tiny_model(family)
+    ids, mask = padded_batch(lengths)
+    layers: list[int] = []
+    (keys, values), hidden = capture(model, ids, mask, keys="post_rope")
+    with observed_attention(model, lambda layer, *_: layers.append(layer)):
+        (observed_keys, observed_values), observed_hidden = capture(model, ids, mask, keys="post_rope")
+    assert layers == [0, 1, 2]
+    assert torch.equal(observed_keys, keys)
+    assert torch.equal(observed_values, values)
+    assert torch.equal(observed_hidden, hidden)
+    again, _ = capture(model, ids, mask, keys="post_rope")
+    assert len(layers) == 3, "the observer is still called"
+    assert torch.equal(again.keys, keys)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_observed_queries_and_keys_give_the_models_own_attention(family: str) -> None:
+    model = tiny_model(family)
+    lengths = [5, 20, 3]
+    ids, mask = padded_batch(lengths)
+    observed = []
+    with observed_attention(model, lambda *of_layer: observed.append(of_layer)):
+        (keys, _), _ = capture(model, ids, mask, keys="post_rope")
+    model.set_attn_implementation("eager")
+    eager = model(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
+    heads = model.config.num_attention_heads
+    for layer, query, key, scaling in observed:
+        assert torch.equal(key, keys[:, layer])
+        assert query.shape == (3, heads, 20, 8)
+        # Attention head a reads KV head a // group.
+        logits = query @ key.repeat_interleave(heads // key.shape[1], dim=1).mT * scaling
+        future = torch.ones(20, 20, dtype=torch.bool).triu(1)
+        probabilities = logits.masked_fill(future, -torch.inf).softmax(-1)
+        for row, length in enumerate(lengths):
+            torch.testing.assert_close(probabilities[row, :, :length], eager[layer][row, :, :length], atol=1e-5, rtol=0)
+
+
+def test_former_attention_is_back_after_an_error() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(RuntimeError, match="stop"), observed_attention(model, lambda *_: None):
+        raise RuntimeError("stop")
+    assert model.config._attn_implementation == "sdpa"
+    with observed_attention(model, lambda *_: None):
+        pass
+
+
+def test_observing_beyond_a_sliding_window_is_refused() -> None:
+    model = tiny_model("mistral", sliding_window=8)
+    ids = torch.randint(3, 61, (1, 9))
+    with observed_attention(model, lambda *_: None):
+        capture(model, ids[:, :7], torch.ones_like(ids[:, :7]))
+        with pytest.raises(UserError, match="8 tokens and an example has 9"):
+            capture(model, ids, torch.ones_like(ids))

@@ -3,6 +3,8 @@
 Shape suffixes: B batch, L layers, H KV heads (never attention heads), T tokens, D head dim.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +16,10 @@ from kava.errors import UserError
 # Families whose rotary embedding turns the pair (d, d + rotary/2), as `rotate_half` does.
 ROTATE_HALF = ("llama", "mistral", "qwen2", "qwen3")
 NO_ROPE = ("gpt2",)
+# Name under which transformers finds the observed attention.
+OBSERVED = "kava_observed"
+
+Observer = Callable[[int, Tensor, Tensor, float], object]
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,56 @@ def capture(
     if keys == "pre_rope":
         keys_BLHTD = unrotate(model, keys_BLHTD)
     return KeysValues(keys_BLHTD, values_BLHTD), output.last_hidden_state
+
+
+@contextmanager
+def observed_attention(model: Any, observe: Observer) -> Iterator[None]:
+    """While active, every attention layer shows its queries and keys; the forward stays that of SDPA, bit for bit.
+
+    Parameters
+    ----------
+    model
+        A causal language model of `transformers` that attends by SDPA (the default).
+    observe
+        Called once per layer and forward with the layer's index, the queries `[B, Ha, T, D]` (Ha attention heads) and
+        the keys `[B, H, T, D]` of the real forward, both after RoPE, and the factor on their product before the
+        softmax. Attention head a reads KV head `a // (Ha / H)`.
+
+    Raises
+    ------
+    UserError
+        From the forward: a sequence longer than the model's sliding window, since queries and keys alone would then
+        tell of attention that never was.
+    """
+    from transformers import AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    former = model.config._attn_implementation
+    assert former == "sdpa", f"observed attention is SDPA's, and this model attends by {former!r}"
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    kv_heads = geometry(model.config).kv_heads
+
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
+        window, tokens = options.get("sliding_window"), query.shape[2]
+        if window is not None and tokens > window:
+            raise UserError(
+                f"attention reaches back {window} tokens and an example has {tokens}; scores need attention over the "
+                f"whole example: set max_length to at most {window}, or choose a selection without scores"
+            )
+        # Every n-th head undoes `repeat_kv`, where a family has applied it already.
+        observe(module.layer_idx, query, key[:, :: key.shape[1] // kv_heads], options["scaling"])
+        return attend(module, query, key, value, mask, **options)
+
+    # A mask must be registered for all models: without one transformers would pass none, and padding would be read.
+    AttentionMaskInterface.register(OBSERVED, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    ALL_ATTENTION_FUNCTIONS[OBSERVED] = attention
+    try:
+        model.set_attn_implementation(OBSERVED)
+        yield
+    finally:
+        model.set_attn_implementation(former)
+        del ALL_ATTENTION_FUNCTIONS[OBSERVED]
 
 
 def unrotate(model: Any, keys_BLHTD: Tensor) -> Tensor:

@@ -78,6 +78,74 @@ class FullSelection(Settings):
     kind: Literal["full"] = "full"
 
 
+class BudgetSelection(Settings):
+    """Keep at most `budget` tokens; an example with fewer candidates keeps them all."""
+
+    budget: Positive = Field(64, description="tokens kept per example (with scope head: per layer and KV head)")
+    candidates: Literal["reasoning", "all"] = Field(
+        "reasoning", description="tokens that may be kept; reasoning is KaVa's own form"
+    )
+
+
+class RightCropSelection(BudgetSelection):
+    """Keep the last candidates."""
+
+    kind: Literal["right_crop"] = "right_crop"
+
+
+class UniformSelection(BudgetSelection):
+    """Keep candidates at even distances, both ends included: a control."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+class ScopedSelection(BudgetSelection):
+    scope: Literal["example", "head"] = Field(
+        "example", description="one set of positions for all layers and heads, or a set for each layer and KV head"
+    )
+
+
+class RandomSelection(ScopedSelection):
+    """Keep candidates drawn blindly: the control that a scored selection has to beat."""
+
+    kind: Literal["random"] = "random"
+    seed: int = Field(0, ge=0, description="seed of the draw, beside the example's index")
+
+
+class RkvSelection(ScopedSelection):
+    """R-KV as KaVa scores it (arXiv 2510.02312): attention from the answer, and keys unlike the others."""
+
+    kind: Literal["rkv"] = "rkv"
+    lam: float = Field(0.1, ge=0, le=1, description="weight of importance; 1 − lam is that of low redundancy")
+
+
+class RkvWindowSelection(ScopedSelection):
+    """R-KV as its authors' repository computes it (arXiv 2505.24133): the last candidates observe, and are kept."""
+
+    kind: Literal["rkv_window"] = "rkv_window"
+    lam: float = Field(0.07, ge=0, le=1, description="weight of importance; 1 − lam is that of low redundancy")
+    window: Positive = Field(8, description="last candidates, whose attention is the importance; always kept")
+    kernel: Positive = Field(7, description="neighbours that share the largest importance among them; odd")
+    threshold: float = Field(0.5, ge=0, le=1, description="cosine above which two keys are duplicates")
+
+    @model_validator(mode="after")
+    def _check_window_and_kernel(self) -> Self:
+        if self.budget <= self.window:
+            raise ValueError(
+                f"budget={self.budget} leaves nothing to select beside the window={self.window}, which is always kept; "
+                "raise the budget or shorten the window"
+            )
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel={self.kernel} has no middle; choose an odd number, such as {self.kernel + 1}")
+        return self
+
+
+Selection = Annotated[
+    FullSelection | RightCropSelection | RkvSelection | RkvWindowSelection | UniformSelection | RandomSelection,
+    Field(discriminator="kind"),
+]
+
+
 class Bf16Codec(Settings):
     """Lossless: the 16 bits of bfloat16."""
 
@@ -95,7 +163,7 @@ Codec = Annotated[Bf16Codec | Int8Codec, Field(discriminator="kind")]
 
 class KvStore(Settings):
     keys: Literal["pre_rope", "post_rope"] = Field("pre_rope", description="store keys before or after RoPE")
-    select: FullSelection = Field(FullSelection(), description="which tokens' KV is kept")
+    select: Selection = Field(FullSelection(), description="which tokens' KV is kept")
     codec: Codec = Field(Int8Codec(), description="how KV is compressed")
     shard_tokens: Annotated[int, Field(gt=0, multiple_of=64)] = Field(
         8192, description="tokens per shard: the unit of writing and of resume"
