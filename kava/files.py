@@ -32,7 +32,7 @@ def sha256_file(path: Path) -> str:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a crash or power loss leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -60,11 +60,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and rerun the stage that makes it") from None
 
 
-def remove_partial(folder: Path) -> None:
-    """Delete the litter of writes that a kill interrupted (``*.partial``), ours and Zarr's."""
-    for path in folder.rglob("*.partial"):
-        if path.is_file():
-            path.unlink(missing_ok=True)
+def remove_partial(folder: Path, pattern: str) -> None:
+    """Delete the litter of interrupted writes of some files (``<pattern>.*.partial``), ours and Zarr's."""
+    for path in folder.glob(f"{pattern}.*.partial"):
+        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

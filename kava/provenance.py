@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def provenance(store_manifest: Path) -> dict[str, Any]:
     return {
         "code": {"kava": version("kava"), "commit": _commit()},
         "command": os.environ.get("KAVA_COMMAND") or shlex.join(["kava", *sys.argv[1:]]),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **library_versions(PACKAGES)},
         "hardware": {
             "system": f"{platform.system()} {platform.machine()}",
             "cpu_cores": os.cpu_count(),
@@ -42,6 +43,11 @@ def provenance(store_manifest: Path) -> dict[str, Any]:
         "data": key["tokens"]["data"],
         "tokenizer": key["tokens"]["tokenizer"],
     }
+
+
+def library_versions(names: Iterable[str]) -> dict[str, str]:
+    """Installed version of each package."""
+    return {name: version(name) for name in names}
 
 
 def _commit() -> str:

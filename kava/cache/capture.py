@@ -83,7 +83,22 @@ def capture(
     UserError
         `pre_rope` for a family whose rotary layout is not known here.
     """
-    output = model.base_model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=True)
+    captured, output = _forward(model, input_ids_BT, attention_mask_BT, keys)
+    return captured, output.last_hidden_state
+
+
+def capture_with_hidden(
+    model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str = "pre_rope"
+) -> tuple[KeysValues, tuple[Tensor, ...]]:
+    """As `capture`, with the hidden states of all layers, L + 1 times `[B, T, width]`, embeddings first."""
+    captured, output = _forward(model, input_ids_BT, attention_mask_BT, keys, output_hidden_states=True)
+    return captured, output.hidden_states
+
+
+def _forward(
+    model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str, **options: Any
+) -> tuple[KeysValues, Any]:
+    output = model.base_model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=True, **options)
     layers = output.past_key_values.layers
     keys_BLHTD = torch.stack([layer.keys for layer in layers], dim=1)
     values_BLHTD = torch.stack([layer.values for layer in layers], dim=1)
@@ -91,7 +106,7 @@ def capture(
     assert keys_BLHTD.shape[-2] == tokens, f"cache holds {keys_BLHTD.shape[-2]} of {tokens} tokens"
     if keys == "pre_rope":
         keys_BLHTD = unrotate(model, keys_BLHTD)
-    return KeysValues(keys_BLHTD, values_BLHTD), output.last_hidden_state
+    return KeysValues(keys_BLHTD, values_BLHTD), output
 
 
 @contextmanager

@@ -1,17 +1,22 @@
 """Where everything lies in a KV store.
 
-    <folder>/manifest.json            written last; a store without it is unfinished
-    <folder>/shards/<split>-00003.json    checksums of one finished shard
-    <folder>/store.zarr/<split>/start, length       first token and number of tokens of each example
-    <folder>/store.zarr/<split>/keys/<array>        [rows, L, H, D], the codec's arrays; `values/` alike
+    <folder>/manifest.json                written last; a store without it is unfinished
+    <folder>/shards/<split>-00003.json    key and checksums of one finished shard
+    <folder>/store.zarr/parameters/…      what a calibrated codec learnt, with its record shards/parameters.json
+    <folder>/store.zarr/<split>/index/<axis>        [examples, 2], first row and number of rows of each example
+    <folder>/store.zarr/<split>/keys/…, values/…    the codec's arrays
+    <folder>/store.zarr/<split>/token/…             id, segment and position of each stored token
+    <folder>/store.zarr/<split>/signals/…           optional: importance, hidden states, top-k logits
     <folder>/store.zarr/<split>/keys/moments        [shards, 2, L, H, D], sum and sum of squares per shard
 
-Examples are packed into shards of `shard_tokens` tokens in their order; one never crosses a shard boundary, so the
-rows at the end of a shard may stay unused. A Zarr shard file holds the same tokens in every array: it is the unit of
-writing, of checking and of resume.
+Examples are packed into shards of `shard_tokens` rows in their order; one never crosses a shard boundary, so the
+rows at the end of a shard may stay unused. The Zarr shard files of one number hold the same examples in every array:
+they are written, checked and resumed together.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,33 +25,61 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from kava.cache.capture import Geometry
-from kava.cache.codecs import TOKENS_PER_GROUP, Codec
+from kava.cache.spec import TOKENS_PER_GROUP, ArraySpec
 from kava.errors import UserError
+from kava.files import canonical_json
 
 TENSORS: Final = ("keys", "values")
-SMALL_CHUNK_BYTES = 128 << 10
+# Channel statistics are those of the training split.
+STATISTICS: Final = "train"
+SMALL_CHUNK_BYTES: Final = 128 << 10
+# Rows per chunk of the other axes; an example has a few answer tokens, and is read alone.
+AXIS_CHUNKS: Final = {"answer": 64, "example": 1}
 
 
 @dataclass(frozen=True)
-class Packing:
-    """Examples packed into shards.
+class Rows:
+    """Rows of an axis: where each example's stand.
 
     Attributes
     ----------
     start
-        First token of each example on the store's token axis, int64 `[N]`.
+        First row of each example, int64 `[N]`.
     length
-        Tokens of each example, int32 `[N]`.
-    shard
-        Shard of each example, int64 `[N]`.
-    shard_tokens
-        Rows per shard.
+        Rows of each example, int64 `[N]`.
+    per_shard
+        Rows that a shard has room for.
     """
 
     start: np.ndarray
     length: np.ndarray
+    per_shard: int
+
+    @property
+    def total(self) -> int:
+        """Length of the axis: all shards but the last are whole."""
+        return int(self.start[-1] + self.length[-1]) if len(self.start) else 0
+
+    def used(self, members: np.ndarray) -> int:
+        """Rows that the examples of a shard take, from its start to the end of the last."""
+        last = members[-1]
+        return int(self.start[last] % self.per_shard + self.length[last])
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Examples of a split packed into shards.
+
+    Attributes
+    ----------
+    tokens
+        Rows of the token axis.
+    shard
+        Shard of each example, int64 `[N]`.
+    """
+
+    tokens: Rows
     shard: np.ndarray
-    shard_tokens: int
 
     @classmethod
     def pack(cls, lengths: list[int], shard_tokens: int) -> "Packing":
@@ -55,6 +88,7 @@ class Packing:
             raise UserError(
                 f"an example of {max(lengths)} tokens does not fit a shard of {shard_tokens}; raise kv.shard_tokens"
             )
+        assert all(lengths), "an example without tokens has no place in a store"
         start, position = [], 0
         for length in lengths:
             left = shard_tokens - position % shard_tokens
@@ -62,50 +96,63 @@ class Packing:
                 position += left
             start.append(position)
             position += length
-        start_array = np.array(start, dtype=np.int64)
-        return cls(start_array, np.array(lengths, np.int32), start_array // shard_tokens, shard_tokens)
+        rows = Rows(np.array(start, dtype=np.int64), np.array(lengths, np.int64), shard_tokens)
+        return cls(rows, rows.start // shard_tokens)
 
     @property
     def shards(self) -> int:
         return int(self.shard[-1]) + 1 if len(self.shard) else 0
 
-    @property
-    def rows(self) -> int:
-        """Length of the token axis: all shards but the last are whole."""
-        return int(self.start[-1] + self.length[-1]) if len(self.start) else 0
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        return np.searchsorted(self.shard, np.arange(self.shards + 1))
 
-    def members(self, shard: int) -> list[int]:
+    def members(self, shard: int) -> np.ndarray:
         """Examples of a shard, in order."""
-        return [int(index) for index in np.flatnonzero(self.shard == shard)]
+        return np.arange(self._bounds[shard], self._bounds[shard + 1])
 
-    def used_rows(self, shard: int) -> int:
-        """Rows from the shard's start to the end of its last example."""
-        last = self.members(shard)[-1]
-        return int(self.start[last] + self.length[last]) - shard * self.shard_tokens
+    def axis(self, lengths: list[int], multiple_of: int) -> Rows:
+        """Rows of another axis, with room in each shard for what any shard needs."""
+        own = [np.array(lengths, np.int64)[self.members(shard)] for shard in range(self.shards)]
+        needed = max((int(of_shard.sum()) for of_shard in own), default=0)
+        per_shard = -(-max(needed, 1) // multiple_of) * multiple_of
+        starts = [shard * per_shard + np.cumsum(of_shard) - of_shard for shard, of_shard in enumerate(own)]
+        return Rows(np.concatenate(starts) if starts else np.zeros(0, np.int64), np.array(lengths, np.int64), per_shard)
 
 
-def create_split(group: Any, packing: Packing, geometry: Geometry, codec: Codec) -> None:
+def create_split(
+    group: Any, packing: Packing, axes: Mapping[str, Rows], arrays: Mapping[str, ArraySpec], geometry: Geometry
+) -> None:
     """Create the arrays of a split at their final shapes, those that do not exist yet."""
+    for axis, rows in axes.items():
+        index = np.stack((rows.start, rows.length), axis=1)
+        name = f"index/{axis}"
+        _create(
+            group,
+            name,
+            shape=index.shape,
+            chunks=index.shape,
+            dtype="int64",
+            dimension_names=["example", "start_length"],
+        )
+        group[name][:] = index  # always: a kill may have come between the array's metadata and its data
+    chunk = chunk_tokens(arrays, packing.tokens.per_shard)
+    for name, spec in arrays.items():
+        rows, per_row = axes[spec.axis], spec.tokens_per_row
+        per_chunk = chunk if spec.axis == "token" else AXIS_CHUNKS[spec.axis]
+        _create(
+            group,
+            name,
+            shape=(-(-rows.total // per_row), *spec.row),
+            chunks=(per_chunk // per_row, *spec.row),
+            shards=(rows.per_shard // per_row, *spec.row),
+            dtype=spec.dtype,
+            fill_value=spec.fill_value,
+            dimension_names=[spec.axis if per_row == 1 else f"{spec.axis}_group", *spec.dimensions],
+            attributes={"tokens_per_row": per_row},
+        )
     per_token = (geometry.layers, geometry.kv_heads, geometry.head_dim)
-    chunk = chunk_tokens(geometry, codec, packing.shard_tokens)
-    for name, data in (("start", packing.start), ("length", packing.length)):
-        _create(group, name, shape=data.shape, chunks=data.shape, dtype=data.dtype.name, dimension_names=["example"])
-        group[name][:] = data  # always: a kill may have come between the array's metadata and its data
-    for tensor in TENSORS:
-        for name, spec in codec.arrays.items():
-            per_row = spec.tokens_per_row
-            rows = -(-packing.rows // per_row)
-            _create(
-                group,
-                f"{tensor}/{name}",
-                shape=(rows, *per_token),
-                chunks=(chunk // per_row, *per_token),
-                shards=(packing.shard_tokens // per_row, *per_token),
-                dtype=spec.dtype,
-                fill_value=spec.fill_value,
-                dimension_names=["token" if per_row == 1 else "token_group", "layer", "kv_head", "head_dim"],
-                attributes={"tokens_per_row": per_row},
-            )
+    for tensor in TENSORS if group.basename == STATISTICS else ():
         _create(
             group,
             f"{tensor}/moments",
@@ -117,31 +164,43 @@ def create_split(group: Any, packing: Packing, geometry: Geometry, codec: Codec)
         )
 
 
-def chunk_tokens(geometry: Geometry, codec: Codec, shard_tokens: int) -> int:
+def chunk_tokens(arrays: Mapping[str, ArraySpec], shard_tokens: int) -> int:
     """Tokens per chunk, the least that can be read.
 
     64 for real models: an example of t tokens then reads (t + 63) / t of its bytes on average, 1.35 for the 182 of
     GSM8K. A tiny model's chunks are doubled up to 128 KiB, since each costs Zarr half a millisecond whatever its size.
     """
     tokens = TOKENS_PER_GROUP
-    bytes_per_token = geometry.channels * codec.bits_per_value / 8
+    bytes_per_token = sum(spec.bits_per_token for spec in arrays.values() if spec.axis == "token") / 8
     while 2 * tokens * bytes_per_token <= SMALL_CHUNK_BYTES and shard_tokens % (2 * tokens) == 0:
         tokens *= 2
     return tokens
 
 
-def shard_files(split: str, shard: int, codec: Codec) -> list[str]:
+def shard_files(split: str, shard: int, arrays: Mapping[str, ArraySpec]) -> list[str]:
     """Paths under `store.zarr` of the files that make up one shard."""
-    names = [f"{split}/{tensor}/{name}/c/{shard}/0/0/0" for tensor in TENSORS for name in codec.arrays]
-    return names + [f"{split}/{tensor}/moments/c/{shard}/0/0/0/0" for tensor in TENSORS]
+    names = [f"{split}/{name}/c/{shard}" + "/0" * len(spec.row) for name, spec in arrays.items()]
+    moments = [f"{split}/{tensor}/moments/c/{shard}/0/0/0/0" for tensor in TENSORS]
+    return names + moments if split == STATISTICS else names
 
 
 def shard_record(folder: Path, split: str, shard: int) -> Path:
     return folder / "shards" / f"{split}-{shard:05d}.json"
 
 
+def write_whole(group: Any, name: str, data: np.ndarray, dimensions: list[str] | None = None) -> None:
+    """Write a small array as one chunk. One that stands there is overwritten in place, never absent for a moment."""
+    shape = tuple(max(1, size) for size in data.shape)
+    _create(group, name, shape=data.shape, chunks=shape, dtype=data.dtype.name, dimension_names=dimensions)
+    group[name][...] = data
+
+
 def _create(group: Any, name: str, **options: Any) -> None:
     if name in group:
+        array = group[name]
+        found = {"shape": array.shape, "dtype": array.dtype.name, "chunks": array.chunks, "shards": array.shards}
+        wanted = {key: options.get(key) for key in found}
+        assert canonical_json(found) == canonical_json(wanted), f"{name} is {found}, not {wanted}"
         return
     itemsize = np.dtype(options["dtype"]).itemsize
     group.create_array(

@@ -1,157 +1,299 @@
-"""Write a KV store shard by shard, resume it, and seal it with its manifest."""
+"""Write a KV store shard by shard, alone or beside other processes, resume it, and seal it with its manifest."""
 
+import logging
 import shutil
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kava.cache.capture import Geometry
-from kava.cache.codecs import make_codec
-from kava.cache.layout import TENSORS, Packing, create_split, open_group, shard_files, shard_record
+from kava.cache.codecs import KvBlock, TokenInfo
+from kava.cache.contents import Contents
+from kava.cache.layout import (
+    STATISTICS,
+    TENSORS,
+    Packing,
+    Rows,
+    create_split,
+    open_group,
+    shard_files,
+    shard_record,
+    write_whole,
+)
+from kava.cache.quarantine import Quarantine
+from kava.cache.reader import read_parameters
 from kava.errors import UserError
 from kava.files import read_json, remove_partial, sha256_file, sha256_json, write_json
+from kava.locks import Claim, claim, holder, locked
+from kava.provenance import library_versions
+
+log = logging.getLogger("kava")
+
+ENCODE_TOKENS: Final = 1024
+WAIT_SECONDS: Final = 0.5
+
+Shard = tuple[str, int]
+
+
+class ShardContent(NamedTuple):
+    """What goes into one shard: KV and facts of its tokens, in their rows, and the signals by array name."""
+
+    kv: KvBlock
+    info: TokenInfo
+    signals: dict[str, Tensor]
 
 
 class StoreWriter:
-    """A store under construction.
+    """A store under construction; several processes may work on one at the same time.
 
     Parameters
     ----------
     folder
         Folder of the store; created if missing, continued if not.
-    key
-        Everything that the bytes depend on; kept in the manifest.
-    lengths
-        Split → tokens per example.
-    geometry
-        Shape of the teacher's KV.
+    contents
+        What the store holds.
+    segments
+        Split → segment of every token of every example.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any], lengths: dict[str, list[int]], geometry: Geometry) -> None:
-        self.folder = folder
-        self.key = key
-        self.geometry = geometry
-        self.codec = make_codec(key["codec"])
-        self.packings = {split: Packing.pack(of_split, key["shard_tokens"]) for split, of_split in lengths.items()}
-        self.lengths = lengths
+    def __init__(self, folder: Path, contents: Contents, segments: dict[str, list[np.ndarray]]) -> None:
+        self.folder, self.contents = folder, contents
+        self.codec, self.geometry = contents.codec, contents.geometry
+        self.key_name = sha256_json(contents.key)[:16]
+        self.packings: dict[str, Packing] = {}
+        self.axes: dict[str, dict[str, Rows]] = {}
+        for split, of_split in segments.items():
+            self.packings[split], self.axes[split] = contents.pack(of_split, split)
+        self._parameters_sha256: str | None = None
 
-    def open(self) -> None:
-        """Create what is missing, remove the litter of a killed run, and check that the disk is large enough.
+    @property
+    def shards(self) -> list[Shard]:
+        return [(split, shard) for split, packing in self.packings.items() for shard in range(packing.shards)]
 
-        Raises
-        ------
-        UserError
-            The disk has less room than the unfinished shards need before compression.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remove_partial(self.folder)
-        rows = sum(self.packings[split].used_rows(shard) for split, shard in self.pending())
-        needed = int(rows * 2 * self.geometry.channels * self.codec.bits_per_value / 8)
-        free = shutil.disk_usage(self.folder).free
+    def open(self) -> bool:
+        """Take the folder, and put aside what is of another store; returns whether the codec needs calibration."""
+        with self.exclusive():
+            quarantine = Quarantine(self.folder)
+            quarantine.foreign_store(self.key_name)
+            remove_partial(self.folder, "store.zarr/**/zarr")
+            self._begin()
+            if not self.codec.calibration_tokens or self._load_parameters(quarantine):
+                self._create_arrays()
+                return False
+            return True
+
+    def exclusive(self) -> Any:
+        """Context that no other process is in; waits for it."""
+        return locked(self.folder / "locks" / "store.lock")
+
+    def calibrated(self) -> bool:
+        """Whether another process has calibrated the codec meanwhile; asked in `exclusive`."""
+        if self._load_parameters(Quarantine(self.folder)):
+            self._create_arrays()
+            return True
+        return False
+
+    def write_parameters(self) -> None:
+        """Keep what the codec has learnt; called in `exclusive`."""
+        if "parameters" in self.root:
+            del self.root["parameters"]  # half of them, of a killed run: there is no record
+        for name, array in self.codec.parameters().items():
+            write_whole(self.root, f"parameters/{name}", array)
+        store = self.folder / "store.zarr"
+        files = sorted(path for path in (store / "parameters").rglob("c/**/*") if path.is_file())
+        facts = {path.relative_to(store).as_posix(): _facts(path) for path in files}
+        write_json(self.folder / "shards" / "parameters.json", {"store": self.key_name, "files": facts})
+        # From the store, so that this process computes with what every other one reads.
+        assert self.calibrated()
+
+    def pending(self) -> list[Shard]:
+        """Shards that have no record, or whose files are not those of their record; the latter are put aside."""
+        quarantine = Quarantine(self.folder)
+        return [shard for shard in self.shards if not self._is_complete(*shard, quarantine)]
+
+    def check_room(self, pending: Iterable[Shard]) -> None:
+        """Raise `UserError` if the disk has less room than shards need before compression."""
+        rows = sum(self.axes[split]["token"].used(self.packings[split].members(shard)) for split, shard in pending)
+        per_row = sum(spec.bits_per_token for spec in self.contents.arrays.values() if spec.axis == "token") / 8
+        needed, free = int(rows * per_row), shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
                 f"the store needs up to {needed / 1e9:.1f} GB in {self.folder}, {free / 1e9:.1f} GB are free; make "
                 "room, point cache_dir to another disk, or choose a smaller kv.codec; finished shards are kept"
             )
-        root = open_group(self.folder / "store.zarr", "a")
-        for split, packing in self.packings.items():
-            create_split(root.require_group(split), packing, self.geometry, self.codec)
-        self.root = root
 
-    def pending(self) -> list[tuple[str, int]]:
-        """Shards `(split, number)` that have no record, or whose files are not those of their record."""
-        return [
-            (split, shard)
-            for split, packing in self.packings.items()
-            for shard in range(packing.shards)
-            if not self._is_complete(split, shard)
-        ]
+    def claims(self, shards: Iterable[Shard]) -> Iterator[tuple[Shard, Claim]]:
+        """Unfinished shards, each locked for this process, which releases it; ends when all are finished.
 
-    def write_shard(self, split: str, shard: int, keys_TLHD: Tensor, values_TLHD: Tensor) -> None:
+        A shard that another process has is left to it, and looked at again until it is done or its process is dead.
+        """
+        waiting, told = list(shards), False
+        while waiting:
+            taken = []
+            for split, shard in waiting:
+                path = self.folder / "locks" / f"{split}-{shard:05d}.lock"
+                held = claim(path)
+                if held is None:
+                    taken.append((split, shard))
+                    if not told:
+                        log.info("%s works on shard %s-%d; taking others, then waiting", holder(path), split, shard)
+                        told = True
+                elif self._is_complete(split, shard, Quarantine(self.folder)):
+                    held.release()
+                else:
+                    yield (split, shard), held
+            if len(taken) == len(waiting):
+                time.sleep(WAIT_SECONDS)
+            waiting = taken
+
+    def write_shard(self, split: str, shard: int, content: ShardContent, device: torch.device | None = None) -> None:
         """Write one shard: its arrays, then the record that says it is there.
 
         Parameters
         ----------
-        keys_TLHD, values_TLHD
-            The shard's tokens from its start to the end of its last example, `[used_rows, L, H, D]`, on the CPU.
+        content
+            The shard's rows from its start to the end of its last example, on the CPU.
+        device
+            Where to encode; None for the CPU.
         """
-        packing = self.packings[split]
-        used = packing.used_rows(shard)
-        for tensor, block in zip(TENSORS, (keys_TLHD, values_TLHD), strict=True):
-            assert len(block) == used, f"shard {split}-{shard} has {used} rows, got {len(block)}"
-            group = self.root[split][tensor]
-            for name, rows in self.codec.encode(block).items():
-                spec = self.codec.arrays[name]
-                first = shard * packing.shard_tokens // spec.tokens_per_row
-                array = group[name]
-                # One assignment for the whole shard file; rows after the last example hold the fill value.
-                height = min(array.shards[0], array.shape[0] - first)
-                whole = np.full((height, *rows.shape[1:]), spec.fill_value, spec.dtype)
-                whole[: len(rows)] = rows
-                array[first : first + height] = whole
-            exact = block.double()
-            group["moments"][shard] = torch.stack((exact.sum(0), exact.square().sum(0))).numpy()
-        write_json(shard_record(self.folder, split, shard), {"rows": used, "files": self._checksums(split, shard)})
+        axes, arrays = self.axes[split], self.contents.arrays
+        used = axes["token"].used(self.packings[split].members(shard))
+        assert len(content.kv.keys) == used, f"shard {split}-{shard} has {used} rows, got {len(content.kv.keys)}"
+        for file in (shard_record(self.folder, split, shard), *self._files(split, shard)):
+            remove_partial(file.parent, file.name)  # of a killed run, whose lock is ours now
+        data = self._encode(content, device or torch.device("cpu"))
+        data |= {f"token/{name}": tensor.numpy() for name, tensor in content.info._asdict().items()}
+        data |= {name: tensor.numpy() for name, tensor in content.signals.items()}
+        for name, spec in arrays.items():
+            array, rows = self.root[split][name], data[name]
+            first = shard * axes[spec.axis].per_shard // spec.tokens_per_row
+            # One assignment for the whole shard file; rows after the last example hold the fill value.
+            whole = np.full((min(array.shards[0], array.shape[0] - first), *spec.row), spec.fill_value, spec.dtype)
+            whole[: len(rows)] = rows
+            array[first : first + len(whole)] = whole
+        for tensor, block in zip(TENSORS, content.kv, strict=True) if split == STATISTICS else ():
+            self.root[split][tensor]["moments"][shard] = _moments(block)
+        record = {"store": self.key_name, "parameters": self._parameters_sha256, "rows": used}
+        write_json(shard_record(self.folder, split, shard), record | {"files": self._checksums(split, shard)})
 
     def seal(self) -> dict[str, Any]:
         """Write the channel statistics and, last, the manifest; returns the manifest."""
-        self._write_statistics()
-        records = {
-            f"{split}-{shard:05d}": read_json(shard_record(self.folder, split, shard))
-            for split, packing in self.packings.items()
-            for shard in range(packing.shards)
-        }
-        tokens = sum(sum(of_split) for of_split in self.lengths.values())
-        raw = tokens * 2 * self.geometry.channels * 2
-        size = sum(file.stat().st_size for file in self.folder.glob("store.zarr/**/*") if file.is_file())
-        manifest = {
-            "stage": "extract",
-            "name": self.folder.name.rsplit("-", 1)[0],
-            "key": sha256_json(self.key)[:16],
-            "spec": self.key,
-            "geometry": self.geometry.to_dict(),
-            "codec": {**self.key["codec"], "bits_per_value": self.codec.bits_per_value},
-            "examples": {split: len(of_split) for split, of_split in self.lengths.items()},
-            "tokens": tokens,
-            "bytes": size,
-            "raw_bf16_bytes": raw,
-            "ratio": size / raw,
-            "shards": records,
-        }
-        write_json(self.folder / "manifest.json", manifest)
-        return manifest
+        with self.exclusive():
+            self._write_statistics()
+            records = {
+                f"{split}-{shard:05d}": read_json(shard_record(self.folder, split, shard))
+                for split, shard in self.shards
+            }
+            if self._parameters_sha256:
+                records["parameters"] = read_json(self.folder / "shards" / "parameters.json")
+            tokens = sum(int(packing.tokens.length.sum()) for packing in self.packings.values())
+            raw = tokens * 2 * self.geometry.channels * 2
+            size = sum(
+                file.stat().st_size
+                for part in ("store.zarr", "shards")
+                for file in self.folder.glob(f"{part}/**/*")
+                if file.is_file()
+            )
+            manifest = {
+                "stage": "extract",
+                "name": self.folder.name.rsplit("-", 1)[0],
+                "key": self.key_name,
+                "spec": self.contents.key,
+                "geometry": self.geometry.to_dict(),
+                "hidden_width": self.contents.hidden_width,
+                "codec": {**self.contents.key["codec"], "bits_per_value": self.codec.bits_per_value},
+                "examples": {split: len(packing.shard) for split, packing in self.packings.items()},
+                "tokens": tokens,
+                "bytes": size,
+                "raw_bf16_bytes": raw,
+                "ratio": size / raw,
+                "libraries": library_versions(("kava", "numcodecs", "torch", "transformers", "zarr")),
+                "shards": records,
+            }
+            write_json(self.folder / "manifest.json", manifest)
+            for path in (self.folder / "locks").glob("*-*.lock"):
+                path.unlink(missing_ok=True)  # whoever claims a shard now finds it finished
+            return manifest
+
+    def _begin(self) -> None:
+        self.root = open_group(self.folder / "store.zarr", "a")
+        self.root.attrs["kava"] = {"key": self.key_name}
+
+    def _create_arrays(self) -> None:
+        for split, packing in self.packings.items():
+            create_split(self.root.require_group(split), packing, self.axes[split], self.contents.arrays, self.geometry)
+
+    def _load_parameters(self, quarantine: Quarantine) -> bool:
+        record = self.folder / "shards" / "parameters.json"
+        if not record.is_file() or not self._matches(read_json(record)):
+            if any(record.parent.glob("*.json")):
+                quarantine.everything(
+                    "its codec's parameters are lost or damaged, and no shard can be read without them"
+                )
+                self._begin()
+            return False
+        self.codec.load_parameters(read_parameters(self.root), torch.device("cpu"))
+        self._parameters_sha256 = sha256_file(record)
+        return True
+
+    def _encode(self, content: ShardContent, device: torch.device) -> dict[str, np.ndarray]:
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self.codec.arrays}
+        for first in range(0, len(content.kv.keys), ENCODE_TOKENS):
+            part = slice(first, first + ENCODE_TOKENS)
+            kv = KvBlock(*(tensor[part].to(device) for tensor in content.kv))
+            info = TokenInfo(*(tensor[part].to(device) for tensor in content.info))
+            for name, rows in self.codec.encode(kv, info).items():
+                parts[name].append(rows.cpu().numpy())
+        return {name: np.concatenate(of_array) for name, of_array in parts.items()}
 
     def _write_statistics(self) -> None:
         """Mean and standard deviation per channel over the training tokens, from the shards' moments."""
-        tokens = sum(self.lengths["train"])
+        tokens = int(self.packings[STATISTICS].tokens.length.sum())
+        group = self.root[STATISTICS]
         for tensor in TENSORS:
-            group = self.root["train"][tensor]
-            first, second = group["moments"][:].sum(axis=0) / tokens
+            first, second = group[tensor]["moments"][:].sum(axis=0) / tokens
             deviation = np.sqrt(np.maximum(second - first**2, 0.0))
             for name, data in (("mean", first), ("std", deviation)):
-                # Overwriting would leave a moment without the array; equal input gives equal bytes anyway.
-                if name not in group:
-                    group.create_array(
-                        name,
-                        shape=data.shape,
-                        chunks=data.shape,
-                        dtype="float32",
-                        dimension_names=["layer", "kv_head", "head_dim"],
-                        config={"write_empty_chunks": True},
-                    )
-                group[name][:] = data.astype(np.float32)
+                write_whole(group, f"{tensor}/{name}", data.astype(np.float32), ["layer", "kv_head", "head_dim"])
 
-    def _is_complete(self, split: str, shard: int) -> bool:
-        record = shard_record(self.folder, split, shard)
-        if not record.is_file():
+    def _is_complete(self, split: str, shard: int, quarantine: Quarantine) -> bool:
+        path = shard_record(self.folder, split, shard)
+        if not path.is_file():
             return False
-        files = read_json(record)["files"]
-        paths = {name: self.folder / "store.zarr" / name for name in files}
-        return all(path.is_file() for path in paths.values()) and files == self._checksums(split, shard)
+        record = read_json(path)
+        if record.get("store") != self.key_name or record.get("parameters") != self._parameters_sha256:
+            reason = f"it was written for store {record.get('store')}"
+        elif not self._matches(record) or set(record["files"]) != set(shard_files(split, shard, self.contents.arrays)):
+            reason = "its files are not those of its record"
+        else:
+            return True
+        quarantine.shard(f"{split}-{shard:05d}", [path, *self._files(split, shard)], reason)
+        return False
+
+    def _matches(self, record: dict[str, Any]) -> bool:
+        paths = {name: self.folder / "store.zarr" / name for name in record["files"]}
+        return all(path.is_file() and record["files"][name] == _facts(path) for name, path in paths.items())
+
+    def _files(self, split: str, shard: int) -> list[Path]:
+        return [self.folder / "store.zarr" / name for name in shard_files(split, shard, self.contents.arrays)]
 
     def _checksums(self, split: str, shard: int) -> dict[str, dict[str, Any]]:
-        paths = {name: self.folder / "store.zarr" / name for name in shard_files(split, shard, self.codec)}
-        return {name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for name, path in paths.items()}
+        names = shard_files(split, shard, self.contents.arrays)
+        return {name: _facts(self.folder / "store.zarr" / name) for name in names}
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _moments(block: Tensor) -> np.ndarray:
+    """Sum and sum of squares per channel, float64 `[2, L, H, D]`, a slice at a time."""
+    total = torch.zeros(2, *block.shape[1:], dtype=torch.float64)
+    for part in block.split(ENCODE_TOKENS):
+        exact = part.double()
+        total += torch.stack((exact.sum(0), exact.square().sum(0)))
+    return total.numpy()

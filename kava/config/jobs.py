@@ -17,7 +17,7 @@ from kava.errors import UserError
 from kava.files import canonical_json, sha256_bytes, sha256_json
 
 TOKENS_FORMAT = 2
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 REFERENCES = ("teacher", "student_base")
 CHECKPOINTING = {"save_every", "keep_checkpoints"}
 NUMERIC_MODULES = ("align", "cache/capture.py", "losses", "metrics.py", "training")
@@ -133,6 +133,12 @@ class Plan:
             {"tokens": self.tokenize.output},
         )
 
+    def extract_part(self, part: int) -> Job:
+        """Every n-th shard of the store, for n = `extract_jobs` jobs beside each other; `extract` then seals it."""
+        job = self.extract
+        output = job.output.parent / "parts" / f"{part}-of-{self.config.extract_jobs}.json"
+        return Job("extract", job.spec, output, job.inputs)
+
     def pretrain(self, arm: str, seed: int) -> Job:
         spec = self._training(arm, seed) | {"pretrain": self.config.pretrain.model_dump(exclude=CHECKPOINTING)}
         folder = self._folder(arm, seed) / "projector"
@@ -183,7 +189,7 @@ class Plan:
                 inputs[f"{run}/student"] = self.distill(arm, seed).output
                 if settings.aligner:
                     inputs[f"{run}/projector"] = self.pretrain(arm, seed).output
-        spec = config.model_dump(exclude={"device", "tracker", "cache_dir"})
+        spec = config.model_dump(exclude={"device", "tracker", "cache_dir", "extract_jobs"})
         spec |= {"comparisons": [list(pair) for pair in config.declared_comparisons], "controls": config.controls}
         return Job("report", spec, self.results / "ab_report.html", inputs)
 

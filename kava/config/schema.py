@@ -4,6 +4,7 @@ The JSON schema (`workflow/schemas/config.schema.json`) and the table of setting
 generated from these models by `kava config --write-docs`; a test fails when they drift.
 """
 
+import os
 from difflib import get_close_matches
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
@@ -158,13 +159,78 @@ class Int8Codec(Settings):
     kind: Literal["int8"] = "int8"
 
 
-Codec = Annotated[Bf16Codec | Int8Codec, Field(discriminator="kind")]
+class Int4Codec(Settings):
+    """4 bits, asymmetric: keys per channel and 64 tokens, values per token and 64 channels."""
+
+    kind: Literal["int4"] = "int4"
+
+
+class TransformCodec(Settings):
+    """A few per cent of bf16: predicted from the token id, rotated to principal components, bits where they pay."""
+
+    kind: Literal["transform"] = "transform"
+    target_cos: float | None = Field(
+        None, gt=0, lt=1, description="mean centred cosine that each layer and head reaches; 0.99 if neither is given"
+    )
+    target_ratio: float | None = Field(None, gt=0, lt=1, description="or: size over raw bf16, parameters included")
+    calibration_tokens: Annotated[int, Field(ge=1024)] = Field(
+        32768, description="tokens of the training split that the parameters are learnt from"
+    )
+    first_tokens: int = Field(4, ge=0, le=64, description="tokens at the start of each example that are kept finer")
+    fine_answers: bool = Field(False, description="keep answer tokens finer too")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_target(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            given = {name: data[name] for name in ("target_cos", "target_ratio") if data.get(name) is not None}
+            if len(given) == 2:
+                raise ValueError(f"{given} are two targets; keep one of them")
+            return data if given else data | {"target_cos": 0.99}
+        return data
+
+
+Codec = Annotated[Bf16Codec | Int8Codec | Int4Codec | TransformCodec, Field(discriminator="kind")]
+
+
+class ImportanceSettings(Settings):
+    candidates: Literal["reasoning", "all"] = Field("reasoning", description="tokens that are scored")
+    scope: Literal["example", "head"] = Field("example", description="one score per token, or per layer and KV head")
+
+
+class RkvImportance(ImportanceSettings):
+    """Scores of `select: {kind: rkv}`."""
+
+    kind: Literal["rkv"] = "rkv"
+
+
+class RkvWindowImportance(ImportanceSettings):
+    """Scores of `select: {kind: rkv_window}`."""
+
+    kind: Literal["rkv_window"] = "rkv_window"
+    window: Positive = 8
+    kernel: Positive = 7
+    threshold: float = Field(0.5, ge=0, le=1)
+
+
+Importance = Annotated[RkvImportance | RkvWindowImportance, Field(discriminator="kind")]
+
+
+class Signals(Settings):
+    """What else of the teacher goes into the store."""
+
+    importance: Importance | None = Field(
+        None, description="scores of tokens, so that a selection can be made on reading a full store"
+    )
+    hidden_states: bool = Field(False, description="of all layers at the last token before the answer")
+    topk_logits: int = Field(0, ge=0, description="largest log-probabilities kept per answer token; 0: none")
 
 
 class KvStore(Settings):
     keys: Literal["pre_rope", "post_rope"] = Field("pre_rope", description="store keys before or after RoPE")
     select: Selection = Field(FullSelection(), description="which tokens' KV is kept")
     codec: Codec = Field(Int8Codec(), description="how KV is compressed")
+    signals: Signals = Signals()
     shard_tokens: Annotated[int, Field(gt=0, multiple_of=64)] = Field(
         8192, description="tokens per shard: the unit of writing and of resume"
     )
@@ -278,7 +344,11 @@ class Config(Settings):
 
     preset: str = Field("demo", description="file of workflow/presets/ that every other key overrides")
     experiment: Name = Field("demo", description="name of the folder results/<experiment>/")
-    cache_dir: str = Field("results", description="where token sets and teacher stores live; may be shared")
+    cache_dir: str = Field(
+        default_factory=lambda: os.environ.get("KAVA_CACHE", "results"),
+        description="where token sets and teacher stores live; may be shared; default: $KAVA_CACHE, or results",
+    )
+    extract_jobs: Positive = Field(1, description="extraction jobs that share a store's shards, one GPU each")
     teacher: Teacher
     student: Student
     data: Data

@@ -1,7 +1,6 @@
 """What all stages share: one set of options, the cost record."""
 
 import argparse
-import fcntl
 import json
 import logging
 import os
@@ -11,15 +10,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from kava.commandline import add_configuration_options, exit_status, load_plan
 from kava.config.jobs import Job, Plan, Runtime
 from kava.errors import UserError
 from kava.files import read_json, write_json
+from kava.locks import claim, holder, locked
 
 log = logging.getLogger("kava")
 RUNTIME_VARIABLE = "KAVA_RUNTIME"
+
+BesideOthers = Literal["refuse", "wait", "share"]
 
 
 class Run(Protocol):
@@ -31,8 +33,9 @@ def stage_main(
     documentation: str,
     argv: list[str] | None,
     select: Callable[[Plan, argparse.Namespace], Job],
-    load_run: Callable[[], Run],
+    load_run: Callable[[argparse.Namespace], Run],
     options: dict[str, str] | None = None,
+    beside_others: BesideOthers = "refuse",
 ) -> int:
     """Parse the options of a stage, run it, and return the exit status.
 
@@ -45,10 +48,12 @@ def stage_main(
     select
         Picks the job of a configuration, given the parsed options.
     load_run
-        Imports and returns the function that does the work; called after the arguments are parsed, so that
-        `--help` answers at once.
+        Returns the function that does the work, given the parsed options.
     options
         Options of this stage alone, name → help.
+    beside_others
+        While another process works in the output folder: `refuse` to start, `wait` for it (it does the same work in a
+        shared cache), or `share` the work, of which the stage takes care.
     """
     parser = argparse.ArgumentParser(
         prog=f"kava {stage}", description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -68,7 +73,7 @@ def stage_main(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("httpx", "lm_eval", "datasets", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    return exit_status(f"kava {stage}", lambda: _run(stage, arguments, select, load_run))
+    return exit_status(f"kava {stage}", lambda: _run(stage, arguments, select, load_run, beside_others))
 
 
 @contextmanager
@@ -106,31 +111,39 @@ def _job(
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder against a second process: a killed Snakemake may have left a stage behind that still runs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process works in {folder}; wait for it or stop it, then run again (nothing is lost)"
-            ) from None
+def _admitted(folder: Path, beside_others: BesideOthers) -> Iterator[None]:
+    """Work in a folder beside others or not: a killed Snakemake may have left a stage behind that still runs."""
+    path = folder / ".lock"
+    if beside_others == "share":
         yield
+    elif beside_others == "wait":
+        with locked(path):
+            yield
+    else:
+        held = claim(path)
+        if held is None:
+            raise UserError(
+                f"{holder(path)} works in {folder}; wait for it or stop it, then run again (nothing is lost)"
+            )
+        try:
+            yield
+        finally:
+            held.release()
 
 
 def _run(
     stage: str,
     arguments: argparse.Namespace,
     select: Callable[[Plan, argparse.Namespace], Job],
-    load_run: Callable[[], Run],
+    load_run: Callable[[argparse.Namespace], Run],
+    beside_others: BesideOthers,
 ) -> None:
     job, runtime = _job(stage, arguments, select)
     for name, path in job.inputs.items():
         if not path.is_file():
             raise UserError(f"input {name}: {path} does not exist; run the stage that makes it, or Snakemake")
-    with _alone(job.output.parent):
-        load_run()(job, runtime)
+    with _admitted(job.output.parent, beside_others):
+        load_run(arguments)(job, runtime)
     if arguments.json:
         manifest = job.output if job.output.suffix == ".json" else job.output.with_suffix(".json")
         print(json.dumps(read_json(manifest)))

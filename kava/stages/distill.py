@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     def select(plan: Plan, arguments: argparse.Namespace) -> Job:
         return plan.distill(*arm_and_seed(plan, arguments))
 
-    return stage_main("distill", __doc__, argv, select, lambda: run, ARM_OPTIONS)
+    return stage_main("distill", __doc__, argv, select, lambda _: run, ARM_OPTIONS)
 
 
 def run(job: Job, runtime: Runtime) -> None:

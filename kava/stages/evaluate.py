@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         return plan.reference(arguments.reference)
 
     options = ARM_OPTIONS | {"reference": "`teacher` or `student_base`, in place of an arm"}
-    return stage_main("evaluate", __doc__, argv, select, lambda: run, options)
+    return stage_main("evaluate", __doc__, argv, select, lambda _: run, options, "wait")
 
 
 def run(job: Job, runtime: Runtime) -> None:

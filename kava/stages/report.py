@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     def select(plan: Plan, arguments: argparse.Namespace) -> Job:  # noqa: ARG001
         return plan.report
 
-    return stage_main("report", __doc__, argv, select, lambda: run)
+    return stage_main("report", __doc__, argv, select, lambda _: run)
 
 
 def run(job: Job, runtime: Runtime) -> None:  # noqa: ARG001

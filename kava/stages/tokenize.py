@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     def select(plan: Plan, arguments: argparse.Namespace) -> Job:  # noqa: ARG001
         return plan.tokenize
 
-    return stage_main("tokenize", __doc__, argv, select, lambda: run)
+    return stage_main("tokenize", __doc__, argv, select, lambda _: run, beside_others="wait")
 
 
 def run(job: Job, runtime: Runtime) -> None:

@@ -1,6 +1,7 @@
 """From a slice of what prediction leaves: principal components, and as many bits as the target needs."""
 
 import math
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import torch
@@ -84,8 +85,8 @@ def fit_components(
     def worst_cosine(components: Components) -> float:
         symbols = components.quantise(components.rotate(sample))
         error = sample / channel_scale - components.restore(symbols * components.step) / channel_scale
-        both = (x.unflatten(1, (heads, -1))[:, scale.isfinite()] for x in (exact, exact - error))
-        cosine = torch.nn.functional.cosine_similarity(*both, dim=-1).mean(0)
+        kept, decoded = (x.unflatten(1, (heads, -1))[:, scale.isfinite()] for x in (exact, exact - error))
+        cosine = torch.nn.functional.cosine_similarity(kept, decoded, dim=-1).mean(0)
         return float(cosine.min()) if len(cosine) else 1.0
 
     # The largest distortion that reaches the cosine, or the smallest that fits the size.
@@ -118,7 +119,7 @@ def _decompose(scaled: Tensor, geometry: Geometry) -> _Spectrum:
     blocks = math.ceil(heads / max(1, BLOCK_CHANNELS // geometry.head_dim))
     bounds = [round(heads * i / blocks) * geometry.head_dim for i in range(blocks + 1)]
     variances, bases = [], []
-    for part in scaled.split([b - a for a, b in zip(bounds, bounds[1:], strict=False)], dim=1):
+    for part in scaled.split([b - a for a, b in pairwise(bounds)], dim=1):
         variance, basis = torch.linalg.eigh(part.T @ part / len(part))
         variances.append(variance)
         bases.append(basis)

@@ -76,7 +76,9 @@ class Components:
 
     def unpack(self, rows: dict[str, Tensor], tokens: int) -> Tensor:
         """Symbols `[T, r]` from the arrays of `pack`."""
-        parts = [alphabet.unpack(rows[_name(alphabet)][:tokens], own.stop - own.start) for alphabet, own in self._columns()]
+        parts = [
+            alphabet.unpack(rows[_name(alphabet)][:tokens], own.stop - own.start) for alphabet, own in self._columns()
+        ]
         return torch.cat(parts, dim=1) if parts else self.step.new_empty(tokens, 0)
 
     def arrays(self, fine: bool) -> dict[str, ArraySpec]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -32,20 +32,26 @@ class Selector(ABC):
     def __init__(self, budget: int | None, candidates: Pool = "reasoning", scope: Scope = "example") -> None:
         self.budget = budget
         self.scope = scope
-        self._pool = candidates
+        self.pool = candidates
+
+    @property
+    def score_settings(self) -> dict[str, Any]:
+        """What its scores depend on, as `kv.signals.importance` says it; empty without scores."""
+        return {}
 
     def candidates(self, segments: np.ndarray) -> np.ndarray:
         """Positions that may be kept, sorted int32 `[n]`, from the `Segment` of every real token `[T]`."""
-        allowed = segments == Segment.REASONING if self._pool == "reasoning" else np.ones(len(segments), bool)
+        allowed = segments == Segment.REASONING if self.pool == "reasoning" else np.ones(len(segments), bool)
         return np.flatnonzero(allowed).astype(np.int32)
 
     def rows(self, candidates: int) -> int:
         """Number of tokens kept of so many candidates; known before the teacher runs."""
         return candidates if self.budget is None else min(candidates, self.budget)
 
-    def collector(self, rows: Sequence[BatchRow]) -> ScoreCollector | None:  # noqa: ARG002
-        """Observer that scores the candidates of a batch, or None where no scores are needed."""
-        return None
+    def collector(self, rows: Sequence[BatchRow]) -> ScoreCollector:
+        """Observer that scores the candidates of a batch; only where scores are needed."""
+        options = {name: value for name, value in self.score_settings.items() if name != "candidates"}
+        return ScoreCollector(rows=rows, **options)
 
     def select(self, candidates: np.ndarray, scores: Scores | None, example: int, geometry: Geometry) -> np.ndarray:
         """Positions that are kept.

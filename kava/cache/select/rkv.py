@@ -1,11 +1,11 @@
 """`rkv`: R-KV as KaVa scores it."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from kava.cache.capture import Geometry
-from kava.cache.scores import BatchRow, Scope, ScoreCollector, Scores
+from kava.cache.scores import Scope, Scores
 from kava.cache.select.base import Pool, Selector, largest
 
 
@@ -35,8 +35,9 @@ class Rkv(Selector):
         super().__init__(budget, candidates, scope)
         self.lam = lam
 
-    def collector(self, rows: Sequence[BatchRow]) -> ScoreCollector:
-        return ScoreCollector("rkv", self.scope, rows)
+    @property
+    def score_settings(self) -> dict[str, Any]:
+        return {"kind": self.kind, "candidates": self.pool, "scope": self.scope}
 
     def choose(self, candidates: int, scores: Scores | None, example: int, geometry: Geometry) -> np.ndarray:  # noqa: ARG002
         assert scores is not None, "R-KV selects by scores"

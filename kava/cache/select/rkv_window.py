@@ -1,11 +1,11 @@
 """`rkv_window`: R-KV as its authors' repository computes it."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from kava.cache.capture import Geometry
-from kava.cache.scores import BatchRow, Scope, ScoreCollector, Scores
+from kava.cache.scores import Scope, Scores
 from kava.cache.select.base import Pool, Selector, largest
 
 
@@ -46,10 +46,10 @@ class RkvWindow(Selector):
         self.kernel = kernel
         self.threshold = threshold
 
-    def collector(self, rows: Sequence[BatchRow]) -> ScoreCollector:
-        return ScoreCollector(
-            "rkv_window", self.scope, rows, window=self.window, kernel=self.kernel, threshold=self.threshold
-        )
+    @property
+    def score_settings(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("window", "kernel", "threshold")}
+        return {"kind": self.kind, "candidates": self.pool, "scope": self.scope, **own}
 
     def choose(self, candidates: int, scores: Scores | None, example: int, geometry: Geometry) -> np.ndarray:  # noqa: ARG002
         assert scores is not None, "R-KV selects by scores"

@@ -1,0 +1,70 @@
+"""Fill a store: calibrate, extract shard after shard while the last one is written, seal."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from kava.cache.extract import Extractor
+from kava.cache.layout import STATISTICS
+from kava.cache.writer import Shard, ShardContent, StoreWriter
+from kava.locks import Claim
+
+log = logging.getLogger("kava")
+
+
+def fill(
+    writer: StoreWriter, load: Callable[[list[Shard]], Extractor], device: Any, part: tuple[int, int] = (1, 1)
+) -> int:
+    """Write what a store lacks; returns the number of shards written here.
+
+    Parameters
+    ----------
+    writer
+        The store.
+    load
+        Loads the teacher, given the shards that it will read; not called if nothing is lacking.
+    device
+        Where to encode.
+    part
+        `(k, n)`: only every n-th shard, from the k-th on (counted from 1), for n jobs beside each other.
+    """
+    extractor: Extractor | None = None
+    if writer.open():
+        with writer.exclusive():
+            if not writer.calibrated():
+                extractor = load(_own(writer, part))
+                log.info("calibrating codec %s on %d tokens", writer.codec.kind, writer.codec.calibration_tokens)
+                writer.codec.calibrate(extractor.calibration(writer.packings[STATISTICS]))
+                writer.write_parameters()
+    pending = set(writer.pending())
+    todo = [shard for shard in _own(writer, part) if shard in pending]
+    log.info("store %s: %d of %d shards to extract", writer.folder, len(todo), len(writer.shards))
+    if not todo:
+        return 0
+    writer.check_room(todo)
+    extractor = extractor or load(todo)
+    written = 0
+    # One shard is encoded and written while the teacher reads the next; two are in memory at most.
+    with ThreadPoolExecutor(max_workers=1) as background:
+        last: Future[None] | None = None
+        for (split, shard), held in writer.claims(todo):
+            content = extractor.shard(split, shard, writer.packings[split], writer.axes[split])
+            if last:
+                last.result()
+            last = background.submit(_write, writer, (split, shard), content, held, device)
+            written += 1
+        if last:
+            last.result()
+    return written
+
+
+def _write(writer: StoreWriter, shard: Shard, content: ShardContent, held: Claim, device: Any) -> None:
+    try:
+        writer.write_shard(*shard, content, device)
+    finally:
+        held.release()
+
+
+def _own(writer: StoreWriter, part: tuple[int, int]) -> list[Shard]:
+    return writer.shards[part[0] - 1 :: part[1]]

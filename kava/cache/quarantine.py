@@ -1,0 +1,49 @@
+"""Put aside what does not belong to a store; nothing is deleted, and nothing of it is read again."""
+
+import logging
+from pathlib import Path
+
+from kava.files import read_json
+
+log = logging.getLogger("kava")
+
+
+class Quarantine:
+    """The folder `quarantine/` of a store; every move gets a number of its own and keeps its paths.
+
+    Parameters
+    ----------
+    folder
+        Folder of the store.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def foreign_store(self, key: str) -> None:
+        """Move the whole store if it was begun under another key, or by something else."""
+        group = self.folder / "store.zarr" / "zarr.json"
+        if not group.is_file():
+            return
+        found = read_json(group).get("attributes", {}).get("kava", {}).get("key")
+        # A kill between the group and its attributes leaves a group that says nothing and holds nothing.
+        if found != key and (found or len(list(group.parent.iterdir())) > 1):
+            self.everything(f"it was begun for store {found}")
+
+    def everything(self, reason: str) -> None:
+        """Move arrays, records and manifest."""
+        self._move("the store", [self.folder / name for name in ("store.zarr", "shards", "manifest.json")], reason)
+
+    def shard(self, name: str, files: list[Path], reason: str) -> None:
+        """Move the files of one shard, and the manifest that vouches for them."""
+        self._move(f"shard {name}", [*files, self.folder / "manifest.json"], reason)
+
+    def _move(self, what: str, paths: list[Path], reason: str) -> None:
+        parent = self.folder / "quarantine"
+        number = 1 + max((int(path.name) for path in parent.glob("[0-9]*")), default=0)
+        for path in paths:
+            if path.exists():
+                target = parent / str(number) / path.relative_to(self.folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(target)
+        log.warning("warning: %s is put aside in %s, since %s", what, parent / str(number), reason)
