@@ -37,8 +37,8 @@ class Contents:
         self.scorer = self._scorer()
         if self.codec.mixes_heads and self.selector.scope == "head":
             raise UserError(
-                f"kv.codec {self.codec.kind} needs the KV of one token in all heads, and kv.select {self.selector.kind} "
-                "with scope head keeps other tokens in each; choose scope example, or another codec"
+                f"kv.codec {self.codec.kind} needs the KV of one token in all heads, and kv.select "
+                f"{self.selector.kind} with scope head keeps other tokens in each; set scope: example, or another codec"
             )
 
     @property

@@ -55,17 +55,15 @@ class Extractor:
         members = packing.members(shard)
         kept: dict[int, StoredExample] = {}
         signals: dict[str, Tensor] = {}
-        for batch in batches(members, [len(ids) for ids in self.input_ids[split]], self.contents.key["batch_tokens"]):
+        for batch in self._batches(split, members):
             for example, (stored, of_example) in zip(batch, self._run(split, batch), strict=True):
                 kept[example] = stored
                 for name, rows in of_example.items():
-                    axis = axes[self.contents.arrays[name].axis]
+                    spec = self.contents.arrays[name]
+                    axis = axes[spec.axis]
                     if name not in signals:
-                        signals[name] = torch.full(
-                            (axis.used(members), *rows.shape[1:]),
-                            self.contents.arrays[name].fill_value,
-                            dtype=rows.dtype,
-                        )
+                        shape = (axis.used(members), *rows.shape[1:])
+                        signals[name] = torch.full(shape, spec.fill_value, dtype=rows.dtype)
                     first = int(axis.start[example]) % axis.per_shard
                     signals[name][first : first + len(rows)] = rows
         return ShardContent(*_join([kept[int(example)] for example in members]), signals)
@@ -78,16 +76,13 @@ class Extractor:
         share = min(1.0, wanted / int(lengths.sum()))
         count = max(1, round(share * len(lengths)))
         chosen = np.unique(np.linspace(0, len(lengths) - 1, count).round().astype(int))
-        kept = [
-            stored
-            for batch in batches(
-                chosen, [len(ids) for ids in self.input_ids["train"]], self.contents.key["batch_tokens"]
-            )
-            for stored, _ in self._run("train", batch)
-        ]
+        kept = [stored for batch in self._batches("train", chosen) for stored, _ in self._run("train", batch)]
         ids = np.unique(np.concatenate([x for of_split in self.input_ids.values() for x in of_split]))
         kv, info = _join(kept)
         return Calibration(kv, info, torch.from_numpy(ids).long(), self._first_layer(ids), int(lengths.sum()))
+
+    def _batches(self, split: str, examples: Iterable[int]) -> list[list[int]]:
+        return batches(examples, [len(ids) for ids in self.input_ids[split]], self.contents.key["batch_tokens"])
 
     def _first_layer(self, ids: np.ndarray) -> KvBlock:
         """KV of the first layer for every id, `[U, 1, H, D]`, as if it depended on nothing else."""
@@ -97,7 +92,8 @@ class Extractor:
         for first in range(0, len(sequences), per_batch):
             batch = sequences[first : first + per_batch]
             padded, mask = pad_ids(batch)
-            captured, _ = capture(self.teacher, *self._on_device(padded, mask), self.contents.key["keys"])
+            device = self.teacher.device
+            captured, _ = capture(self.teacher, padded.to(device), mask.to(device), self.contents.key["keys"])
             for row, sequence in enumerate(batch):
                 parts.append([x[row, :1, :, : len(sequence)].permute(2, 0, 1, 3).cpu() for x in captured])
         return KvBlock(*(torch.cat(of_tensor) for of_tensor in zip(*parts, strict=True)))
@@ -109,18 +105,18 @@ class Extractor:
         padded, mask = pad_ids(ids)
         scorer = contents.scorer
         collector = scorer.collector([_batch_row(scorer, of_example) for of_example in segments]) if scorer else None
+        device = self.teacher.device
         run = capture_with_hidden if contents.signals["hidden_states"] else capture
         with observed_attention(self.teacher, collector) if collector else nullcontext():
-            captured, hidden = run(self.teacher, *self._on_device(padded, mask), contents.key["keys"])
+            captured, hidden = run(self.teacher, padded.to(device), mask.to(device), contents.key["keys"])
         scores = collector.result() if collector else [None] * len(batch)
         on_cpu = KeysValues(*(tensor.permute(0, 3, 1, 2, 4).cpu() for tensor in captured))  # [B, T, L, H, D]
         found = []
         for row, example in enumerate(batch):
             tokens = len(ids[row])
             kv = KvBlock(*(tensor[row, :tokens] for tensor in on_cpu))
-            info = TokenInfo(
-                *(torch.from_numpy(x.astype(np.int64)) for x in (ids[row], np.arange(tokens), segments[row]))
-            )
+            facts = (ids[row], np.arange(tokens), segments[row])
+            info = TokenInfo(*(torch.from_numpy(fact.astype(np.int64)) for fact in facts))
             stored, signals = self._keep(StoredExample(kv, info), scores[row], example)
             found.append((stored, signals | self._of_the_answer(hidden, row, segments[row])))
         self.on_tokens(int(mask.sum()))
@@ -159,9 +155,6 @@ class Extractor:
             signals["signals/topk_ids"] = best.indices.int().cpu()
             signals["signals/topk_logprobs"] = best.values.half().cpu()
         return signals
-
-    def _on_device(self, *tensors: Tensor) -> list[Tensor]:
-        return [tensor.to(self.teacher.device) for tensor in tensors]
 
 
 def batches(examples: Iterable[int], lengths: list[int], batch_tokens: int) -> list[list[int]]:

@@ -47,11 +47,8 @@ class Integrity:
         named = re.search(r"-([0-9a-f]{16})$", self.folder.resolve().name)
         group = self.folder / "store.zarr" / "zarr.json"
         begun = read_json(group).get("attributes", {}).get("kava", {}).get("key")
-        for what, found in (
-            ("manifest.json", self.manifest["key"]),
-            ("folder", named[1] if named else key),
-            ("store.zarr", begun),
-        ):
+        keys = {"manifest.json": self.manifest["key"], "folder": named[1] if named else key, "store.zarr": begun}
+        for what, found in keys.items():
             if found != key:
                 yield (
                     f"{self.folder.name}: the {what} is of store {found}, the specification of {key}: another teacher, "

@@ -126,16 +126,7 @@ def create_split(
     """Create the arrays of a split at their final shapes, those that do not exist yet."""
     for axis, rows in axes.items():
         index = np.stack((rows.start, rows.length), axis=1)
-        name = f"index/{axis}"
-        _create(
-            group,
-            name,
-            shape=index.shape,
-            chunks=index.shape,
-            dtype="int64",
-            dimension_names=["example", "start_length"],
-        )
-        group[name][:] = index  # always: a kill may have come between the array's metadata and its data
+        write_whole(group, f"index/{axis}", index, ["example", "start_length"])
     chunk = chunk_tokens(arrays, packing.tokens.per_shard)
     for name, spec in arrays.items():
         rows, per_row = axes[spec.axis], spec.tokens_per_row
@@ -184,8 +175,12 @@ def shard_files(split: str, shard: int, arrays: Mapping[str, ArraySpec]) -> list
     return names + moments if split == STATISTICS else names
 
 
+def shard_name(split: str, shard: int) -> str:
+    return f"{split}-{shard:05d}"
+
+
 def shard_record(folder: Path, split: str, shard: int) -> Path:
-    return folder / "shards" / f"{split}-{shard:05d}.json"
+    return folder / "shards" / f"{shard_name(split, shard)}.json"
 
 
 def write_whole(group: Any, name: str, data: np.ndarray, dimensions: list[str] | None = None) -> None:

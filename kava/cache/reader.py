@@ -11,10 +11,10 @@ from kava.cache.capture import Geometry
 from kava.cache.codecs import KvBlock, TokenInfo
 from kava.cache.contents import Contents
 from kava.cache.integrity import MEND, Integrity
-from kava.cache.layout import STATISTICS, TENSORS, open_group
+from kava.cache.layout import STATISTICS, TENSORS, open_group, shard_name
 from kava.cache.scores import Scores
 from kava.cache.select import make_selector
-from kava.cache.spec import TOKENS_PER_GROUP, ArraySpec
+from kava.cache.spec import TOKENS_PER_GROUP, ArraySpec, Axis
 from kava.errors import UserError
 from kava.files import read_json
 
@@ -190,7 +190,7 @@ class _Split:
             whole = {array: self.read(array, 0, stored.shape[0]) for array, stored in self._arrays.items()}
             self._arrays = whole
 
-    def rows(self, axis: str, example: int) -> tuple[int, int]:
+    def rows(self, axis: Axis, example: int) -> tuple[int, int]:
         """First row of an example, and how many it has."""
         start, length = self._index[axis][example]
         return int(start), int(length)
@@ -202,9 +202,9 @@ class _Split:
             return array[first:last]
         height = array.shards[0]
         for shard in range(first // height, -(-last // height)):
-            self._integrity.check_shard(f"{self.name}-{shard:05d}")
+            self._integrity.check_shard(shard_name(self.name, shard))
         try:
             return torch.from_numpy(array[first:last])
         except (ValueError, RuntimeError, OSError) as error:
-            shards = f"{self.name}-{first // height:05d}"
-            raise UserError(f"shard {shards}: {array.path} cannot be read ({error}); {MEND}") from error
+            shard_first = shard_name(self.name, first // height)
+            raise UserError(f"shard {shard_first}: {array.path} cannot be read ({error}); {MEND}") from error

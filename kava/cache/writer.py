@@ -21,6 +21,7 @@ from kava.cache.layout import (
     create_split,
     open_group,
     shard_files,
+    shard_name,
     shard_record,
     write_whole,
 )
@@ -135,7 +136,7 @@ class StoreWriter:
         while waiting:
             taken = []
             for split, shard in waiting:
-                path = self.folder / "locks" / f"{split}-{shard:05d}.lock"
+                path = self.folder / "locks" / f"{shard_name(split, shard)}.lock"
                 held = claim(path)
                 if held is None:
                     taken.append((split, shard))
@@ -184,20 +185,13 @@ class StoreWriter:
         """Write the channel statistics and, last, the manifest; returns the manifest."""
         with self.exclusive():
             self._write_statistics()
-            records = {
-                f"{split}-{shard:05d}": read_json(shard_record(self.folder, split, shard))
-                for split, shard in self.shards
-            }
+            records = {shard_name(*shard): read_json(shard_record(self.folder, *shard)) for shard in self.shards}
             if self._parameters_sha256:
                 records["parameters"] = read_json(self.folder / "shards" / "parameters.json")
             tokens = sum(int(packing.tokens.length.sum()) for packing in self.packings.values())
             raw = tokens * 2 * self.geometry.channels * 2
-            size = sum(
-                file.stat().st_size
-                for part in ("store.zarr", "shards")
-                for file in self.folder.glob(f"{part}/**/*")
-                if file.is_file()
-            )
+            files = [file for part in ("store.zarr", "shards") for file in self.folder.glob(f"{part}/**/*")]
+            size = sum(file.stat().st_size for file in files if file.is_file())
             manifest = {
                 "stage": "extract",
                 "name": self.folder.name.rsplit("-", 1)[0],
@@ -271,7 +265,7 @@ class StoreWriter:
             reason = "its files are not those of its record"
         else:
             return True
-        quarantine.shard(f"{split}-{shard:05d}", [path, *self._files(split, shard)], reason)
+        quarantine.shard(shard_name(split, shard), [path, *self._files(split, shard)], reason)
         return False
 
     def _matches(self, record: dict[str, Any]) -> bool:

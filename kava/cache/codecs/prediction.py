@@ -1,8 +1,8 @@
 """What a token's KV is expected to be, before anything is stored of it.
 
 Before RoPE, the first layer's keys and values depend on the token id alone: they cost a table, not a stream. Deeper
-layers depend on it in part, so that the mean over a token's occurrences is a start; and the first tokens of all examples are
-alike, since a template begins them.
+layers depend on it in part, so that the mean over a token's occurrences is a start; and the first tokens of all
+examples are alike, since a template begins them.
 """
 
 from dataclasses import dataclass
