@@ -1,0 +1,108 @@
+"""Small stores of random KV, written shard by shard as extraction does."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kava.cache.capture import Geometry
+from kava.cache.codecs import CODECS, Calibration, KvBlock, TokenInfo
+from kava.cache.contents import Contents
+from kava.cache.writer import ShardContent, StoreWriter
+from kava.config.schema import KvStore
+
+GEOMETRY = Geometry(3, 2, 8)
+LENGTHS = {"train": [30, 64, 41, 20, 55, 12, 37], "validation": [25, 33]}
+SHARD_TOKENS = 128
+IDS = 40
+CODECS_UNDER_TEST: list[dict[str, Any]] = [
+    {"kind": "bf16"},
+    {"kind": "int8"},
+    {"kind": "int4"},
+    {"kind": "transform", "target_cos": 0.98, "calibration_tokens": 1024},
+]
+assert [settings["kind"] for settings in CODECS_UNDER_TEST] == [codec.kind for codec in CODECS]
+
+
+def key(codec: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Key of a store as the configuration would make it, without teacher and data."""
+    settings = {"codec": codec, "shard_tokens": SHARD_TOKENS, "batch_tokens": SHARD_TOKENS} | changes
+    return KvStore.model_validate(settings).model_dump()
+
+
+def segments(lengths: dict[str, list[int]] = LENGTHS) -> dict[str, list[np.ndarray]]:
+    """A fifth of each example is prompt, the last four tokens are the answer."""
+    return {
+        split: [np.repeat([0, 1, 2], [n // 5, n - n // 5 - 4, 4]) for n in of_split]
+        for split, of_split in lengths.items()
+    }
+
+
+def random_kv(tokens: int, seed: int, geometry: Geometry = GEOMETRY) -> KvBlock:
+    """bf16 KV of low rank; keys have a bias per channel that is large beside what varies."""
+    shared = torch.Generator().manual_seed(17)
+    own = torch.Generator().manual_seed(seed)
+    shape = (geometry.layers, geometry.kv_heads, geometry.head_dim)
+    blocks = []
+    for size in (20, 0.2):
+        directions = torch.randn(6, *shape, generator=shared)
+        bias = size * torch.randn(1, *shape, generator=shared)
+        varying = torch.einsum("tr,rlhd->tlhd", torch.randn(tokens, 6, generator=own), directions)
+        blocks.append((varying + 0.1 * torch.randn(tokens, *shape, generator=own) + bias).bfloat16())
+    return KvBlock(*blocks)
+
+
+def content(writer: StoreWriter, split: str, shard: int) -> ShardContent:
+    """Content of a shard that depends on its name alone."""
+    packing = writer.packings[split]
+    members = packing.members(shard)
+    rows = packing.tokens.used(members)
+    of_examples = [segments()[split][example] for example in members]
+    position = torch.cat([torch.arange(len(of_example)) for of_example in of_examples])
+    segment = torch.from_numpy(np.concatenate(of_examples))
+    return ShardContent(
+        random_kv(rows, 100 * len(split) + shard), TokenInfo((7 * position + shard) % IDS, position, segment), {}
+    )
+
+
+def open_writer(folder: Path, codec: dict[str, Any], **changes: Any) -> StoreWriter:
+    """A writer that is ready for shards, calibrated if its codec wants it."""
+    settings = key(codec, **changes)
+    writer = StoreWriter(folder, Contents(settings, GEOMETRY, 32), segments())
+    if writer.open():
+        writer.codec.calibrate(calibration(1024))
+        with writer.exclusive():
+            writer.write_parameters()
+    return writer
+
+
+def calibration(tokens: int) -> Calibration:
+    ids = torch.arange(tokens) % IDS
+    info = TokenInfo(ids, torch.arange(tokens) % 50, torch.zeros(tokens, dtype=torch.int64))
+    first = KvBlock(*(tensor[:IDS, :1] for tensor in random_kv(tokens, 1)))
+    return Calibration(random_kv(tokens, 1), info, torch.arange(IDS), first, 400)
+
+
+def write(
+    folder: Path, codec: dict[str, Any], only: int | None = None, **changes: Any
+) -> dict[tuple[str, int], ShardContent]:
+    """Write and seal a store; returns what was put in. With `only`, stop after so many shards, as after a kill."""
+    writer = open_writer(folder, codec, **changes)
+    written = {}
+    for number, (split, shard) in enumerate(writer.pending()):
+        if number == only:
+            return written
+        written[split, shard] = content(writer, split, shard)
+        writer.write_shard(split, shard, written[split, shard])
+    writer.seal()
+    return written
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file of a store but its locks."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "locks" not in path.parts
+    }
