@@ -172,6 +172,21 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(aligner: Any, tmp_path:
     assert lines("whole") == lines("cut")
 
 
+def test_a_batch_keeps_the_dtype_of_the_store_and_pads_with_zeros() -> None:
+    data = batches()
+    read = data.store.read
+    data.store.read = lambda split, example: tuple(x.bfloat16() for x in read(split, example))  # type: ignore
+    batch = data.collate([0, 1, 2])
+    for name, tensor in zip(("teacher_keys", "teacher_values"), read("train", 1), strict=True):
+        assert batch[name].dtype == torch.bfloat16
+        own = len(data.ids[1])
+        assert torch.equal(batch[name][1, :, :, :own], tensor.bfloat16().permute(1, 2, 0, 3))
+        assert not batch[name][1, :, :, own:].any()
+    widened = {name: x.float() if x.is_floating_point() else x for name, x in batch.items()}
+    model = make_model().eval()
+    assert torch.equal(model(**batch)["loss"], model(**widened)["loss"])
+
+
 def test_a_half_written_checkpoint_is_not_resumed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/fingerprint/staged.partial/checkpoint-4").mkdir(parents=True)
     (tmp_path / "checkpoints/of-other-settings/checkpoint-8").mkdir(parents=True)

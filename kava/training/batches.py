@@ -17,7 +17,8 @@ class Batch(TypedDict):
     """What one step reads.
 
     `input_ids`, `attention_mask`, `label_mask`, `kv_mask` are `[B, T]`; the last marks tokens that have teacher KV.
-    `teacher_keys` and `teacher_values` are `[B, L_t, H_t, T, D_t]`, absent for an arm without teacher.
+    `teacher_keys` and `teacher_values` are `[B, L_t, H_t, T, D_t]` in the dtype that the store's codec decodes to,
+    absent for an arm without teacher.
     """
 
     input_ids: Tensor
@@ -78,14 +79,16 @@ class Batches:
         assert self.store is not None
         geometry, (rows, tokens) = self.store.geometry, batch["input_ids"].shape
         shape = (rows, tokens, geometry.layers, geometry.kv_heads, geometry.head_dim)
-        keys, values = torch.zeros(shape), torch.zeros(shape)
+        padded: list[Tensor] = []
         for row, example in enumerate(examples):
-            own = len(self.ids[example])
-            example_keys, example_values = self.store.read(self.split, self.source[example])
-            length = min(own, len(example_keys))
-            keys[row, :length], values[row, :length] = example_keys[:length], example_values[:length]
+            read = self.store.read(self.split, self.source[example])
+            length = min(len(self.ids[example]), len(read[0]))
+            # In the codec's dtype, which the projector widens: a bf16 store needs half the memory and the copying.
+            padded = padded or [tensor.new_empty(shape) for tensor in read]
+            for whole, tensor in zip(padded, read, strict=True):
+                whole[row, :length], whole[row, length:] = tensor[:length], 0
             batch["kv_mask"][row, length:] = 0
-        batch["teacher_keys"], batch["teacher_values"] = (x.permute(0, 2, 3, 1, 4) for x in (keys, values))
+        batch["teacher_keys"], batch["teacher_values"] = (x.permute(0, 2, 3, 1, 4) for x in padded)
 
 
 def teacher_kv(batch: Batch, device: torch.device) -> KeysValues:
