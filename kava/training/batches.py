@@ -1,6 +1,6 @@
 """Batches: token ids from the token set, teacher KV from the store."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypedDict
 
 import torch
@@ -11,6 +11,7 @@ from kava.cache.extract import pad_ids
 from kava.cache.reader import StoreReader
 from kava.data.tokens import Segment, TokenSet
 from kava.training.order import partners
+from kava.training.prefetch import Prefetch
 
 
 class Batch(TypedDict):
@@ -70,10 +71,11 @@ class Batches:
         return batch  # type: ignore[return-value]
 
     def slice(self, examples: Iterable[int], batch_size: int) -> Iterator[Batch]:
-        """Batches over given examples, in order."""
+        """Batches over given examples, in order, read ahead of their use."""
         chosen = list(examples)
-        for start in range(0, len(chosen), batch_size):
-            yield self.collate(chosen[start : start + batch_size])
+        parts = (chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size))
+        with Prefetch(self.collate, parts) as batches:
+            yield from batches
 
     def _add_teacher(self, batch: dict[str, Tensor], examples: list[int]) -> None:
         assert self.store is not None
@@ -94,3 +96,26 @@ class Batches:
 def teacher_kv(batch: Batch, device: torch.device) -> KeysValues:
     """The teacher's side of a batch, on a device."""
     return KeysValues(batch["teacher_keys"].to(device), batch["teacher_values"].to(device))
+
+
+def reader_onto(device: torch.device, read: Callable[[list[int]], Batch]) -> Callable[[list[int]], Batch]:
+    """`read`, followed on a GPU by the copy to it, for a background thread to call.
+
+    The copy goes from pinned memory over a stream of its own, or it would queue behind the kernels of the step that
+    is being computed.
+    """
+    if device.type != "cuda":
+        return read
+    stream = torch.cuda.Stream(device)
+
+    def read_and_copy(examples: list[int]) -> Batch:
+        batch = read(examples)
+        with torch.cuda.stream(stream):
+            copied = {name: x.pin_memory().to(device, non_blocking=True) for name, x in batch.items()}  # type: ignore
+        stream.synchronize()
+        for tensor in copied.values():
+            # The memory belongs to the copying stream, which must not reuse it before the step's kernels are done.
+            tensor.record_stream(torch.cuda.default_stream(device))
+        return copied  # type: ignore[return-value]
+
+    return read_and_copy
