@@ -14,6 +14,7 @@ from test_training import batches, make_model, run
 from kava.config.schema import FlatAligner
 from kava.errors import UserError
 from kava.training.batches import Batches
+from kava.training.finish import data_wait_share
 from kava.training.order import data_order
 from kava.training.prefetch import AHEAD, Prefetch, Window
 
@@ -161,3 +162,12 @@ def test_a_slice_given_up_leaves_no_thread() -> None:
     assert threads()
     del parts
     assert not threads()
+
+
+def test_the_share_of_time_waited_for_data_is_logged(tmp_path: Path) -> None:
+    run(tmp_path, make_model(), data=batches_with(lambda _: time.sleep(0.01)))
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < record["data_wait"] < 1 for record in records)
+    assert 0 < data_wait_share(records) < 1
+    two = [{"seconds": 10.0, "data_wait": 0.5}, {"seconds": 40.0, "data_wait": 0.1}]
+    assert data_wait_share(two) == pytest.approx((5 + 3) / 40)

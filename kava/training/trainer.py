@@ -88,7 +88,7 @@ class KavaTrainer(Trainer):
         self.loss_is_scaled_for_ga = False
         self.optimization, self.metrics, self.arm = optimization, metrics, arm
         self.seconds_before = 0.0
-        self.started = time.monotonic()
+        self.started = self._logged = time.monotonic()
         self._read = reader_onto(self.args.device, read)
         self._batches: Prefetch[Batch] | None = None
         self._sums: dict[str, Tensor] = {}
@@ -136,13 +136,17 @@ class KavaTrainer(Trainer):
             rates: dict[str, float | None] = {"student_lr": None, "projector_lr": None}
             for group in self.create_optimizer().param_groups:
                 rates[f"{group['name']}_lr"] = group["lr"]
+            assert self._batches
+            now = time.monotonic()
             record = {
                 "step": self.state.global_step,
                 "loss": means["loss"],
                 **{name: means.get(name) for name in PARTS},
                 **rates,
-                "seconds": self.seconds_before + time.monotonic() - self.started,
+                "data_wait": self._batches.waited / (now - self._logged),
+                "seconds": self.seconds_before + now - self.started,
             }
+            self._batches.waited, self._logged = 0.0, now
             self.metrics.append(record)
             log.info(status_line(record, self.optimization["steps"], self.arm))
             logs = {name: value for name, value in record.items() if value is not None}
