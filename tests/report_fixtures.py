@@ -94,6 +94,7 @@ def write_training(directory: Path, arm: str, seed: str, stage: str, steps: int 
                 "cos_sim_centered": 1 - kv if aligned else None,
                 "student_lr": 5e-5,
                 "projector_lr": 1e-3 if aligned else None,
+                "data_wait": 0.01,
                 "seconds": step * 0.1,
             }
         )
@@ -118,7 +119,8 @@ def write_training(directory: Path, arm: str, seed: str, stage: str, steps: int 
         "warnings": [],
     }
     write_json(directory / "manifest.json", manifest)
-    write_json(directory / "cost.json", {"seconds": 41.5 if aligned else 30.25, "peak_memory_mib": 900.1})
+    cost = {"seconds": 41.5 if aligned else 30.25, "data_wait_share": 0.01, "peak_memory_mib": 900.1}
+    write_json(directory / "cost.json", cost)
     return directory
 
 

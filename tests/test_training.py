@@ -22,6 +22,7 @@ from kava.training.order import data_order, partners
 from kava.training.trainer import KavaTrainer, MetricsFile, make_optimizer, phase, training_arguments
 
 TEACHER = Geometry(4, 2, 16)
+TIMINGS = ("seconds", "data_wait")
 
 
 class FakeStore:
@@ -33,9 +34,11 @@ class FakeStore:
 
     def __init__(self, lengths: list[int]) -> None:
         self.lengths = lengths
+        self.examples: list[int] = []
 
     def read(self, split: str, example: int) -> tuple[torch.Tensor, torch.Tensor]:
         del split
+        self.examples.append(example)
         generator = torch.Generator().manual_seed(example)
         shape = (self.lengths[example], 4, 2, 16)
         return tuple(torch.randn(shape, generator=generator) + 5.0 for _ in range(2))
@@ -64,11 +67,13 @@ def make_model(aligner: Any = STRUCTURED, train_student: bool = True, **arm: Any
     return DistillationModel(student, projector, settings, train_student, "pre_rope")
 
 
-def run(folder: Path, model: DistillationModel, tracker: str = "none", **changes: Any) -> dict[str, Any]:
+def run(
+    folder: Path, model: DistillationModel, tracker: str = "none", data: Batches | None = None, **changes: Any
+) -> dict[str, Any]:
     short = {"steps": 8, "batch_size": 4, "accumulation": 2, "student_lr": 1e-3, "log_every": 2, "save_every": 4}
     settings = Distill(**short | changes).model_dump()
     model.calibrate(batches(), torch.device("cpu"), 4, base_student=True)
-    data = batches(store=model.projector is not None)
+    data = data or batches(store=model.projector is not None)
     return train(model, data, settings, 7, folder, "fingerprint", "arm", torch.device("cpu"), tracker)
 
 
@@ -160,16 +165,33 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(aligner: Any, tmp_path:
     with pytest.raises(Killed):
         run(tmp_path / "cut", make_model(aligner))
     monkeypatch.setattr(KavaTrainer, "compute_loss", compute_loss)
-    resumed = make_model(aligner)
-    assert run(tmp_path / "cut", resumed) == facts
+    resumed, data = make_model(aligner), batches(store=aligner is not None)
+    assert run(tmp_path / "cut", resumed, data=data) == facts
+    if data.store:  # what the checkpoint at step 4 of 8 has behind it is not read again
+        assert data.store.examples == data_order(7, 40, 64)[32:]
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
 
     def lines(folder: str) -> list[dict[str, Any]]:
         records = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
-        return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+        return [{name: value for name, value in record.items() if name not in TIMINGS} for record in records]
 
     assert lines("whole") == lines("cut")
+
+
+def test_a_batch_keeps_the_dtype_of_the_store_and_pads_with_zeros() -> None:
+    data = batches()
+    read = data.store.read
+    data.store.read = lambda split, example: tuple(x.bfloat16() for x in read(split, example))  # type: ignore
+    batch = data.collate([0, 1, 2])
+    for name, tensor in zip(("teacher_keys", "teacher_values"), read("train", 1), strict=True):
+        assert batch[name].dtype == torch.bfloat16
+        own = len(data.ids[1])
+        assert torch.equal(batch[name][1, :, :, :own], tensor.bfloat16().permute(1, 2, 0, 3))
+        assert not batch[name][1, :, :, own:].any()
+    widened = {name: x.float() if x.is_floating_point() else x for name, x in batch.items()}
+    model = make_model().eval()
+    assert torch.equal(model(**batch)["loss"], model(**widened)["loss"])
 
 
 def test_a_half_written_checkpoint_is_not_resumed(tmp_path: Path) -> None:
@@ -225,7 +247,8 @@ def test_shuffled_arm_reads_another_examples_kv_and_masks_what_it_lacks() -> Non
 def test_norms_and_biases_do_not_decay(tmp_path: Path) -> None:
     model = make_model()
     arguments = training_arguments(Distill().model_dump(), tmp_path, 0, torch.device("cpu"), "none")
-    trainer = KavaTrainer(model, Distill().model_dump(), MetricsFile(tmp_path / "m"), "arm", args=arguments)
+    settings, metrics = Distill().model_dump(), MetricsFile(tmp_path / "m")
+    trainer = KavaTrainer(model, settings, metrics, "arm", batches().collate, args=arguments)
     decay = {id(p): g["weight_decay"] for g in trainer.create_optimizer().param_groups for p in g["params"]}
     for name, parameter in model.named_parameters():
         assert (decay[id(parameter)] == 0) == (name.endswith("bias") or "norm" in name), name

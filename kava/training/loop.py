@@ -64,9 +64,9 @@ def train(
         settings,
         metrics,
         arm,
+        batches.collate,
         args=training_arguments(settings, checkpoints, seed, device, tracker),
         train_dataset=order,
-        data_collator=batches.collate,
     )
     step = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
     trainer.seconds_before = metrics.resume_at(step)

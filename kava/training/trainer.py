@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from kava.errors import UserError
 from kava.files import write_atomic
+from kava.training.batches import Batch, reader_onto
+from kava.training.prefetch import Prefetch, Window
 
 log = logging.getLogger("kava")
 
@@ -62,26 +65,52 @@ class KavaTrainer(Trainer):
         Where logged steps go.
     arm
         Name of the arm, for status lines.
+    read
+        Examples → batch; called in a background thread.
     **options
-        Of `transformers.Trainer`.
+        Of `transformers.Trainer`; `train_dataset` is the data order, a list of examples.
     """
 
     optimizer: torch.optim.Optimizer | None
 
     def __init__(
-        self, model: Any, optimization: dict[str, Any], metrics: MetricsFile, arm: str, **options: Any
+        self,
+        model: Any,
+        optimization: dict[str, Any],
+        metrics: MetricsFile,
+        arm: str,
+        read: Callable[[list[int]], Batch],
+        **options: Any,
     ) -> None:
-        super().__init__(model=model, **options)
+        # The Trainer's data loader deals in examples alone, so that what it skips on resume is never read.
+        super().__init__(model=model, data_collator=list, **options)
         # The loss of a micro-batch is a mean; the Trainer divides it by the accumulation.
         self.loss_is_scaled_for_ga = False
         self.optimization, self.metrics, self.arm = optimization, metrics, arm
         self.seconds_before = 0.0
-        self.started = time.monotonic()
+        self.started = self._logged = time.monotonic()
+        self._read = reader_onto(self.args.device, read)
+        self._batches: Prefetch[Batch] | None = None
         self._sums: dict[str, Tensor] = {}
         self._micro_batches = 0
         self._staging: Path | None = None
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Train, and leave no thread behind however it ends."""
+        try:
+            return super().train(*arguments, **options)
+        finally:
+            if self._batches:
+                self._batches.close()
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The micro-batches of one optimizer step, fetched in turn; as a list all of them would lie on the device."""
+        del device
+        if self._batches is None or self._batches.items is not epoch_iterator:
+            self._batches = Prefetch(self._read, epoch_iterator)
+        return Window(self._batches, num_batches), None
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -107,13 +136,17 @@ class KavaTrainer(Trainer):
             rates: dict[str, float | None] = {"student_lr": None, "projector_lr": None}
             for group in self.create_optimizer().param_groups:
                 rates[f"{group['name']}_lr"] = group["lr"]
+            assert self._batches
+            now = time.monotonic()
             record = {
                 "step": self.state.global_step,
                 "loss": means["loss"],
                 **{name: means.get(name) for name in PARTS},
                 **rates,
-                "seconds": self.seconds_before + time.monotonic() - self.started,
+                "data_wait": self._batches.waited / (now - self._logged),
+                "seconds": self.seconds_before + now - self.started,
             }
+            self._batches.waited, self._logged = 0.0, now
             self.metrics.append(record)
             log.info(status_line(record, self.optimization["steps"], self.arm))
             logs = {name: value for name, value in record.items() if value is not None}
@@ -213,7 +246,7 @@ def training_arguments(
         remove_unused_columns=False,
         disable_tqdm=True,
         logging_nan_inf_filter=False,
-        dataloader_pin_memory=device.type == "cuda",
+        dataloader_pin_memory=False,  # it holds no tensors
     )
     # With several GPUs in sight the Trainer would wrap the model in DataParallel and multiply the batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
