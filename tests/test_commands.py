@@ -1,16 +1,18 @@
 """What a person meets at the prompt: help at once, errors of one sentence, JSON alone on stdout."""
 
-import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from workflow_runs import REPOSITORY, command
 
 from kava.cli import COMMANDS, main
+from kava.locks import claim, locked
 
 CONFIG = str(REPOSITORY / "config.yaml")
 
@@ -125,14 +127,17 @@ def test_snakemake_shows_a_configuration_error_without_a_traceback(tmp_path: Pat
     assert "Traceback" not in output
 
 
-def test_a_second_process_in_the_same_folder_is_refused(capsys) -> None:
+def test_a_second_process_waits_for_the_shared_cache_and_is_refused_in_a_run(capsys) -> None:
     small = ["--configfile", CONFIG, "--set", "data={train: 20, validation: 5, test: 5}"]
     assert main(["tokenize", *small]) == 0
     (folder,) = Path("results/tokens").iterdir()
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another process works in" in fails(capsys, "tokenize", *small)
+    held = claim(folder / ".lock")
+    assert held
+    Timer(1.0, held.release).start()
     assert main(["tokenize", *small]) == 0
+    assert f"waiting for process {os.getpid()}" in capsys.readouterr().err
+    with locked(Path("results/demo/sft/seed-42/student/.lock")):
+        assert f"process {os.getpid()} on" in fails(capsys, "distill", "--arm", "sft", *small)
 
 
 def test_student_like_a_missing_model_is_one_sentence(capsys) -> None:

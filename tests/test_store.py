@@ -1,5 +1,6 @@
 """The store gives back what the teacher computed, or says that it cannot."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from conftest import tiny_model
 from store_fixtures import CODECS_UNDER_TEST, GEOMETRY, LENGTHS, SHARD_TOKENS, files, key, open_writer, segments, write
 
 from kava.cache.capture import Geometry, capture, capture_with_hidden, geometry
+from kava.cache.codecs import KvBlock, TokenInfo, make_codec
 from kava.cache.contents import Contents
 from kava.cache.extract import Extractor, batches, pad_ids
 from kava.cache.fill import fill
@@ -265,6 +267,39 @@ def test_an_example_without_reasoning_is_named_before_the_teacher_runs() -> None
     only_prompt = {"train": [np.zeros(9, np.int8)]}
     with pytest.raises(UserError, match="train example 0 has no token that"):
         StoreWriter(Path("unused"), contents, only_prompt)
+
+
+def test_the_bytes_of_format_2_do_not_change() -> None:
+    """Golden bytes: if this fails, readers of existing stores would misread them; raise STORE_FORMAT."""
+    geometry = Geometry(1, 2, 2)
+    block = (torch.arange(130 * 4).reshape(130, 1, 2, 2) % 37 - 11.0).bfloat16()
+    info = TokenInfo(torch.arange(130) % 3, torch.arange(130) % 20, torch.arange(130) % 3)
+    parameters = {
+        "mean": np.arange(8, dtype=np.float32), "first": np.ones((4, 8), np.float16),
+        "exact_ids": np.arange(2, dtype=np.int32), "exact_codes": np.ones((2, 3), np.int8),
+        "exact_step": np.full(3, 0.5, np.float32), "usual_ids": np.array([2], np.int32),
+        "usual_codes": np.full((1, 5), 7, np.int8), "usual_step": np.full(5, 0.25, np.float32),
+        "scale": np.array([1, 2, 4, np.inf], np.float32), "basis/0": np.eye(8, 5, dtype=np.float16),
+        "block": np.zeros(5, np.int16), "step": np.array([4, 3, 2, 1, 0.5], np.float32),
+        "per_byte": np.array([5, 5, 3, 2, 1], np.uint8),
+    }  # fmt: skip
+    digests = {}
+    for settings in CODECS_UNDER_TEST:
+        codec = make_codec(settings, geometry)
+        if codec.calibration_tokens:
+            codec.load_parameters(parameters, torch.device("cpu"))
+        arrays = codec.encode(KvBlock(block, -block), info)
+        assert arrays.keys() == codec.arrays.keys()
+        joined = b"".join(name.encode() + arrays[name].numpy().tobytes() for name in sorted(arrays))
+        decoded = codec.decode(arrays, 0, info)
+        joined += b"".join(tensor.float().numpy().tobytes() for tensor in decoded)
+        digests[settings["kind"]] = hashlib.sha256(joined).hexdigest()[:16]
+    assert digests == {
+        "bf16": "43d707ca2313d911",
+        "int8": "32347b4ab3d347db",
+        "int4": "57b568752f6d4a20",
+        "transform": "388075bce6b9144d",
+    }
 
 
 def test_all_tokens_are_in_the_manifest(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from conftest import tiny_model
 
 from kava.align.projector import Projector
 from kava.cache.capture import Geometry, geometry
+from kava.cache.codecs import KvBlock, TokenInfo
+from kava.cache.reader import StoredExample
 from kava.config.schema import Arm, Distill, FlatAligner, StructuredAligner
 from kava.errors import UserError
 from kava.training.batches import Batches
@@ -32,16 +34,24 @@ class FakeStore:
     mean: ClassVar = {name: torch.full((4, 2, 16), 5.0) for name in ("keys", "values")}
     std: ClassVar = {name: torch.ones(4, 2, 16) for name in ("keys", "values")}
 
-    def __init__(self, lengths: list[int]) -> None:
-        self.lengths = lengths
+    scope = "example"
+    keeps_every_token = True
+
+    def __init__(self, ids: list[np.ndarray]) -> None:
+        self.ids = ids
         self.examples: list[int] = []
 
-    def read(self, split: str, example: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def tokens(self, split: str, example: int) -> TokenInfo:
         del split
+        ids = torch.from_numpy(self.ids[example])
+        return TokenInfo(ids, torch.arange(len(ids)), torch.zeros_like(ids))
+
+    def read(self, split: str, example: int) -> StoredExample:
         self.examples.append(example)
         generator = torch.Generator().manual_seed(example)
-        shape = (self.lengths[example], 4, 2, 16)
-        return tuple(torch.randn(shape, generator=generator) + 5.0 for _ in range(2))
+        shape = (len(self.ids[example]), 4, 2, 16)
+        kv = KvBlock(*(torch.randn(shape, generator=generator) + 5.0 for _ in range(2)))
+        return StoredExample(kv, self.tokens(split, example))
 
 
 def batches(store: bool = True, shuffle_seed: int | None = None) -> Batches:
@@ -50,7 +60,7 @@ def batches(store: bool = True, shuffle_seed: int | None = None) -> Batches:
     segments = [np.repeat([0, 1, 2], [2, len(x) - 4, 2]) for x in ids]
     lengths = [len(x) for x in ids]
     tokens: Any = SimpleNamespace(input_ids={"train": ids}, segments={"train": segments}, lengths=lambda _: lengths)
-    return Batches(tokens, "train", FakeStore(lengths) if store else None, shuffle_seed)  # type: ignore[arg-type]
+    return Batches(tokens, "train", FakeStore(ids) if store else None, shuffle_seed)  # type: ignore[arg-type]
 
 
 STRUCTURED = StructuredAligner()
@@ -182,9 +192,14 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(aligner: Any, tmp_path:
 def test_a_batch_keeps_the_dtype_of_the_store_and_pads_with_zeros() -> None:
     data = batches()
     read = data.store.read
-    data.store.read = lambda split, example: tuple(x.bfloat16() for x in read(split, example))  # type: ignore
+
+    def in_bf16(split: str, example: int) -> StoredExample:
+        kv, info = read(split, example)
+        return StoredExample(KvBlock(*(tensor.bfloat16() for tensor in kv)), info)
+
+    data.store.read = in_bf16  # type: ignore[method-assign]
     batch = data.collate([0, 1, 2])
-    for name, tensor in zip(("teacher_keys", "teacher_values"), read("train", 1), strict=True):
+    for name, tensor in zip(("teacher_keys", "teacher_values"), read("train", 1).kv, strict=True):
         assert batch[name].dtype == torch.bfloat16
         own = len(data.ids[1])
         assert torch.equal(batch[name][1, :, :, :own], tensor.bfloat16().permute(1, 2, 0, 3))
@@ -192,6 +207,35 @@ def test_a_batch_keeps_the_dtype_of_the_store_and_pads_with_zeros() -> None:
     widened = {name: x.float() if x.is_floating_point() else x for name, x in batch.items()}
     model = make_model().eval()
     assert torch.equal(model(**batch)["loss"], model(**widened)["loss"])
+
+
+def test_selected_tokens_are_compared_where_they_stand() -> None:
+    data = batches()
+    read = data.store.read
+    data.store.keeps_every_token = False  # type: ignore[misc]
+
+    def every_third(split: str, example: int) -> StoredExample:
+        kv, info = read(split, example)
+        return StoredExample(KvBlock(*(x[1::3] for x in kv)), TokenInfo(*(x[1::3] for x in info)))
+
+    data.store.read = every_third  # type: ignore[method-assign]
+    whole, kept = batches().collate([0, 1]), data.collate([0, 1])
+    expected = torch.zeros_like(whole["kv_mask"])
+    expected[:, 1::3] = whole["kv_mask"][:, 1::3]
+    assert torch.equal(kept["kv_mask"], expected)
+    at_kept = expected[:, None, None, :, None].bool()
+    assert torch.equal(kept["teacher_keys"], torch.where(at_kept, whole["teacher_keys"], 0.0))
+
+
+def test_a_store_that_cannot_teach_token_by_token_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(FakeStore, "scope", "head")
+    with pytest.raises(UserError, match="set scope: example"):
+        batches()
+    monkeypatch.setattr(FakeStore, "scope", "example")
+    tokens = FakeStore.tokens
+    monkeypatch.setattr(FakeStore, "tokens", lambda *a: tokens(*a)._replace(id=tokens(*a).id + 1))
+    with pytest.raises(UserError, match="they are of other data"):
+        batches()
 
 
 def test_a_half_written_checkpoint_is_not_resumed(tmp_path: Path) -> None:

@@ -80,6 +80,11 @@ class StoreReader:
         """`example` if the kept tokens are the same in all layers and heads, else `head`."""
         return (self.selector or self.contents.selector).scope
 
+    @property
+    def keeps_every_token(self) -> bool:
+        """True if what is read of an example are its tokens 0 … T−1."""
+        return (self.selector or self.contents.selector).kind == "full"
+
     def read(self, split: str, example: int) -> StoredExample:
         """Keys and values of one example, decoded.
 
@@ -98,6 +103,11 @@ class StoreReader:
         kv = self.codec.decode(rows, start % TOKENS_PER_GROUP, info)
         found = StoredExample(kv, info)
         return self._select(found, split, example) if self.selector else found
+
+    def tokens(self, split: str, example: int) -> TokenInfo:
+        """Facts of an example's stored tokens, before a selection on reading."""
+        stored = self._split(split)
+        return self._info(stored, *stored.rows("token", example))
 
     def scores(self, split: str, example: int) -> Scores:
         """Scores of the stored tokens, float32 `[M]` or `[M, L, H]`; NaN for those that were no candidates."""

@@ -133,7 +133,7 @@ class Plan:
             {"tokens": self.tokenize.output},
         )
 
-    def extract_part(self, part: int) -> Job:
+    def extract_part(self, part: int | str) -> Job:
         """Every n-th shard of the store, for n = `extract_jobs` jobs beside each other; `extract` then seals it."""
         job = self.extract
         output = job.output.parent / "parts" / f"{part}-of-{self.config.extract_jobs}.json"

@@ -290,6 +290,9 @@ class Arm(Settings):
     aligner: Aligner | None = Field(description="teacher geometry → student geometry; null: the SFT control")
     loss: Loss = Field(MercatorLoss(), description="distance between projected teacher KV and student KV")
     kv_weight: float = Field(1.0, ge=0, description="weight of the KV loss beside the cross entropy")
+    select: Selection | None = Field(
+        None, description="which of the stored tokens are compared, from a store with kv.select: full; null: all"
+    )
     teacher_kv: Literal["matched", "shuffled"] = Field(
         "matched", description="shuffled: the KV of another example of like length, a control"
     )

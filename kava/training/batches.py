@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from kava.cache.capture import KeysValues
 from kava.cache.extract import pad_ids
 from kava.cache.reader import StoreReader
 from kava.data.tokens import Segment, TokenSet
+from kava.errors import UserError
 from kava.training.order import partners
 from kava.training.prefetch import Prefetch
 
@@ -49,6 +51,8 @@ class Batches:
         self, tokens: TokenSet, split: str, store: StoreReader | None, shuffle_seed: int | None = None
     ) -> None:
         self.ids, self.segments, self.split, self.store = tokens.input_ids[split], tokens.segments[split], split, store
+        if store is not None:
+            _check_store(store, split, self.ids)
         self.source = list(range(len(self.ids)))
         if shuffle_seed is not None:
             self.source = partners(tokens.lengths(split), shuffle_seed)
@@ -82,15 +86,34 @@ class Batches:
         geometry, (rows, tokens) = self.store.geometry, batch["input_ids"].shape
         shape = (rows, tokens, geometry.layers, geometry.kv_heads, geometry.head_dim)
         padded: list[Tensor] = []
+        kv_mask = torch.zeros_like(batch["input_ids"])
         for row, example in enumerate(examples):
-            read = self.store.read(self.split, self.source[example])
-            length = min(len(self.ids[example]), len(read[0]))
+            kv, info = self.store.read(self.split, self.source[example])
+            inside = int((info.position < len(self.ids[example])).sum())
+            where = slice(0, inside) if self.store.keeps_every_token else info.position[:inside]
             # In the codec's dtype, which the projector widens: a bf16 store needs half the memory and the copying.
-            padded = padded or [tensor.new_empty(shape) for tensor in read]
-            for whole, tensor in zip(padded, read, strict=True):
-                whole[row, :length], whole[row, length:] = tensor[:length], 0
-            batch["kv_mask"][row, length:] = 0
+            padded = padded or [tensor.new_zeros(shape) for tensor in kv]
+            for whole, tensor in zip(padded, kv, strict=True):
+                whole[row, where] = tensor[:inside]
+            kv_mask[row, where if isinstance(where, slice) else where.cpu()] = 1
+        batch["kv_mask"] = kv_mask
         batch["teacher_keys"], batch["teacher_values"] = (x.permute(0, 2, 3, 1, 4) for x in padded)
+
+
+def _check_store(store: StoreReader, split: str, ids: list[np.ndarray]) -> None:
+    """Raise `UserError` for a store that cannot teach these examples token by token."""
+    if store.scope == "head":
+        raise UserError(
+            "the store keeps other tokens in each layer and head, and distillation compares KV token by token; set "
+            "scope: example in the selection"
+        )
+    for example in {0, len(ids) // 2, len(ids) - 1}:
+        info = store.tokens(split, example)
+        position = info.position.cpu().numpy()
+        if position[-1] >= len(ids[example]) or (ids[example][position] != info.id.cpu().numpy()).any():
+            raise UserError(
+                f"{split} example {example} has other tokens in the store than in the token set: they are of other data"
+            )
 
 
 def teacher_kv(batch: Batch, device: torch.device) -> KeysValues:
@@ -101,17 +124,17 @@ def teacher_kv(batch: Batch, device: torch.device) -> KeysValues:
 def reader_onto(device: torch.device, read: Callable[[list[int]], Batch]) -> Callable[[list[int]], Batch]:
     """`read`, followed on a GPU by the copy to it, for a background thread to call.
 
-    The copy goes from pinned memory over a stream of its own, or it would queue behind the kernels of the step that
-    is being computed.
+    Decoding and copying run on a stream of their own, or they would queue behind the kernels of the step that is being
+    computed.
     """
     if device.type != "cuda":
         return read
     stream = torch.cuda.Stream(device)
 
     def read_and_copy(examples: list[int]) -> Batch:
-        batch = read(examples)
         with torch.cuda.stream(stream):
-            copied = {name: x.pin_memory().to(device, non_blocking=True) for name, x in batch.items()}  # type: ignore
+            batch = read(examples)
+            copied = {name: _copied(x, device) for name, x in batch.items()}  # type: ignore
         stream.synchronize()
         for tensor in copied.values():
             # The memory belongs to the copying stream, which must not reuse it before the step's kernels are done.
@@ -119,3 +142,7 @@ def reader_onto(device: torch.device, read: Callable[[list[int]], Batch]) -> Cal
         return copied  # type: ignore[return-value]
 
     return read_and_copy
+
+
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor if tensor.device == device else tensor.pin_memory().to(device, non_blocking=True)

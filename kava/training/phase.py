@@ -48,7 +48,7 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
             f"the student's tokenizer {runtime.student['model']} is not the one of the token set {inputs['tokens']}; "
             "choose a student with the teacher's tokenizer"
         )
-    store = StoreReader(inputs["store"]) if "store" in inputs else None
+    store = StoreReader(inputs["store"], device, arm["select"]) if "store" in inputs else None
     student = load_student(runtime.student, device)
     torch.manual_seed(seed)
     projector = _projector(stage, arm, inputs, store, student)

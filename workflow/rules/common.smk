@@ -59,6 +59,12 @@ def arm_inputs(stage):
     }
 
 
+def extract_parts():
+    """Markers of the extraction jobs that share a store's shards; one job alone needs none."""
+    jobs = PLAN.config.extract_jobs
+    return [PLAN.extract_part(n + 1).output for n in range(jobs)] if jobs > 1 else []
+
+
 def job_params(job):
     """Params function of a job without wildcards; a plain string would be searched for `{wildcards}`."""
     return lambda wildcards: job.params
@@ -70,7 +76,9 @@ def arm_params(stage):
 
 
 def input_options(_wildcards, input):
-    """`--input NAME=PATH …` for all named inputs of a job."""
+    """`--input NAME=PATH …` for all named inputs of a job that are one file."""
     return " ".join(
-        f"--input {name}={quote(str(path))}" for name, path in input.items()
+        f"--input {name}={quote(str(path))}"
+        for name, path in input.items()
+        if isinstance(path, str)
     )

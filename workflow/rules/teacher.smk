@@ -11,9 +11,30 @@ rule tokenize:
         "python -m kava.stages.tokenize --spec {params.spec:q} --output {output.manifest:q} > {log:q} 2>&1"
 
 
+rule extract_part:
+    input:
+        tokens=ancient(PLAN.extract.inputs["tokens"]),
+    output:
+        marker=temp(PLAN.extract_part("{part}").output),
+    log:
+        PLAN.extract_part("{part}").output.with_suffix(".log"),
+    wildcard_constraints:
+        part=r"\d+",
+    resources:
+        gpu=1,
+    params:
+        spec=job_params(PLAN.extract),
+        inputs=input_options,
+        parts=PLAN.config.extract_jobs,
+    shell:
+        "python -m kava.stages.extract --spec {params.spec:q} {params.inputs} --part {wildcards.part}/{params.parts}"
+        " --output {output.marker:q} > {log:q} 2>&1"
+
+
 rule extract:
     input:
         tokens=ancient(PLAN.extract.inputs["tokens"]),
+        parts=extract_parts(),
     output:
         manifest=PLAN.extract.output,
     log:
