@@ -174,7 +174,7 @@ class TransformCodec(Settings):
     )
     target_ratio: float | None = Field(None, gt=0, lt=1, description="or: size over raw bf16, parameters included")
     calibration_tokens: Annotated[int, Field(ge=1024)] = Field(
-        32768, description="tokens of the training split that the parameters are learnt from"
+        16384, description="tokens of the training split that the parameters are learnt from"
     )
     first_tokens: int = Field(4, ge=0, le=64, description="tokens at the start of each example that are kept finer")
     fine_answers: bool = Field(False, description="keep answer tokens finer too")

@@ -94,7 +94,7 @@ class Predictor:
         positions
             How many first tokens have a mean of their own.
         """
-        mean = channels.double().mean(0).float()
+        mean = channels.mean(0, dtype=torch.float64).float()
         centred = channels - mean
         info = sample.info
         first = torch.stack([_mean_where(centred, info.position == p) for p in range(positions)] or [mean[:0]])

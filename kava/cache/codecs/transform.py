@@ -46,7 +46,7 @@ class Transform(Codec):
         geometry: Geometry,
         target_cos: float | None = None,
         target_ratio: float | None = None,
-        calibration_tokens: int = 32768,
+        calibration_tokens: int = 16384,
         first_tokens: int = 4,
         fine_answers: bool = False,
     ) -> None:
