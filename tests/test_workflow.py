@@ -180,6 +180,8 @@ def contents(path: Path) -> dict[str, bytes]:
     if path.is_file():
         return {path.name: path.read_bytes()}
     files = (
-        p for p in path.rglob("*") if p.is_file() and not p.name.endswith((".log", "cost.json", "benchmark.jsonl"))
+        p
+        for p in path.rglob("*")
+        if p.is_file() and not p.name.endswith((".log", ".lock", "cost.json", "benchmark.jsonl"))
     )
     return {str(p.relative_to(path)): p.read_bytes() for p in files}

@@ -62,26 +62,25 @@ class Predictor:
     ----------
     mean
         Mean over the calibration slice, fp32 `[C]`.
-    first
-        What the first positions of an example differ by, fp16 `[positions, C]`.
     exact
         Table of the leading channels that the id determines; of no columns where there are none.
     usual
         Table of the other channels: means over the occurrences of an id.
+    first
+        What the other channels of the first positions of an example have in its place, fp16 `[positions, columns]`.
     """
 
-    def __init__(self, mean: Tensor, first: Tensor, exact: IdTable, usual: IdTable) -> None:
-        self.mean, self.first, self.exact, self.usual = mean, first, exact, usual
+    def __init__(self, mean: Tensor, exact: IdTable, usual: IdTable, first: Tensor) -> None:
+        self.mean, self.exact, self.usual, self.first = mean, exact, usual, first
 
     def __call__(self, info: TokenInfo) -> Tensor:
-        by_id = torch.cat((self.exact(info.id), self.usual(info.id)), dim=1)
-        return self.mean + self._at_the_start(info, by_id)
+        return self.mean + self._deviation(info, self.usual(info.id))
 
-    def _at_the_start(self, info: TokenInfo, by_id: Tensor) -> Tensor:
-        if not len(self.first):
-            return by_id
-        first = self.first[info.position.clamp(max=len(self.first) - 1)].float()
-        return torch.where((info.position < len(self.first))[:, None], first, by_id)
+    def _deviation(self, info: TokenInfo, usual: Tensor) -> Tensor:
+        if len(self.first):
+            first = self.first[info.position.clamp(max=len(self.first) - 1)].float()
+            usual = torch.where((info.position < len(self.first))[:, None], first, usual)
+        return torch.cat((self.exact(info.id), usual), dim=1)
 
     @classmethod
     def fit(cls, sample: Calibration, channels: Tensor, positions: int) -> tuple["Predictor", Tensor]:
@@ -95,22 +94,16 @@ class Predictor:
             How many first tokens have a mean of their own.
         """
         mean = channels.mean(0, dtype=torch.float64).float()
-        centred = channels - mean
-        info = sample.info
-        first = torch.stack([_mean_where(centred, info.position == p) for p in range(positions)] or [mean[:0]])
-        first = first.reshape(positions, -1).half()
-        per_layer = 2 * sample.first_layer.keys[0].numel()
-        alone = torch.stack(sample.first_layer, dim=2).flatten(1).float() - mean[:per_layer]
-        exact = IdTable.of(sample.ids, alone)
-        later = info.position >= positions
-        start = centred[:, :per_layer]
-        left = (start - exact(info.id))[later].square().sum()
-        if not left <= EXPLAINED * start[later].square().sum():
-            exact, per_layer = IdTable.of(sample.ids[:0], alone[:0, :0]), 0
-        usual, others = _usual(info.id, later, centred[:, per_layer:])
-        predictor = cls(mean, first, exact, usual)
-        by_id = torch.cat((exact(info.id), others), dim=1)
-        return predictor, centred - predictor._at_the_start(info, by_id)
+        centred, info = channels - mean, sample.info
+        exact = _exact(sample, centred, mean)
+        others = centred[:, exact.codes.shape[1] :]
+        first = torch.zeros(positions, others.shape[1], dtype=torch.float16, device=mean.device)
+        for position in range(positions):
+            if (info.position == position).any():
+                first[position] = others[info.position == position].mean(0).half()
+        usual, left_out = _usual(info.id, info.position >= positions, others)
+        predictor = cls(mean, exact, usual, first)
+        return predictor, centred - predictor._deviation(info, left_out)
 
     def parameters(self) -> dict[str, np.ndarray]:
         tables = {"exact": self.exact, "usual": self.usual}
@@ -120,14 +113,19 @@ class Predictor:
     @classmethod
     def load(cls, arrays: dict[str, Any]) -> "Predictor":
         tables = (IdTable(*(arrays[f"{name}_{part}"] for part in _PARTS)) for name in ("exact", "usual"))
-        return cls(arrays["mean"], arrays["first"], *tables)
+        return cls(arrays["mean"], *tables, arrays["first"])
 
 
 _PARTS = ("ids", "codes", "step")
 
 
-def _mean_where(rows: Tensor, chosen: Tensor) -> Tensor:
-    return rows[chosen].mean(0) if chosen.any() else torch.zeros_like(rows[0])
+def _exact(sample: Calibration, centred: Tensor, mean: Tensor) -> IdTable:
+    """Table of the first layer, or one of no columns if the id does not determine it."""
+    alone = torch.stack(sample.first_layer, dim=2).flatten(1).float()
+    table = IdTable.of(sample.ids, alone - mean[: alone.shape[1]])
+    start = centred[:, : alone.shape[1]]
+    left = (start - table(sample.info.id)).square().sum()
+    return table if left <= EXPLAINED * start.square().sum() else IdTable.of(sample.ids[:0], alone[:0, :0])
 
 
 def _usual(ids: Tensor, later: Tensor, centred: Tensor) -> tuple[IdTable, Tensor]:
