@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kava.cache.capture import Geometry
 from kava.cache.codecs.allocation import Allocator, Option
-from kava.cache.codecs.components import Components
+from kava.cache.codecs.components import FINE, Components
 from kava.cache.codecs.symbols import ALPHABETS
 from kava.errors import UserError
 
@@ -38,6 +38,7 @@ def fit_components(
     target_ratio: float | None,
     total_tokens: int,
     other_bytes: int,
+    fine_share: float,
 ) -> Components:
     """Choose components, steps and alphabets.
 
@@ -56,6 +57,8 @@ def fit_components(
         One of them; see `Transform`.
     total_tokens, other_bytes
         Tokens that share the parameters, and bytes of the parameters besides the components'.
+    fine_share
+        Share of tokens that are kept finer.
 
     Raises
     ------
@@ -79,6 +82,7 @@ def fit_components(
         raw = sample.shape[1] * RAW_BITS / 8
         packed = components.pack(components.quantise(components.rotate(sample)))
         stream = sum(len(Zstd(1).encode(x.cpu().numpy())) for x in packed.values()) / len(sample)
+        stream += fine_share * FINE.bytes_for(len(components))
         parameters = other_bytes + sum(array.nbytes for array in components.parameters().values())
         return (stream + parameters / total_tokens) / raw
 

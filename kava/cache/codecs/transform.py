@@ -62,7 +62,7 @@ class Transform(Codec):
         size = sum(array.nbytes for array in predictor.parameters().values())
         components = fit_components(
             channels - predictor.mean, left, self.geometry, self.target_cos, self.target_ratio,
-            sample.total_tokens, size,
+            sample.total_tokens, size, float(self._is_fine(sample.info).float().mean()),
         )  # fmt: skip
         self._use(predictor, components)
 
