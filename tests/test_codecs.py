@@ -114,7 +114,7 @@ def test_a_target_size_is_met_and_one_below_the_parameters_is_refused() -> None:
         assert 0.6 * ratio < sizes[-1] < 1.05 * ratio
     assert sizes[0] < sizes[1]
     with pytest.raises(UserError, match=r"below what the parameters alone take"):
-        make_codec({"kind": "transform", "target_ratio": 0.02}, GEOMETRY).calibrate(sample._replace(total_tokens=4000))
+        make_codec({"kind": "transform", "target_ratio": 0.02}, GEOMETRY).calibrate(sample._replace(total_tokens=400))
 
 
 def test_a_cosine_out_of_reach_is_refused() -> None:

@@ -112,8 +112,8 @@ class Predictor:
 
     @classmethod
     def load(cls, arrays: dict[str, Any]) -> "Predictor":
-        tables = (IdTable(*(arrays[f"{name}_{part}"] for part in _PARTS)) for name in ("exact", "usual"))
-        return cls(arrays["mean"], *tables, arrays["first"])
+        exact, usual = (IdTable(*(arrays[f"{name}_{part}"] for part in _PARTS)) for name in ("exact", "usual"))
+        return cls(arrays["mean"], exact, usual, arrays["first"])
 
 
 _PARTS = ("ids", "codes", "step")
