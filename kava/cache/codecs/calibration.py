@@ -88,7 +88,7 @@ def fit_components(
 
     def worst_cosine(components: Components) -> float:
         symbols = components.quantise(components.rotate(sample))
-        error = sample / channel_scale - components.restore(symbols * components.step) / channel_scale
+        error = sample / channel_scale - components.restore(symbols) / channel_scale
         kept, decoded = (x.unflatten(1, (heads, -1))[:, scale.isfinite()] for x in (exact, exact - error))
         cosine = torch.nn.functional.cosine_similarity(kept, decoded, dim=-1).mean(0)
         return float(cosine.min()) if len(cosine) else 1.0

@@ -1,6 +1,7 @@
 """Principal components of KV over layers and heads, quantised and packed."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -55,35 +56,31 @@ class Components:
             components[:, self.block == number] = part @ basis.float()
         return components
 
-    def restore(self, components: Tensor) -> Tensor:
-        """Components `[T, r]` → channels `[T, C]`, those of constant heads 0."""
-        parts = [
-            components[:, self.block == number] @ basis.float().T for number, basis in enumerate(self.bases)
-        ]  # fmt: skip
-        scale = self.channel_scale
-        return torch.cat(parts, dim=1) * torch.where(scale.isinf(), 0.0, scale)
+    def restore(self, symbols: Tensor) -> Tensor:
+        """Symbols `[T, r]`, whole or finer, → channels `[T, C]`, those of constant heads 0."""
+        return torch.cat([symbols[:, own] @ matrix for own, matrix in self._decoders], dim=1)
 
     def quantise(self, components: Tensor) -> Tensor:
         """Symbols of components, fp32 `[T, r]`."""
         symbols = torch.empty_like(components)
-        for alphabet, own in self._columns():
+        for alphabet, own in self._columns:
             symbols[:, own] = quantise_components(components[:, own], self.step[own], alphabet.limit)
         return symbols
 
     def pack(self, symbols: Tensor) -> dict[str, Tensor]:
         """One array of bytes `[T, bytes]` per alphabet in use."""
-        return {_name(alphabet): alphabet.pack(symbols[:, own]) for alphabet, own in self._columns()}
+        return {_name(alphabet): alphabet.pack(symbols[:, own]) for alphabet, own in self._columns}
 
     def unpack(self, rows: dict[str, Tensor], tokens: int) -> Tensor:
         """Symbols `[T, r]` from the arrays of `pack`."""
         parts = [
-            alphabet.unpack(rows[_name(alphabet)][:tokens], own.stop - own.start) for alphabet, own in self._columns()
+            alphabet.unpack(rows[_name(alphabet)][:tokens], own.stop - own.start) for alphabet, own in self._columns
         ]
         return torch.cat(parts, dim=1) if parts else self.step.new_empty(tokens, 0)
 
     def arrays(self, fine: bool) -> dict[str, ArraySpec]:
         """What `pack` makes, and `fine` if it is wanted; bytes of 255 stand for no symbols."""
-        widths = {_name(alphabet): alphabet.bytes_for(own.stop - own.start) for alphabet, own in self._columns()}
+        widths = {_name(alphabet): alphabet.bytes_for(own.stop - own.start) for alphabet, own in self._columns}
         if fine and len(self):
             widths[FINE_ARRAY] = FINE.bytes_for(len(self))
         return {name: ArraySpec("uint8", (width,), ("byte",), 255) for name, width in widths.items()}
@@ -99,6 +96,7 @@ class Components:
         bases = tuple(tensors[f"basis/{i}"] for i in range(sum(name.startswith("basis/") for name in tensors)))
         return cls(tensors["scale"], bases, tensors["block"], tensors["step"], tensors["per_byte"])
 
+    @cached_property
     def _columns(self) -> list[tuple[Alphabet, slice]]:
         """The alphabets in use and the columns that each codes."""
         found, first = [], 0
@@ -108,6 +106,16 @@ class Components:
                 found.append((alphabet, slice(first, first + count)))
             first += count
         return found
+
+    @cached_property
+    def _decoders(self) -> list[tuple[Tensor | slice, Tensor]]:
+        """Per block: its components, and the matrix from their symbols to its channels, fp32."""
+        scale = torch.where(self.channel_scale.isinf(), 0.0, self.channel_scale)
+        decoders: list[tuple[Tensor | slice, Tensor]] = []
+        for number, (basis, of_block) in enumerate(zip(self.bases, self._parts(scale[None]), strict=True)):
+            own = torch.nonzero(self.block == number).flatten() if len(self.bases) > 1 else slice(None)
+            decoders.append((own, self.step[own, None] * basis.float().T * of_block))
+        return decoders
 
     def _parts(self, channels: Tensor) -> tuple[Tensor, ...]:
         return channels.split([len(basis) for basis in self.bases], dim=1)

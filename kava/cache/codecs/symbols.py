@@ -5,6 +5,7 @@ byte of entropy 2, which the Huffman stage of zstd codes to within a few per cen
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -34,10 +35,14 @@ class Alphabet:
 
     def unpack(self, packed: Tensor, symbols: int) -> Tensor:
         """Bytes `[T, bytes]` → symbols `[T, symbols]`, fp32."""
-        byte = torch.arange(256, device=packed.device)[:, None]
-        weights = self.size ** torch.arange(self.per_byte, device=packed.device)
-        table = (byte // weights % self.size - self.limit).float()  # [256, per_byte]
-        return table[packed.int()].flatten(1)[:, :symbols]
+        return _table(self, packed.device)[packed.int()].flatten(1)[:, :symbols]
+
+
+@lru_cache
+def _table(alphabet: Alphabet, device: torch.device) -> Tensor:
+    """Symbols of each byte, fp32 `[256, per_byte]`."""
+    weights = alphabet.size ** torch.arange(alphabet.per_byte)
+    return (torch.arange(256)[:, None] // weights % alphabet.size - alphabet.limit).float().to(device)
 
 
 # 3^5 = 243, 5^3 = 125, 15^2 = 225 and 255 of 256 byte values are used.
