@@ -1,1 +1,1 @@
-"""The teacher's KV: capture → codec → store."""
+"""The teacher's KV: capture → select → codec → store."""
