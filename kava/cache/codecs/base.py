@@ -130,10 +130,22 @@ def group_rows(block: Tensor) -> Tensor:
     return whole.unflatten(0, (-1, TOKENS_PER_GROUP))
 
 
-def spread_groups(rows: Tensor, offset: int, tokens: int) -> Tensor:
-    """Row of each of `tokens` tokens, the first of which stands `offset` after a group boundary."""
-    group = (torch.arange(tokens, device=rows.device) + offset) // TOKENS_PER_GROUP
-    return rows[group]
+def dequantise_groups(codes: Tensor, scale: Tensor, minimum: Tensor, offset: int) -> Tensor:
+    """minimum + scale · code, where a row of scale and minimum holds for a group of tokens; in place, group by group.
+
+    Parameters
+    ----------
+    codes
+        fp32 `[T, …]`; overwritten with the result.
+    scale, minimum
+        `[groups, …]`, the group of the first token first.
+    offset
+        Position of the first token in its group.
+    """
+    for group, (factor, summand) in enumerate(zip(scale.float(), minimum, strict=True)):
+        part = codes[max(0, group * TOKENS_PER_GROUP - offset) : (group + 1) * TOKENS_PER_GROUP - offset]
+        torch.addcmul(summand, factor, part, out=part)
+    return codes
 
 
 def quantise(values: Tensor, dim: int | tuple[int, ...], levels: int, minimum_dtype: torch.dtype) -> tuple[Tensor, ...]:
