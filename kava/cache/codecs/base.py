@@ -154,11 +154,18 @@ def quantise(values: Tensor, dim: int | tuple[int, ...], levels: int, minimum_dt
     Scale and minimum are rounded before codes are chosen, so that their rounding costs nothing. A range beyond
     fp16 is an error, since it would decode to infinity.
     """
-    minimum = values.amin(dim, keepdim=True).to(minimum_dtype)
-    spread = values.amax(dim, keepdim=True) - minimum.float()
+    lowest, highest = values.amin(dim, keepdim=True), values.amax(dim, keepdim=True)
+    minimum = _round_down(lowest, (highest - lowest) / 255).to(minimum_dtype)
+    spread = highest - minimum.float()
     # A constant has no range; its codes are 0 and its minimum stands for it, whatever the scale.
     scale = (spread / levels).clamp(min=torch.finfo(torch.float16).tiny).half()
     if not torch.isfinite(scale).all() or not torch.isfinite(minimum).all():
         raise UserError("the teacher's KV is not finite or spans more than fp16 can scale; check the teacher's dtype")
     codes = ((values - minimum.float()) / scale.float()).round().clamp(0, levels).to(torch.uint8)
     return codes, scale, minimum
+
+
+def _round_down(values: Tensor, step: Tensor) -> Tensor:
+    """To multiples of the power of two below a step, so that digits which say nothing are zeros, and compress."""
+    unit = step.clamp(min=2.0**-100).log2().floor().exp2()
+    return (values / unit).floor() * unit
