@@ -12,20 +12,10 @@ from kava.bench.bound import Bound
 from kava.bench.codecs import Measured, measure_codec
 from kava.bench.search import as_faithful_as
 from kava.bench.source import Source
-from kava.config.schema import TransformCodec
+from kava.config.benchmark import LIKE_INT4
 from kava.errors import UserError
 from kava.provenance import library_versions
 
-LIKE_INT4: Final = "transform-int4"
-# Name → settings; those of LIKE_INT4 are searched for.
-CODECS: Final[dict[str, dict[str, Any]]] = {
-    "bf16": {"kind": "bf16"},
-    "int8": {"kind": "int8"},
-    "int4": {"kind": "int4"},
-    "transform-0.99": TransformCodec(target_cos=0.99).model_dump(),
-    "transform-0.95": TransformCodec(target_cos=0.95).model_dump(),
-    LIKE_INT4: {},
-}
 PACKAGES: Final = ("numcodecs", "numpy", "safetensors", "torch", "transformers", "zarr")
 
 

@@ -96,11 +96,29 @@ def first_tokens(input_ids: Examples, segments: Examples, tokens: int) -> tuple[
 
 
 def read_teacher(
-    teacher: Any, geometry: Geometry, input_ids: Examples, segments: Examples, on_tokens: OnTokens = lambda _: None
+    teacher: Any,
+    geometry: Geometry,
+    input_ids: Examples,
+    segments: Examples,
+    how: dict[str, Any] | None = None,
+    on_tokens: OnTokens = lambda _: None,
 ) -> Source:
-    """Run the teacher once over examples of the splits `train` and `validation`."""
+    """Run the teacher once over examples of the splits `train` and `validation`.
+
+    Parameters
+    ----------
+    teacher, geometry
+        The model and the shape of its KV.
+    input_ids, segments
+        Split → ids and segments of every example.
+    how
+        `keys` and `batch_tokens` as in `kv` of the configuration; None for the defaults.
+    on_tokens
+        Called with the number of tokens after each forward, for progress.
+    """
     longest = max(sum(len(x) for x in of_split) for of_split in segments.values())
-    key = KvStore.model_validate({"codec": {"kind": "bf16"}, "shard_tokens": -(-longest // 64) * 64}).model_dump()
+    one_shard = {"codec": {"kind": "bf16"}, "shard_tokens": -(-longest // 64) * 64}
+    key = KvStore.model_validate(one_shard | (how or {})).model_dump()
     contents = Contents(key, geometry, teacher.config.hidden_size)
     extractor = Extractor(teacher, contents, input_ids, segments, on_tokens)
     kv, info = {}, {}

@@ -20,7 +20,8 @@ from kava.commandline import exit_status
 from kava.errors import UserError
 
 log = logging.getLogger("kava")
-TOKENS = 65536
+# Seconds for a small model, and enough tokens for a transform to spread its parameters over.
+TOKENS = 32768
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from kava.bench.run import CODECS, LIKE_INT4, measure, table
+    from kava.bench.run import measure, table
+    from kava.config.benchmark import CODECS, LIKE_INT4
     from kava.files import write_json
 
     names = arguments.codecs.split(",") if arguments.codecs else list(CODECS)
@@ -114,7 +116,7 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     log.info("reading %d tokens with %s", total, display_name(arguments.model))
     with tqdm(total=total, unit="tok", desc="teacher", delay=1e-9) as bar:
         model = load_teacher(teacher, torch.device("cpu"))
-        source = read_teacher(model, geometry(load_model_config(teacher)), input_ids, segments, bar.update)
+        source = read_teacher(model, geometry(load_model_config(teacher)), input_ids, segments, on_tokens=bar.update)
     setup = {**teacher, "model": display_name(arguments.model)}
     return source, {**setup, "data": display_name(arguments.data) if arguments.data else "the demo"}
 
