@@ -61,7 +61,7 @@ class Components:
             components[:, self.block == number] @ basis.float().T for number, basis in enumerate(self.bases)
         ]  # fmt: skip
         scale = self.channel_scale
-        return torch.cat(parts, dim=1) * torch.where(scale.isinf(), 0.0, scale)
+        return torch.cat(parts, dim=1).mul_(torch.where(scale.isinf(), 0.0, scale))
 
     def quantise(self, components: Tensor) -> Tensor:
         """Symbols of components, fp32 `[T, r]`."""

@@ -52,7 +52,7 @@ class IdTable:
             return self.step.new_zeros(len(ids), self.codes.shape[1])
         row = torch.searchsorted(self.ids, ids.int()).clamp(max=len(self.ids) - 1)
         known = (self.ids[row] == ids)[:, None]
-        return self.codes[row].float() * self.step * known
+        return self.codes[row].float().mul_(self.step).mul_(known)
 
 
 class Predictor:
@@ -75,13 +75,14 @@ class Predictor:
 
     def __call__(self, info: TokenInfo) -> Tensor:
         by_id = torch.cat((self.exact(info.id), self.usual(info.id)), dim=1)
-        return self.mean + self._at_the_start(info, by_id)
+        return self._at_the_start(info, by_id).add_(self.mean)
 
     def _at_the_start(self, info: TokenInfo, by_id: Tensor) -> Tensor:
+        """The same rows, those of first positions overwritten."""
         if not len(self.first):
             return by_id
-        first = self.first[info.position.clamp(max=len(self.first) - 1)].float()
-        return torch.where((info.position < len(self.first))[:, None], first, by_id)
+        early = torch.nonzero(info.position < len(self.first)).flatten()
+        return by_id.index_copy_(0, early, self.first[info.position[early]].float())
 
     @classmethod
     def fit(cls, sample: Calibration, channels: Tensor, positions: int) -> tuple["Predictor", Tensor]:
