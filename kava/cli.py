@@ -12,6 +12,7 @@ COMMANDS = {
     "report": ("kava.stages.report", "results/ab_report.html and .json"),
     "config": ("kava.commands.config", "the resolved configuration, its schema and documentation"),
     "unlock": ("kava.commands.unlock", "remove the lock of a killed Snakemake"),
+    "bench store": ("kava.bench.store", "size, fidelity and speed of every codec"),
     "demo build": ("kava.demo.build", "train the embedded demo models anew"),
     "init-student": ("kava.commands.init_student", "a student with random weights and a given tokenizer"),
 }

@@ -93,6 +93,35 @@ def test_numbers_are_those_of_the_files(report: dict[str, Any]) -> None:
     assert report["verdict"].startswith("Structured beats flat")
 
 
+def test_size_and_fidelity_are_those_of_the_bench_file_and_the_runs_codec_is_marked(report: dict[str, Any]) -> None:
+    codecs = report["fidelity"]["codecs"]
+    assert list(codecs) == ["bf16", "int8", "int4", "transform-0.99", "transform-0.95"]
+    assert [name for name, row in codecs.items() if row["configured"]] == ["int8"]
+    assert codecs["int4"]["ratio"] == 0.218
+    assert codecs["int4"]["cos_centered"] == pytest.approx(1 - 4.7e-3)
+    assert codecs["int4"]["cos_centered_min"] == pytest.approx(1 - 2 * 1.2 * 4.7e-3)
+    assert codecs["int4"]["loss"] == pytest.approx(4.7e-3)
+    html = render_html(report)
+    assert 'data-chart="spec-fidelity"' in html
+    assert "h5py is not installed" in html
+
+
+def test_a_lossless_codec_has_no_place_on_a_logarithmic_scale_and_is_named(runs: ReportInputs) -> None:
+    assert runs.bench is not None
+    figures = json.loads(runs.bench.read_text())
+    figures["codecs"]["bf16"] |= {"k_rel_error": 0.0, "v_rel_error": 0.0}
+    edit_json(runs.bench, **figures)
+    report = build_report(runs)
+    assert report["fidelity"]["codecs"]["bf16"]["loss"] is None
+    assert "Lossless here, so not on this scale: bf16." in render_html(report)
+
+
+def test_without_a_bench_file_the_report_says_nothing_of_fidelity(runs: ReportInputs) -> None:
+    report = build_report(replace(runs, bench=None))
+    assert report["fidelity"] is None
+    assert "Size against fidelity" not in render_html(report)
+
+
 def test_same_files_give_the_same_report(runs: ReportInputs) -> None:
     assert build_report(runs) == build_report(runs)
 

@@ -54,7 +54,7 @@ def test_charts_are_drawn_and_nothing_is_requested(page_file: Path, width: int, 
             "[...document.querySelectorAll('[data-chart]')].every(place => place.querySelector('svg'))"
         )
         charts = page.locator("[data-chart]")
-        assert charts.count() == 6
+        assert charts.count() == 7
         for index in range(charts.count()):
             box = charts.nth(index).locator("svg").first.bounding_box()
             assert box is not None

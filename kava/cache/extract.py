@@ -72,10 +72,7 @@ class Extractor:
     def calibration(self, packing: Packing) -> Calibration:
         """Evenly spread training examples, as many as the codec wants tokens, and the first layer's KV of every id."""
         lengths = packing.tokens.length
-        wanted = self.contents.codec.calibration_tokens
-        share = min(1.0, wanted / int(lengths.sum()))
-        count = max(1, round(share * len(lengths)))
-        chosen = np.unique(np.linspace(0, len(lengths) - 1, count).round().astype(int))
+        chosen = calibration_examples(lengths, self.contents.codec.calibration_tokens)
         kept = [stored for batch in self._batches("train", chosen) for stored, _ in self._run("train", batch)]
         ids = np.unique(np.concatenate([x for of_split in self.input_ids.values() for x in of_split]))
         kv, info = _join(kept)
@@ -171,6 +168,13 @@ def batches(examples: Iterable[int], lengths: list[int], batch_tokens: int) -> l
         else:
             found.append([example])
     return found
+
+
+def calibration_examples(lengths: np.ndarray, wanted: int) -> np.ndarray:
+    """Evenly spread examples of about `wanted` tokens together, one at least."""
+    share = min(1.0, wanted / int(lengths.sum()))
+    count = max(1, round(share * len(lengths)))
+    return np.unique(np.linspace(0, len(lengths) - 1, count).round().astype(int))
 
 
 def pad_ids(examples: list[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,9 @@ from kava.files import canonical_json
 TENSORS: Final = ("keys", "values")
 # Channel statistics are those of the training split.
 STATISTICS: Final = "train"
-SMALL_CHUNK_BYTES: Final = 128 << 10
+# Plain bf16 of a tiny model's chunk: half for keys and half for values, each a block of the compressor.
+SMALL_CHUNK_BYTES: Final = 1 << 20
+BLOCK_BYTES: Final = SMALL_CHUNK_BYTES // 2
 # Rows per chunk of the other axes; an example has a few answer tokens, and is read alone.
 AXIS_CHUNKS: Final = {"answer": 64, "example": 1}
 
@@ -127,7 +129,7 @@ def create_split(
     for axis, rows in axes.items():
         index = np.stack((rows.start, rows.length), axis=1)
         write_whole(group, f"index/{axis}", index, ["example", "start_length"])
-    chunk = chunk_tokens(arrays, packing.tokens.per_shard)
+    chunk = chunk_tokens(geometry, packing.tokens.per_shard)
     for name, spec in arrays.items():
         rows, per_row = axes[spec.axis], spec.tokens_per_row
         per_chunk = chunk if spec.axis == "token" else AXIS_CHUNKS[spec.axis]
@@ -155,14 +157,16 @@ def create_split(
         )
 
 
-def chunk_tokens(arrays: Mapping[str, ArraySpec], shard_tokens: int) -> int:
+def chunk_tokens(geometry: Geometry, shard_tokens: int) -> int:
     """Tokens per chunk, the least that can be read.
 
     64 for real models: an example of t tokens then reads (t + 63) / t of its bytes on average, 1.35 for the 182 of
-    GSM8K. A tiny model's chunks are doubled up to 128 KiB, since each costs Zarr half a millisecond whatever its size.
+    GSM8K. A tiny model's chunks are doubled up to 1 MiB of bf16: its tokens repeat (the first layer's KV is a function
+    of the id), which a compressor sees within a chunk only, and each chunk costs Zarr half a millisecond whatever its
+    size.
     """
     tokens = TOKENS_PER_GROUP
-    bytes_per_token = sum(spec.bits_per_token for spec in arrays.values() if spec.axis == "token") / 8
+    bytes_per_token = 2 * geometry.channels * 2
     while 2 * tokens * bytes_per_token <= SMALL_CHUNK_BYTES and shard_tokens % (2 * tokens) == 0:
         tokens *= 2
     return tokens
@@ -202,7 +206,7 @@ def _create(group: Any, name: str, **options: Any) -> None:
         name,
         # Byte shuffle, not bitshuffle: bf16 KV compresses 1.49× with the one and 1.02× with the other.
         compressors=[
-            BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=itemsize, blocksize=524288),
+            BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=itemsize, blocksize=BLOCK_BYTES),
             Crc32cCodec(),
         ],
         # A chunk that is all fill value would not be written, and could not be told from a missing one.

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kava.config.benchmark import REPORT_TOKENS, codecs_for_report
 from kava.config.identity import TOKENIZER, WEIGHTS, data_identity, display_name, model_identity
 from kava.config.load import REPOSITORY
 from kava.config.schema import Config, ModelSettings
@@ -18,6 +19,7 @@ from kava.files import canonical_json, sha256_bytes, sha256_json
 
 TOKENS_FORMAT = 2
 STORE_FORMAT = 2
+BENCH_FORMAT = 1
 REFERENCES = ("teacher", "student_base")
 CHECKPOINTING = {"save_every", "keep_checkpoints"}
 NUMERIC_MODULES = ("align", "cache/capture.py", "losses", "metrics.py", "training")
@@ -113,17 +115,8 @@ class Plan:
 
     @cached_property
     def extract(self) -> Job:
-        config, tokens = self.config, self.tokenize.spec["key"]
-        key = {
-            "format_version": STORE_FORMAT,
-            "teacher": {
-                **model_identity(config.teacher),
-                "quantization": config.teacher.quantization,
-                "dtype": config.teacher.dtype,
-            },
-            "tokens": tokens | {"data": {name: tokens["data"][name] for name in ("source", "train")}},
-            **config.kv.model_dump(),
-        }
+        config = self.config
+        key = {"format_version": STORE_FORMAT, **self._teacher_and_tokens, **config.kv.model_dump()}
         name = f"{_short_name(config.teacher)}-{config.kv.codec.kind}"
         folder = _keyed(self.cache / "teacher_kv", name, key)
         return Job(
@@ -178,10 +171,26 @@ class Plan:
         )
 
     @cached_property
+    def bench(self) -> Job:
+        """Size and fidelity of every codec on a few of the run's tokens; it depends on no arm, so it is shared."""
+        kv = self.config.kv.model_dump()
+        key = {
+            "format_version": BENCH_FORMAT,
+            "store_format": STORE_FORMAT,
+            **self._teacher_and_tokens,
+            "read": {name: kv[name] for name in ("keys", "batch_tokens")},
+            "codecs": codecs_for_report(kv["codec"]),
+            "measured_tokens": REPORT_TOKENS,
+        }
+        folder = _keyed(self.cache / "bench", _short_name(self.config.teacher), key)
+        return Job("bench_store", {"key": key}, folder / "store.json", {"tokens": self.tokenize.output})
+
+    @cached_property
     def report(self) -> Job:
         config = self.config
         inputs: dict[str, Path] = {role: self.reference(role).output for role in REFERENCES}
         inputs["store"] = self.extract.output
+        inputs["bench"] = self.bench.output
         for arm, settings in config.arms.items():
             for seed in config.seeds:
                 run = f"{arm}/seed-{seed}"
@@ -195,6 +204,19 @@ class Plan:
 
     def _folder(self, arm: str, seed: int) -> Path:
         return self.experiment / arm / f"seed-{seed}"
+
+    @property
+    def _teacher_and_tokens(self) -> dict[str, Any]:
+        """What the teacher's KV of the training data depends on; not the test questions."""
+        teacher, tokens = self.config.teacher, self.tokenize.spec["key"]
+        return {
+            "teacher": {
+                **model_identity(teacher),
+                "quantization": teacher.quantization,
+                "dtype": teacher.dtype,
+            },
+            "tokens": tokens | {"data": {name: tokens["data"][name] for name in ("source", "train")}},
+        }
 
     def _training(self, arm: str, seed: int) -> dict[str, Any]:
         if arm not in self.config.arms:

@@ -9,6 +9,7 @@ from typing import Any
 from kava.report.clean import flatten, jsonable
 from kava.report.curves import curves
 from kava.report.fairness import check_evaluations, check_training
+from kava.report.fidelity import read_fidelity
 from kava.report.inputs import ReferenceFiles, ReportInputs
 from kava.report.read import Evaluation, Run, read_evaluation, read_json, read_run
 from kava.report.samples import pick_samples
@@ -151,7 +152,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     dict
         Plain JSON types, no NaN or infinity (they become null, and `warnings` says where). Fulfils the
         contract of `ab_report.json`; beside it stand `verdict_parts`, `fairness`, `warnings`, `cost`,
-        `curves`, `samples`, `controls`, `arm_differences`, `configuration` and `provenance`.
+        `fidelity`, `curves`, `samples`, `controls`, `arm_differences`, `configuration` and `provenance`.
 
     Raises
     ------
@@ -173,7 +174,9 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     comparisons, refusals = _comparisons(inputs.comparisons, runs)
     mismatches = check_training(runs) + check_evaluations(named) + refusals
     logged, broken = curves(runs)
-    stores = {name: _store(path.as_posix(), read_json(path, lost)) for name, path in inputs.stores.items()}
+    manifests = {name: read_json(path, lost) for name, path in inputs.stores.items()}
+    stores = {name: _store(path.as_posix(), manifests[name]) for name, path in inputs.stores.items()}
+    fidelity = read_fidelity(inputs.bench, list(manifests.values()), lost) if inputs.bench else None
 
     report = jsonable(
         {
@@ -185,6 +188,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             "comparisons": comparisons,
             "controls": inputs.controls,
             "stores": stores,
+            "fidelity": fidelity,
             "fairness": {"equal": not mismatches, "mismatches": mismatches},
             "cost": {arm: {seed: _cost_row(run) for seed, run in s.items()} for arm, s in runs.items()},
             "samples": pick_samples({a: {s: run.evaluation for s, run in r.items()} for a, r in runs.items()}),

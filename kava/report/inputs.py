@@ -54,6 +54,8 @@ class ReportInputs:
         Arms that carry no usable KV signal (no aligner, or the KV of another example).
     config, provenance : dict
         Shown as they are: the resolved configuration; versions, commit, hardware, command.
+    bench : Path or None
+        What `kava bench store` measured on the run's teacher; None leaves size against fidelity out.
     """
 
     experiment: str
@@ -67,6 +69,7 @@ class ReportInputs:
     controls: list[str]
     config: dict[str, Any]
     provenance: dict[str, Any]
+    bench: Path | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted({name for pair in self.comparisons for name in pair} | set(self.controls) | set(self.runs))

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kava.report import format as formats
-from kava.report.charts import accuracy_chart, arm_styles, loss_charts, similarity_charts
+from kava.report.charts import accuracy_chart, arm_styles, fidelity_chart, loss_charts, similarity_charts
 from kava.report.clean import flatten
 from kava.report.verdict import winner_of
 
@@ -98,6 +98,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         accuracy=accuracy_chart(report),
         losses=loss_charts(report),
         similarities=similarity_charts(report),
+        fidelity=fidelity_chart(report),
         styles=arm_styles(list(report["arms"])),
         against_controls=_against_controls(report),
         winners=[winner_of(row) for row in report["comparisons"]],

@@ -52,6 +52,7 @@ def run(job: Job, runtime: Runtime) -> None:  # noqa: ARG001
             controls=spec["controls"],
             config={name: value for name, value in spec.items() if name != "controls"},
             provenance=provenance(store),
+            bench=inputs.get("bench"),
         )
     )
     write_json(job.output.with_suffix(".json"), report)

@@ -45,7 +45,9 @@ rule report:
     input:
         **{
             name: (
-                ancient(path) if name in ("store", "teacher", "student_base") else path
+                ancient(path)
+                if name in ("store", "bench", "teacher", "student_base")
+                else path
             )
             for name, path in PLAN.report.inputs.items()
         },

@@ -49,3 +49,22 @@ rule extract:
     shell:
         "python -m kava.stages.extract --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
         " > {log:q} 2>&1"
+
+
+rule bench_store:
+    input:
+        tokens=ancient(PLAN.bench.inputs["tokens"]),
+    output:
+        figures=PLAN.bench.output,
+    log:
+        PLAN.bench.output.with_name("bench_store.log"),
+    benchmark:
+        PLAN.bench.output.with_name("bench_store.benchmark.jsonl")
+    resources:
+        gpu=1,
+    params:
+        spec=job_params(PLAN.bench),
+        inputs=input_options,
+    shell:
+        "python -m kava.stages.bench_store --spec {params.spec:q} {params.inputs} --output {output.figures:q}"
+        " > {log:q} 2>&1"

@@ -130,10 +130,22 @@ def group_rows(block: Tensor) -> Tensor:
     return whole.unflatten(0, (-1, TOKENS_PER_GROUP))
 
 
-def spread_groups(rows: Tensor, offset: int, tokens: int) -> Tensor:
-    """Row of each of `tokens` tokens, the first of which stands `offset` after a group boundary."""
-    group = (torch.arange(tokens, device=rows.device) + offset) // TOKENS_PER_GROUP
-    return rows[group]
+def dequantise_groups(codes: Tensor, scale: Tensor, minimum: Tensor, offset: int) -> Tensor:
+    """minimum + scale · code, where a row of scale and minimum holds for a group of tokens; in place, group by group.
+
+    Parameters
+    ----------
+    codes
+        fp32 `[T, …]`; overwritten with the result.
+    scale, minimum
+        `[groups, …]`, the group of the first token first.
+    offset
+        Position of the first token in its group.
+    """
+    for group, (factor, summand) in enumerate(zip(scale.float(), minimum, strict=True)):
+        part = codes[max(0, group * TOKENS_PER_GROUP - offset) : (group + 1) * TOKENS_PER_GROUP - offset]
+        torch.addcmul(summand, factor, part, out=part)
+    return codes
 
 
 def quantise(values: Tensor, dim: int | tuple[int, ...], levels: int, minimum_dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -142,11 +154,18 @@ def quantise(values: Tensor, dim: int | tuple[int, ...], levels: int, minimum_dt
     Scale and minimum are rounded before codes are chosen, so that their rounding costs nothing. A range beyond
     fp16 is an error, since it would decode to infinity.
     """
-    minimum = values.amin(dim, keepdim=True).to(minimum_dtype)
-    spread = values.amax(dim, keepdim=True) - minimum.float()
+    lowest, highest = values.amin(dim, keepdim=True), values.amax(dim, keepdim=True)
+    minimum = _round_down(lowest, (highest - lowest) / 255).to(minimum_dtype)
+    spread = highest - minimum.float()
     # A constant has no range; its codes are 0 and its minimum stands for it, whatever the scale.
     scale = (spread / levels).clamp(min=torch.finfo(torch.float16).tiny).half()
     if not torch.isfinite(scale).all() or not torch.isfinite(minimum).all():
         raise UserError("the teacher's KV is not finite or spans more than fp16 can scale; check the teacher's dtype")
     codes = ((values - minimum.float()) / scale.float()).round().clamp(0, levels).to(torch.uint8)
     return codes, scale, minimum
+
+
+def _round_down(values: Tensor, step: Tensor) -> Tensor:
+    """To multiples of the power of two below a step, so that digits which say nothing are zeros, and compress."""
+    unit = step.clamp(min=2.0**-100).log2().floor().exp2()
+    return (values / unit).floor() * unit

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kava.cache.capture import Geometry
-from kava.cache.codecs.base import Codec, KvBlock, TokenInfo, group_rows, quantise, spread_groups
+from kava.cache.codecs.base import Codec, KvBlock, TokenInfo, dequantise_groups, group_rows, quantise
 from kava.cache.spec import TOKENS_PER_GROUP, ArraySpec
 
 LEVELS = 15
@@ -56,9 +56,8 @@ class Int4(Codec):
 
     def decode(self, rows: dict[str, Tensor], offset: int, info: TokenInfo) -> KvBlock:
         tokens = len(info.id)
-        scale = spread_groups(rows["keys/scale"].float(), offset, tokens)
-        minimum = spread_groups(rows["keys/minimum"], offset, tokens)
-        keys = torch.addcmul(minimum, scale, _unpack(rows["keys/codes"][:tokens]))
+        codes = _unpack(rows["keys/codes"][:tokens])
+        keys = dequantise_groups(codes, rows["keys/scale"], rows["keys/minimum"], offset)
         codes = _unpack(rows["values/codes"][:tokens]).unflatten(2, (-1, self.heads_per_group))
         scale, minimum = (rows[f"values/{name}"][:tokens, ..., None, None].float() for name in ("scale", "minimum"))
         return KvBlock(keys, torch.addcmul(minimum, scale, codes).flatten(2, 3))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kava.cache.capture import Geometry
-from kava.cache.codecs.base import Codec, KvBlock, TokenInfo, group_rows, quantise, spread_groups
+from kava.cache.codecs.base import Codec, KvBlock, TokenInfo, dequantise_groups, group_rows, quantise
 from kava.cache.spec import TOKENS_PER_GROUP
 
 LEVELS = 255
@@ -38,9 +38,8 @@ class Int8(Codec):
         return arrays
 
     def decode(self, rows: dict[str, Tensor], offset: int, info: TokenInfo) -> KvBlock:
-        tokens, decoded = len(info.id), []
+        decoded = []
         for tensor in KvBlock._fields:
-            scale = spread_groups(rows[f"{tensor}/scale"].float(), offset, tokens)
-            minimum = spread_groups(rows[f"{tensor}/minimum"], offset, tokens)
-            decoded.append(torch.addcmul(minimum, scale, rows[f"{tensor}/codes"][:tokens].float()))
+            codes = rows[f"{tensor}/codes"][: len(info.id)].float()
+            decoded.append(dequantise_groups(codes, rows[f"{tensor}/scale"], rows[f"{tensor}/minimum"], offset))
         return KvBlock(*decoded)

@@ -52,7 +52,7 @@ class IdTable:
             return self.step.new_zeros(len(ids), self.codes.shape[1])
         row = torch.searchsorted(self.ids, ids.int()).clamp(max=len(self.ids) - 1)
         known = (self.ids[row] == ids)[:, None]
-        return self.codes[row].float() * self.step * known
+        return self.codes[row].float().mul_(self.step).mul_(known)
 
 
 class Predictor:
@@ -74,12 +74,12 @@ class Predictor:
         self.mean, self.exact, self.usual, self.first = mean, exact, usual, first
 
     def __call__(self, info: TokenInfo) -> Tensor:
-        return self.mean + self._deviation(info, self.usual(info.id))
+        return self._deviation(info, self.usual(info.id)).add_(self.mean)
 
     def _deviation(self, info: TokenInfo, usual: Tensor) -> Tensor:
-        if len(self.first):
-            first = self.first[info.position.clamp(max=len(self.first) - 1)].float()
-            usual = torch.where((info.position < len(self.first))[:, None], first, usual)
+        """Expected difference from the mean; overwrites the first positions of `usual`."""
+        early = torch.nonzero(info.position < len(self.first)).flatten()
+        usual.index_copy_(0, early, self.first[info.position[early]].float())
         return torch.cat((self.exact(info.id), usual), dim=1)
 
     @classmethod

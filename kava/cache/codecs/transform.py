@@ -84,7 +84,7 @@ class Transform(Codec):
         symbols = self.components.unpack(rows, tokens)
         if FINE_ARRAY in self.arrays:
             symbols = symbols + FINE.unpack(rows[FINE_ARRAY][:tokens], len(self.components)) / FINE.size
-        channels = self.predictor(info) + self.components.restore(symbols)
+        channels = self.components.restore(symbols).add_(self.predictor(info))
         layers, heads, dim = self.head_row
         return KvBlock(*channels.reshape(tokens, layers, 2, heads, dim).unbind(2))
 
