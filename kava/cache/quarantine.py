@@ -1,6 +1,7 @@
 """Put aside what does not belong to a store; nothing is deleted, and nothing of it is read again."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from kava.files import read_json
@@ -39,11 +40,19 @@ class Quarantine:
         self._move(f"shard {name}", [*files, self.folder / "manifest.json"], reason)
 
     def _move(self, what: str, paths: list[Path], reason: str) -> None:
-        parent = self.folder / "quarantine"
-        number = 1 + max((int(path.name) for path in parent.glob("[0-9]*")), default=0)
-        for path in paths:
-            if path.exists():
-                target = parent / str(number) / path.relative_to(self.folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
+        parent = self._next()
+        for path in filter(Path.exists, paths):
+            target = parent / path.relative_to(self.folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # moved by another process a moment ago
                 path.rename(target)
-        log.warning("warning: %s is put aside in %s, since %s", what, parent / str(number), reason)
+        log.warning("warning: %s is put aside in %s, since %s", what, parent, reason)
+
+    def _next(self) -> Path:
+        parent = self.folder / "quarantine"
+        parent.mkdir(exist_ok=True)
+        while True:
+            number = 1 + max((int(path.name) for path in parent.glob("[0-9]*")), default=0)
+            with suppress(FileExistsError):
+                (parent / str(number)).mkdir()
+                return parent / str(number)

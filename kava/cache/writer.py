@@ -112,9 +112,15 @@ class StoreWriter:
         assert self.calibrated()
 
     def pending(self) -> list[Shard]:
-        """Shards that have no record, or whose files are not those of their record; the latter are put aside."""
-        quarantine = Quarantine(self.folder)
-        return [shard for shard in self.shards if not self._is_complete(*shard, quarantine)]
+        """Shards without a sound record; what is damaged and in nobody's hands is put aside."""
+        found = []
+        for shard in self.shards:
+            if self._problem(*shard):
+                found.append(shard)
+                if held := claim(self._lock(*shard)):
+                    self._is_complete(*shard)
+                    held.release()
+        return found
 
     def check_room(self, pending: Iterable[Shard]) -> None:
         """Raise `UserError` if the disk has less room than shards need before compression."""
@@ -136,14 +142,14 @@ class StoreWriter:
         while waiting:
             taken = []
             for split, shard in waiting:
-                path = self.folder / "locks" / f"{shard_name(split, shard)}.lock"
+                path = self._lock(split, shard)
                 held = claim(path)
                 if held is None:
                     taken.append((split, shard))
                     if not told:
                         log.info("%s works on shard %s-%d; taking others, then waiting", holder(path), split, shard)
                         told = True
-                elif self._is_complete(split, shard, Quarantine(self.folder)):
+                elif self._is_complete(split, shard):
                     held.release()
                 else:
                     yield (split, shard), held
@@ -254,19 +260,26 @@ class StoreWriter:
             for name, data in (("mean", first), ("std", deviation)):
                 write_whole(group, f"{tensor}/{name}", data.astype(np.float32), ["layer", "kv_head", "head_dim"])
 
-    def _is_complete(self, split: str, shard: int, quarantine: Quarantine) -> bool:
+    def _is_complete(self, split: str, shard: int) -> bool:
+        """Put a damaged shard aside; asked by who holds its lock, or a writer would lose files under its hands."""
+        problem, path = self._problem(split, shard), shard_record(self.folder, split, shard)
+        if problem and path.is_file():
+            Quarantine(self.folder).shard(shard_name(split, shard), [path, *self._files(split, shard)], problem)
+        return problem is None
+
+    def _problem(self, split: str, shard: int) -> str | None:
         path = shard_record(self.folder, split, shard)
         if not path.is_file():
-            return False
+            return "it has no record"
         record = read_json(path)
         if record.get("store") != self.key_name or record.get("parameters") != self._parameters_sha256:
-            reason = f"it was written for store {record.get('store')}"
-        elif not self._matches(record) or set(record["files"]) != set(shard_files(split, shard, self.contents.arrays)):
-            reason = "its files are not those of its record"
-        else:
-            return True
-        quarantine.shard(shard_name(split, shard), [path, *self._files(split, shard)], reason)
-        return False
+            return f"it was written for store {record.get('store')}"
+        if not self._matches(record) or set(record["files"]) != set(shard_files(split, shard, self.contents.arrays)):
+            return "its files are not those of its record"
+        return None
+
+    def _lock(self, split: str, shard: int) -> Path:
+        return self.folder / "locks" / f"{shard_name(split, shard)}.lock"
 
     def _matches(self, record: dict[str, Any]) -> bool:
         paths = {name: self.folder / "store.zarr" / name for name in record["files"]}
