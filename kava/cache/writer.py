@@ -28,7 +28,7 @@ from kava.cache.layout import (
 from kava.cache.quarantine import Quarantine
 from kava.cache.reader import read_parameters
 from kava.errors import UserError
-from kava.files import read_json, remove_partial, sha256_file, sha256_json, write_json
+from kava.files import holds_json, read_json, remove_partial, sha256_file, sha256_json, write_json
 from kava.locks import Claim, claim, holder, locked
 from kava.provenance import library_versions
 
@@ -104,10 +104,7 @@ class StoreWriter:
             del self.root["parameters"]  # half of them, of a killed run: there is no record
         for name, array in self.codec.parameters().items():
             write_whole(self.root, f"parameters/{name}", array)
-        store = self.folder / "store.zarr"
-        files = sorted(path for path in (store / "parameters").rglob("c/**/*") if path.is_file())
-        facts = {path.relative_to(store).as_posix(): _facts(path) for path in files}
-        write_json(self.folder / "shards" / "parameters.json", {"store": self.key_name, "files": facts})
+        write_json(self.folder / "shards" / "parameters.json", self._parameters_record())
         # From the store, so that this process computes with what every other one reads.
         assert self.calibrated()
 
@@ -184,8 +181,7 @@ class StoreWriter:
             array[first : first + len(whole)] = whole
         for tensor, block in zip(TENSORS, content.kv, strict=True) if split == STATISTICS else ():
             self.root[split][tensor]["moments"][shard] = _moments(block)
-        record = {"store": self.key_name, "parameters": self._parameters_sha256, "rows": used}
-        write_json(shard_record(self.folder, split, shard), record | {"files": self._checksums(split, shard)})
+        write_json(shard_record(self.folder, split, shard), self._record(split, shard))
 
     def seal(self) -> dict[str, Any]:
         """Write the channel statistics and, last, the manifest; returns the manifest."""
@@ -229,7 +225,7 @@ class StoreWriter:
 
     def _load_parameters(self, quarantine: Quarantine) -> bool:
         record = self.folder / "shards" / "parameters.json"
-        if not record.is_file() or not self._matches(read_json(record)):
+        if not holds_json(record, self._parameters_record()):
             if any(record.parent.glob("*.json")):
                 quarantine.everything(
                     "its codec's parameters are lost or damaged, and no shard can be read without them"
@@ -239,6 +235,11 @@ class StoreWriter:
         self.codec.load_parameters(read_parameters(self.root), torch.device("cpu"))
         self._parameters_sha256 = sha256_file(record)
         return True
+
+    def _parameters_record(self) -> dict[str, Any]:
+        store = self.folder / "store.zarr"
+        files = sorted(path for path in (store / "parameters").rglob("*") if path.is_file())
+        return {"store": self.key_name, "files": _checksums(store, files)}
 
     def _encode(self, content: ShardContent, device: torch.device) -> dict[str, np.ndarray]:
         parts: dict[str, list[np.ndarray]] = {name: [] for name in self.codec.arrays}
@@ -271,30 +272,32 @@ class StoreWriter:
         path = shard_record(self.folder, split, shard)
         if not path.is_file():
             return "it has no record"
-        record = read_json(path)
-        if record.get("store") != self.key_name or record.get("parameters") != self._parameters_sha256:
-            return f"it was written for store {record.get('store')}"
-        if not self._matches(record) or set(record["files"]) != set(shard_files(split, shard, self.contents.arrays)):
-            return "its files are not those of its record"
-        return None
+        try:
+            sound = holds_json(path, self._record(split, shard))
+        except FileNotFoundError as error:
+            return f"{Path(error.filename).relative_to(self.folder)} is missing"
+        return None if sound else "its record is not that of these files in this store: damaged, or foreign"
+
+    def _record(self, split: str, shard: int) -> dict[str, Any]:
+        """What the record of a shard with these files has to say."""
+        return {
+            "store": self.key_name,
+            "parameters": self._parameters_sha256,
+            "rows": self.axes[split]["token"].used(self.packings[split].members(shard)),
+            "files": _checksums(self.folder / "store.zarr", self._files(split, shard)),
+        }
 
     def _lock(self, split: str, shard: int) -> Path:
         return self.folder / "locks" / f"{shard_name(split, shard)}.lock"
 
-    def _matches(self, record: dict[str, Any]) -> bool:
-        paths = {name: self.folder / "store.zarr" / name for name in record["files"]}
-        return all(path.is_file() and record["files"][name] == _facts(path) for name, path in paths.items())
-
     def _files(self, split: str, shard: int) -> list[Path]:
         return [self.folder / "store.zarr" / name for name in shard_files(split, shard, self.contents.arrays)]
 
-    def _checksums(self, split: str, shard: int) -> dict[str, dict[str, Any]]:
-        names = shard_files(split, shard, self.contents.arrays)
-        return {name: _facts(self.folder / "store.zarr" / name) for name in names}
 
-
-def _facts(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+def _checksums(root: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
+    return {
+        file.relative_to(root).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in files
+    }
 
 
 def _moments(block: Tensor) -> np.ndarray:
