@@ -45,7 +45,14 @@ def named(parent: Path, codec: dict[str, Any], **changes: Any) -> Path:
     return parent / f"teacher-{codec['kind']}-{sha256_json(key(codec, **changes))[:16]}"
 
 
-@pytest.fixture(scope="module", params=CODECS_UNDER_TEST, ids=lambda codec: codec["kind"])
+# Minutes for all; the fast tier looks at one codec.
+ONE_FAST = [
+    pytest.param(codec, id=codec["kind"], marks=() if codec == INT8 else pytest.mark.slow)
+    for codec in CODECS_UNDER_TEST
+]
+
+
+@pytest.fixture(scope="module", params=ONE_FAST)
 def sealed(request, tmp_path_factory) -> tuple[dict[str, Any], Path]:
     """A sound store of each codec; copied by every test that damages it."""
     folder = named(tmp_path_factory.mktemp("sound"), request.param)

@@ -60,6 +60,7 @@ def fill(
             written += 1
         if last:
             last.result()
+    log.info("%d shards written by this process", written)
     return written
 
 
