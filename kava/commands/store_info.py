@@ -62,7 +62,7 @@ def as_text(facts: dict[str, Any]) -> str:
 def _settings(value: Any) -> str:
     """Nested settings on one line; hashes are cut to what tells them apart."""
     if not isinstance(value, dict):
-        return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+        return value[:12] if isinstance(value, str) and len(value) == 64 else str(value).replace("\n", "\\n")
     return ", ".join(f"{name}: {{{_settings(v)}}}" if isinstance(v, dict) else f"{name}: {_settings(v)}"
                      for name, v in value.items() if v is not None)  # fmt: skip
 
