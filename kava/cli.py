@@ -13,6 +13,10 @@ COMMANDS = {
     "config": ("kava.commands.config", "the resolved configuration, its schema and documentation"),
     "unlock": ("kava.commands.unlock", "remove the lock of a killed Snakemake"),
     "bench store": ("kava.bench.store", "size, fidelity and speed of every codec"),
+    "store info": ("kava.commands.store_info", "what a KV store holds and how large it is"),
+    "store verify": ("kava.commands.store_verify", "a KV store checked from end to end"),
+    "store ls": ("kava.commands.store_ls", "stores, token sets and references, and who uses them"),
+    "store prune": ("kava.commands.store_prune", "delete what nobody uses; says what it would do first"),
     "demo build": ("kava.demo.build", "train the embedded demo models anew"),
     "init-student": ("kava.commands.init_student", "a student with random weights and a given tokenizer"),
 }

@@ -47,7 +47,17 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a manifest: indented, sorted, atomic; equal values give equal bytes."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, json_text(value))
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """What `write_json` writes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def holds_json(path: Path, value: Mapping[str, Any]) -> bool:
+    """Whether a file is, byte for byte, what `write_json` would write."""
+    return path.is_file() and path.read_bytes() == json_text(value).encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -56,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that makes it, or `snakemake {path}`") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and rerun the stage that makes it") from None
 
 

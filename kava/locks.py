@@ -7,9 +7,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 log = logging.getLogger("kava")
+
+# Shared by all who work in a store, from their start to their end; who would delete it needs it alone.
+PRESENCE: Final = "locks/presence.lock"
 
 
 class Claim:
@@ -31,16 +34,42 @@ def claim(path: Path) -> Claim | None:
     except BlockingIOError:
         file.close()
         return None
+    _sign(file)
+    return Claim(file)
+
+
+@contextmanager
+def present(path: Path) -> Iterator[None]:
+    """Hold a lock together with all others that are present."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _sign(file)
+        yield
+
+
+def _sign(file: IO[str]) -> None:
     file.seek(0)
     file.truncate()
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
-    return Claim(file)
 
 
 def holder(path: Path) -> str:
     """Who held a lock last."""
     return path.read_text() or "another process"
+
+
+def live_holder(path: Path) -> str | None:
+    """Who holds a lock at this moment; None if nobody does."""
+    if not path.is_file():
+        return None
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return holder(path)
+    return None
 
 
 @contextmanager

@@ -49,13 +49,18 @@ def fill(
     with ThreadPoolExecutor(max_workers=1) as background:
         last: Future[None] | None = None
         for (split, shard), held in writer.claims(todo):
-            content = extractor.shard(split, shard, writer.packings[split], writer.axes[split])
-            if last:
-                last.result()
+            try:
+                content = extractor.shard(split, shard, writer.packings[split], writer.axes[split])
+                if last:
+                    last.result()
+            except BaseException:
+                held.release()
+                raise
             last = background.submit(_write, writer, (split, shard), content, held, device)
             written += 1
         if last:
             last.result()
+    log.info("%d shards written by this process", written)
     return written
 
 

@@ -3,16 +3,41 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from kava.errors import UserError
-from kava.files import read_json, sha256_file, sha256_json
+from kava.files import json_text, read_json, sha256_file, sha256_json
 
-MEND = "delete the store's manifest.json and run extract: it puts the damage aside, writes it anew and keeps the rest"
+MEND: Final = (
+    "delete the store's manifest.json and run extract: it puts the damage aside, writes it anew and keeps the rest"
+)
+CHANGED: Final = "is damaged or foreign: its checksum is not that of its record"
+
+
+class Problem(NamedTuple):
+    """What is wrong with a store: where (`shard train-00003`, say), with which file under `store.zarr`, and what."""
+
+    where: str
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.file} {self.what}".replace("  ", " ")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Manifest of a KV store; `UserError` if it is unreadable, of something else, or not as it was written."""
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("stage") != "extract" or "sha256" not in manifest:
+        raise UserError(f"{path} is no manifest of a KV store of this version; run extract, which writes one")
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    if manifest["sha256"] != sha256_json(content) or path.read_text() != json_text(manifest):
+        raise UserError(f"{path} is damaged: its checksum is not that of its content; {MEND}")
+    return manifest
 
 
 class Integrity:
-    """Checks of a sealed store.
+    """Checks of a store.
 
     Parameters
     ----------
@@ -27,11 +52,13 @@ class Integrity:
         self._checked: set[str] = set()
 
     def check_files(self) -> None:
-        """Raise `UserError` at the first shard that is foreign, missing, or not of its size. Reads no data."""
+        """Raise `UserError` at the first shard that is foreign, missing, or not of its size. Reads no KV."""
         for problem in self.identity_problems():
-            raise UserError(problem)
+            raise UserError(str(problem))
+        for problem in self.structure_problems():
+            raise UserError(f"{problem}; {MEND}")
         for shard in self.manifest["shards"]:
-            for problem in self._size_problems(shard):
+            for problem in self._size_problems(f"shard {shard}", self.manifest["shards"][shard]["files"]):
                 raise UserError(f"{problem}; {MEND}")
 
     def check_shard(self, shard: str) -> None:
@@ -41,36 +68,48 @@ class Integrity:
                 raise UserError(f"{problem}; {MEND}")
             self._checked.add(shard)
 
-    def identity_problems(self) -> Iterator[str]:
+    def identity_problems(self) -> Iterator[Problem]:
         """What speaks against this being the store that its folder names."""
         key = sha256_json(self.manifest["spec"])[:16]
         named = re.search(r"-([0-9a-f]{16})$", self.folder.resolve().name)
-        group = self.folder / "store.zarr" / "zarr.json"
-        begun = read_json(group).get("attributes", {}).get("kava", {}).get("key")
-        keys = {"manifest.json": self.manifest["key"], "folder": named[1] if named else key, "store.zarr": begun}
+        keys = {"manifest": self.manifest["key"], "folder": named[1] if named else key}
+        try:
+            group = read_json(self.folder / "store.zarr" / "zarr.json")
+            keys["group store.zarr"] = group.get("attributes", {}).get("kava", {}).get("key")
+        except UserError as error:
+            yield Problem("store.zarr", "", str(error))
         for what, found in keys.items():
             if found != key:
-                yield (
-                    f"{self.folder.name}: the {what} is of store {found}, the specification of {key}: another teacher, "
-                    "data set or codec; move the folder away and run extract"
-                )
+                yield Problem(
+                    self.folder.name, "",
+                    f"the {what} is of store {found}, the specification of {key}: another teacher, data set or codec; "
+                    "move the folder away and run extract",
+                )  # fmt: skip
         for shard, record in self.manifest["shards"].items():
             if record["store"] != key:
-                yield f"shard {shard} was written for store {record['store']}, not {key}; {MEND}"
+                yield Problem(f"shard {shard}", "", f"was written for store {record['store']}, not {key}: foreign")
 
-    def shard_problems(self, shard: str) -> Iterator[str]:
+    def structure_problems(self) -> Iterator[Problem]:
+        """What is wrong with metadata, indexes and statistics."""
+        return self._problems("structure", self.manifest["files"])
+
+    def shard_problems(self, shard: str) -> Iterator[Problem]:
         """What is wrong with the files of a shard, all bytes of which are read."""
-        sizes = list(self._size_problems(shard))
-        yield from sizes
-        if not sizes:
-            for name, facts in self.manifest["shards"][shard]["files"].items():
-                if sha256_file(self.folder / "store.zarr" / name) != facts["sha256"]:
-                    yield f"shard {shard}: {name} is damaged: its checksum is not that of the manifest"
+        return self._problems(f"shard {shard}", self.manifest["shards"][shard]["files"])
 
-    def _size_problems(self, shard: str) -> Iterator[str]:
-        for name, facts in self.manifest["shards"][shard]["files"].items():
+    def _problems(self, where: str, files: dict[str, dict[str, Any]]) -> Iterator[Problem]:
+        wrong = list(self._size_problems(where, files))
+        yield from wrong
+        named = {problem.file for problem in wrong}
+        for name, facts in files.items():
+            if name not in named and sha256_file(self.folder / "store.zarr" / name) != facts["sha256"]:
+                yield Problem(where, name, CHANGED)
+
+    def _size_problems(self, where: str, files: dict[str, dict[str, Any]]) -> Iterator[Problem]:
+        for name, facts in files.items():
             path = self.folder / "store.zarr" / name
             if not path.is_file():
-                yield f"shard {shard}: {name} is missing"
+                yield Problem(where, name, "is missing")
             elif (size := path.stat().st_size) != facts["bytes"]:
-                yield f"shard {shard}: {name} has {size} bytes of {facts['bytes']}: truncated, or half written"
+                what = "truncated, or half written" if size < facts["bytes"] else "foreign"
+                yield Problem(where, name, f"has {size} bytes of {facts['bytes']}: {what}")

@@ -1,6 +1,8 @@
 """Where everything lies in a KV store.
 
     <folder>/manifest.json                written last; a store without it is unfinished
+    <folder>/quarantine/1/…               what was put aside: damaged, or of another store
+    <folder>/store.zarr/zarr.json         key and specification, as attribute `kava`
     <folder>/shards/<split>-00003.json    key and checksums of one finished shard
     <folder>/store.zarr/parameters/…      what a calibrated codec learnt, with its record shards/parameters.json
     <folder>/store.zarr/<split>/index/<axis>        [examples, 2], first row and number of rows of each example
@@ -27,7 +29,6 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from kava.cache.capture import Geometry
 from kava.cache.spec import TOKENS_PER_GROUP, ArraySpec
 from kava.errors import UserError
-from kava.files import canonical_json
 
 TENSORS: Final = ("keys", "values")
 # Channel statistics are those of the training split.
@@ -125,7 +126,7 @@ class Packing:
 def create_split(
     group: Any, packing: Packing, axes: Mapping[str, Rows], arrays: Mapping[str, ArraySpec], geometry: Geometry
 ) -> None:
-    """Create the arrays of a split at their final shapes, those that do not exist yet."""
+    """Create the arrays of a split at their final shapes, in an empty group."""
     for axis, rows in axes.items():
         index = np.stack((rows.start, rows.length), axis=1)
         write_whole(group, f"index/{axis}", index, ["example", "start_length"])
@@ -188,19 +189,13 @@ def shard_record(folder: Path, split: str, shard: int) -> Path:
 
 
 def write_whole(group: Any, name: str, data: np.ndarray, dimensions: list[str] | None = None) -> None:
-    """Write a small array as one chunk. One that stands there is overwritten in place, never absent for a moment."""
+    """Write a small array as one chunk."""
     shape = tuple(max(1, size) for size in data.shape)
     _create(group, name, shape=data.shape, chunks=shape, dtype=data.dtype.name, dimension_names=dimensions)
     group[name][...] = data
 
 
 def _create(group: Any, name: str, **options: Any) -> None:
-    if name in group:
-        array = group[name]
-        found = {"shape": array.shape, "dtype": array.dtype.name, "chunks": array.chunks, "shards": array.shards}
-        wanted = {key: options.get(key) for key in found}
-        assert canonical_json(found) == canonical_json(wanted), f"{name} is {found}, not {wanted}"
-        return
     itemsize = np.dtype(options["dtype"]).itemsize
     group.create_array(
         name,

@@ -1,8 +1,11 @@
 """Put aside what does not belong to a store; nothing is deleted, and nothing of it is read again."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
+from kava.cache.integrity import read_manifest
+from kava.errors import UserError
 from kava.files import read_json
 
 log = logging.getLogger("kava")
@@ -25,25 +28,44 @@ class Quarantine:
         group = self.folder / "store.zarr" / "zarr.json"
         if not group.is_file():
             return
-        found = read_json(group).get("attributes", {}).get("kava", {}).get("key")
-        # A kill between the group and its attributes leaves a group that says nothing and holds nothing.
-        if found != key and (found or len(list(group.parent.iterdir())) > 1):
+        try:
+            found = read_json(group).get("attributes", {}).get("kava", {}).get("key")
+        except UserError:
+            return  # damaged: it is put aside alone, and the shards are judged by their records
+        if found != key:
             self.everything(f"it was begun for store {found}")
+
+    def damaged_manifest(self) -> None:
+        """Move a manifest that is not as it was written."""
+        manifest = self.folder / "manifest.json"
+        if manifest.is_file():
+            try:
+                read_manifest(manifest)
+            except UserError:
+                self._move("the manifest", [manifest], "it is damaged, or of another version")
 
     def everything(self, reason: str) -> None:
         """Move arrays, records and manifest."""
         self._move("the store", [self.folder / name for name in ("store.zarr", "shards", "manifest.json")], reason)
 
-    def shard(self, name: str, files: list[Path], reason: str) -> None:
-        """Move the files of one shard, and the manifest that vouches for them."""
-        self._move(f"shard {name}", [*files, self.folder / "manifest.json"], reason)
+    def files(self, what: str, files: list[Path], reason: str) -> None:
+        """Move some files, and the manifest that vouches for them."""
+        self._move(what, [*files, self.folder / "manifest.json"], reason)
 
     def _move(self, what: str, paths: list[Path], reason: str) -> None:
-        parent = self.folder / "quarantine"
-        number = 1 + max((int(path.name) for path in parent.glob("[0-9]*")), default=0)
-        for path in paths:
-            if path.exists():
-                target = parent / str(number) / path.relative_to(self.folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
+        parent = self._next()
+        for path in filter(Path.exists, paths):
+            target = parent / path.relative_to(self.folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # moved by another process a moment ago
                 path.rename(target)
-        log.warning("warning: %s is put aside in %s, since %s", what, parent / str(number), reason)
+        log.warning("warning: %s is put aside in %s, since %s", what, parent, reason)
+
+    def _next(self) -> Path:
+        parent = self.folder / "quarantine"
+        parent.mkdir(exist_ok=True)
+        while True:
+            number = 1 + max((int(path.name) for path in parent.glob("[0-9]*")), default=0)
+            with suppress(FileExistsError):
+                (parent / str(number)).mkdir()
+                return parent / str(number)

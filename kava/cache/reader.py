@@ -10,13 +10,12 @@ from torch import Tensor
 from kava.cache.capture import Geometry
 from kava.cache.codecs import KvBlock, TokenInfo
 from kava.cache.contents import Contents
-from kava.cache.integrity import MEND, Integrity
+from kava.cache.integrity import MEND, Integrity, read_manifest
 from kava.cache.layout import STATISTICS, TENSORS, open_group, shard_name
 from kava.cache.scores import Scores
 from kava.cache.select import make_selector
 from kava.cache.spec import TOKENS_PER_GROUP, ArraySpec, Axis
 from kava.errors import UserError
-from kava.files import read_json
 
 # Encoded splits up to this size are read once and kept; a GSM8K store of the reference pair is not.
 IN_MEMORY_BYTES = 2 << 30
@@ -57,7 +56,7 @@ class StoreReader:
     def __init__(
         self, manifest: Path, device: torch.device | str = "cpu", select: dict[str, Any] | None = None
     ) -> None:
-        self.manifest = read_json(manifest)
+        self.manifest = read_manifest(manifest)
         self.device = torch.device(device)
         self.geometry = Geometry(**self.manifest["geometry"])
         self.contents = Contents(self.manifest["spec"], self.geometry, self.manifest["hidden_width"])

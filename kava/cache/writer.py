@@ -1,5 +1,6 @@
 """Write a KV store shard by shard, alone or beside other processes, resume it, and seal it with its manifest."""
 
+import json
 import logging
 import shutil
 import time
@@ -27,8 +28,9 @@ from kava.cache.layout import (
 )
 from kava.cache.quarantine import Quarantine
 from kava.cache.reader import read_parameters
+from kava.cache.structure import Structure
 from kava.errors import UserError
-from kava.files import read_json, remove_partial, sha256_file, sha256_json, write_json
+from kava.files import canonical_json, holds_json, read_json, remove_partial, sha256_file, sha256_json, write_json
 from kava.locks import Claim, claim, holder, locked
 from kava.provenance import library_versions
 
@@ -70,6 +72,7 @@ class StoreWriter:
         for split, of_split in segments.items():
             self.packings[split], self.axes[split] = contents.pack(of_split, split)
         self._parameters_sha256: str | None = None
+        self._structure: set[str] = set()
 
     @property
     def shards(self) -> list[Shard]:
@@ -80,7 +83,7 @@ class StoreWriter:
         with self.exclusive():
             quarantine = Quarantine(self.folder)
             quarantine.foreign_store(self.key_name)
-            remove_partial(self.folder, "store.zarr/**/zarr")
+            quarantine.damaged_manifest()
             self._begin()
             if not self.codec.calibration_tokens or self._load_parameters(quarantine):
                 self._create_arrays()
@@ -104,17 +107,20 @@ class StoreWriter:
             del self.root["parameters"]  # half of them, of a killed run: there is no record
         for name, array in self.codec.parameters().items():
             write_whole(self.root, f"parameters/{name}", array)
-        store = self.folder / "store.zarr"
-        files = sorted(path for path in (store / "parameters").rglob("c/**/*") if path.is_file())
-        facts = {path.relative_to(store).as_posix(): _facts(path) for path in files}
-        write_json(self.folder / "shards" / "parameters.json", {"store": self.key_name, "files": facts})
+        write_json(self.folder / "shards" / "parameters.json", self._parameters_record())
         # From the store, so that this process computes with what every other one reads.
         assert self.calibrated()
 
     def pending(self) -> list[Shard]:
-        """Shards that have no record, or whose files are not those of their record; the latter are put aside."""
-        quarantine = Quarantine(self.folder)
-        return [shard for shard in self.shards if not self._is_complete(*shard, quarantine)]
+        """Shards without a sound record; what is damaged and in nobody's hands is put aside."""
+        found = []
+        for shard in self.shards:
+            if self._problem(*shard):
+                found.append(shard)
+                if held := claim(self._lock(*shard)):
+                    self._is_complete(*shard)
+                    held.release()
+        return found
 
     def check_room(self, pending: Iterable[Shard]) -> None:
         """Raise `UserError` if the disk has less room than shards need before compression."""
@@ -136,14 +142,14 @@ class StoreWriter:
         while waiting:
             taken = []
             for split, shard in waiting:
-                path = self.folder / "locks" / f"{shard_name(split, shard)}.lock"
+                path = self._lock(split, shard)
                 held = claim(path)
                 if held is None:
                     taken.append((split, shard))
                     if not told:
                         log.info("%s works on shard %s-%d; taking others, then waiting", holder(path), split, shard)
                         told = True
-                elif self._is_complete(split, shard, Quarantine(self.folder)):
+                elif self._is_complete(split, shard):
                     held.release()
                 else:
                     yield (split, shard), held
@@ -178,52 +184,85 @@ class StoreWriter:
             array[first : first + len(whole)] = whole
         for tensor, block in zip(TENSORS, content.kv, strict=True) if split == STATISTICS else ():
             self.root[split][tensor]["moments"][shard] = _moments(block)
-        record = {"store": self.key_name, "parameters": self._parameters_sha256, "rows": used}
-        write_json(shard_record(self.folder, split, shard), record | {"files": self._checksums(split, shard)})
+        write_json(shard_record(self.folder, split, shard), self._record(split, shard))
 
     def seal(self) -> dict[str, Any]:
         """Write the channel statistics and, last, the manifest; returns the manifest."""
         with self.exclusive():
             self._write_statistics()
-            records = {shard_name(*shard): read_json(shard_record(self.folder, *shard)) for shard in self.shards}
+            paths = {shard_name(*shard): shard_record(self.folder, *shard) for shard in self.shards}
             if self._parameters_sha256:
-                records["parameters"] = read_json(self.folder / "shards" / "parameters.json")
-            tokens = sum(int(packing.tokens.length.sum()) for packing in self.packings.values())
-            raw = tokens * 2 * self.geometry.channels * 2
-            files = [file for part in ("store.zarr", "shards") for file in self.folder.glob(f"{part}/**/*")]
-            size = sum(file.stat().st_size for file in files if file.is_file())
-            manifest = {
+                paths["parameters"] = self.folder / "shards" / "parameters.json"
+            records = {name: read_json(path) for name, path in paths.items()}
+            store, facts = self.folder / "store.zarr", self._facts()
+            files = [store / name for record in records.values() for name in record["files"]]
+            structure = [store / name for name in sorted(self._structure)]
+            self._clear_out({*files, *structure, *paths.values()})
+            raw = facts["tokens"] * 2 * self.geometry.channels * 2
+            size = sum(file.stat().st_size for file in (*files, *structure, *paths.values()))
+            manifest = facts | {
                 "stage": "extract",
                 "name": self.folder.name.rsplit("-", 1)[0],
-                "key": self.key_name,
-                "spec": self.contents.key,
-                "geometry": self.geometry.to_dict(),
-                "hidden_width": self.contents.hidden_width,
                 "codec": {**self.contents.key["codec"], "bits_per_value": self.codec.bits_per_value},
-                "examples": {split: len(packing.shard) for split, packing in self.packings.items()},
-                "tokens": tokens,
                 "bytes": size,
                 "raw_bf16_bytes": raw,
                 "ratio": size / raw,
                 "libraries": library_versions(("kava", "numcodecs", "torch", "transformers", "zarr")),
                 "shards": records,
+                "files": _checksums(store, structure),
             }
+            manifest["sha256"] = sha256_json(manifest)
             write_json(self.folder / "manifest.json", manifest)
             for path in (self.folder / "locks").glob("*-*.lock"):
                 path.unlink(missing_ok=True)  # whoever claims a shard now finds it finished
             return manifest
 
+    def _clear_out(self, known: set[Path]) -> None:
+        """Delete the litter of killed runs, and put aside what nobody vouches for."""
+        unknown: list[Path] = []
+        remove_partial(self.folder, "*.json")
+        for part in ("store.zarr", "shards"):
+            for path in (self.folder / part).rglob("*"):
+                if path.suffix == ".partial":
+                    path.unlink()
+                elif path.is_file() and path not in known:
+                    unknown.append(path)
+        if unknown:
+            reason = f"{unknown[0].relative_to(self.folder)} belongs to no shard of this store"
+            Quarantine(self.folder).files("what does not belong", unknown, reason)
+
     def _begin(self) -> None:
-        self.root = open_group(self.folder / "store.zarr", "a")
-        self.root.attrs["kava"] = {"key": self.key_name}
+        self._settle(self._empty())
+        self.root = open_group(self.folder / "store.zarr", "r+")
 
     def _create_arrays(self) -> None:
+        structure = self._empty()
         for split, packing in self.packings.items():
-            create_split(self.root.require_group(split), packing, self.axes[split], self.contents.arrays, self.geometry)
+            group = structure.root.create_group(split)
+            create_split(group, packing, self.axes[split], self.contents.arrays, self.geometry)
+        self._settle(structure)
+
+    def _empty(self) -> Structure:
+        begun = self._facts() | {"shards": {split: packing.shards for split, packing in self.packings.items()}}
+        return Structure({"kava": json.loads(canonical_json(begun))})
+
+    def _settle(self, structure: Structure) -> None:
+        self._structure |= structure.settle(self.folder / "store.zarr", Quarantine(self.folder))
+
+    def _facts(self) -> dict[str, Any]:
+        """What is known of the store before its first shard."""
+        return {
+            "key": self.key_name,
+            "spec": self.contents.key,
+            "geometry": self.geometry.to_dict(),
+            "hidden_width": self.contents.hidden_width,
+            "examples": {split: len(packing.shard) for split, packing in self.packings.items()},
+            "tokens": sum(int(packing.tokens.length.sum()) for packing in self.packings.values()),
+        }
 
     def _load_parameters(self, quarantine: Quarantine) -> bool:
         record = self.folder / "shards" / "parameters.json"
-        if not record.is_file() or not self._matches(read_json(record)):
+        if not holds_json(record, self._parameters_record()):
             if any(record.parent.glob("*.json")):
                 quarantine.everything(
                     "its codec's parameters are lost or damaged, and no shard can be read without them"
@@ -233,6 +272,11 @@ class StoreWriter:
         self.codec.load_parameters(read_parameters(self.root), torch.device("cpu"))
         self._parameters_sha256 = sha256_file(record)
         return True
+
+    def _parameters_record(self) -> dict[str, Any]:
+        store = self.folder / "store.zarr"
+        files = sorted(path for path in (store / "parameters").rglob("*") if path.is_file())
+        return {"store": self.key_name, "files": _checksums(store, files)}
 
     def _encode(self, content: ShardContent, device: torch.device) -> dict[str, np.ndarray]:
         parts: dict[str, list[np.ndarray]] = {name: [] for name in self.codec.arrays}
@@ -247,41 +291,53 @@ class StoreWriter:
     def _write_statistics(self) -> None:
         """Mean and standard deviation per channel over the training tokens, from the shards' moments."""
         tokens = int(self.packings[STATISTICS].tokens.length.sum())
-        group = self.root[STATISTICS]
+        structure = self._empty()
+        group = structure.root.create_group(STATISTICS)
         for tensor in TENSORS:
-            first, second = group[tensor]["moments"][:].sum(axis=0) / tokens
+            first, second = self.root[STATISTICS][tensor]["moments"][:].sum(axis=0) / tokens
             deviation = np.sqrt(np.maximum(second - first**2, 0.0))
             for name, data in (("mean", first), ("std", deviation)):
                 write_whole(group, f"{tensor}/{name}", data.astype(np.float32), ["layer", "kv_head", "head_dim"])
+        self._settle(structure)
 
-    def _is_complete(self, split: str, shard: int, quarantine: Quarantine) -> bool:
+    def _is_complete(self, split: str, shard: int) -> bool:
+        """Put a damaged shard aside; asked by who holds its lock, or a writer would lose files under its hands."""
+        problem, path = self._problem(split, shard), shard_record(self.folder, split, shard)
+        if problem and path.is_file():
+            files = [path, *self._files(split, shard)]
+            Quarantine(self.folder).files(f"shard {shard_name(split, shard)}", files, problem)
+        return problem is None
+
+    def _problem(self, split: str, shard: int) -> str | None:
         path = shard_record(self.folder, split, shard)
         if not path.is_file():
-            return False
-        record = read_json(path)
-        if record.get("store") != self.key_name or record.get("parameters") != self._parameters_sha256:
-            reason = f"it was written for store {record.get('store')}"
-        elif not self._matches(record) or set(record["files"]) != set(shard_files(split, shard, self.contents.arrays)):
-            reason = "its files are not those of its record"
-        else:
-            return True
-        quarantine.shard(shard_name(split, shard), [path, *self._files(split, shard)], reason)
-        return False
+            return "it has no record"
+        try:
+            sound = holds_json(path, self._record(split, shard))
+        except FileNotFoundError as error:
+            return f"{Path(error.filename).relative_to(self.folder)} is missing"
+        return None if sound else "its record is not that of these files in this store: damaged, or foreign"
 
-    def _matches(self, record: dict[str, Any]) -> bool:
-        paths = {name: self.folder / "store.zarr" / name for name in record["files"]}
-        return all(path.is_file() and record["files"][name] == _facts(path) for name, path in paths.items())
+    def _record(self, split: str, shard: int) -> dict[str, Any]:
+        """What the record of a shard with these files has to say."""
+        return {
+            "store": self.key_name,
+            "parameters": self._parameters_sha256,
+            "rows": self.axes[split]["token"].used(self.packings[split].members(shard)),
+            "files": _checksums(self.folder / "store.zarr", self._files(split, shard)),
+        }
+
+    def _lock(self, split: str, shard: int) -> Path:
+        return self.folder / "locks" / f"{shard_name(split, shard)}.lock"
 
     def _files(self, split: str, shard: int) -> list[Path]:
         return [self.folder / "store.zarr" / name for name in shard_files(split, shard, self.contents.arrays)]
 
-    def _checksums(self, split: str, shard: int) -> dict[str, dict[str, Any]]:
-        names = shard_files(split, shard, self.contents.arrays)
-        return {name: _facts(self.folder / "store.zarr" / name) for name in names}
 
-
-def _facts(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+def _checksums(root: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
+    return {
+        file.relative_to(root).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in files
+    }
 
 
 def _moments(block: Tensor) -> np.ndarray:

@@ -47,6 +47,7 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
     from kava.cache.fill import fill
     from kava.cache.writer import Shard, StoreWriter
     from kava.data.tokens import TokenSet
+    from kava.locks import PRESENCE, present
     from kava.models import choose_device, load_model_config, load_teacher, peak_memory_mib
 
     own = _parse_part(part) if part else (1, 1)
@@ -60,7 +61,10 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
     segments = {split: tokens.segments[split] for split in splits}
     writer = StoreWriter(folder, contents, segments)
 
-    with tqdm(unit="tok", desc="extract", mininterval=progress_interval(), delay=1e-9) as bar:
+    with (
+        present(folder / PRESENCE),
+        tqdm(unit="tok", desc="extract", mininterval=progress_interval(), delay=1e-9) as bar,
+    ):
 
         def load(shards: list[Shard]) -> Any:
             examples = [(s, example) for s, shard in shards for example in writer.packings[s].members(shard)]
@@ -72,11 +76,11 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
         if fill(writer, load, device, own):
             with writer.exclusive():
                 _add_cost(folder / "cost.json", time.monotonic() - started, peak_memory_mib(device))
-    if part:
+        manifest = None if part else writer.seal()
+    if manifest is None:
         if marker:
             write_json(marker, {"stage": "extract", "part": part})
         return
-    manifest = writer.seal()
     log.info(
         "sealed: %d tokens, %.1f MB, %.3f of raw bf16", manifest["tokens"], manifest["bytes"] / 1e6, manifest["ratio"]
     )

@@ -70,6 +70,8 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     manifest = {
         "stage": stage,
         "spec": spec,
+        # By name, which holds the key: `kava store prune` asks who uses what.
+        "inputs": {name: inputs[name].parent.name for name in ("tokens", "store") if name in inputs},
         "initial_student_sha256": sha256_json(spec["student"]),
         "alignment": alignment,
         "warnings": warnings,

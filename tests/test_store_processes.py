@@ -1,0 +1,201 @@
+"""Real extractions that are killed, run side by side, or in parts: one and the same store."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from store_fixtures import files
+from workflow_runs import REPOSITORY
+
+from kava.cache.verify import verify
+from kava.cli import main
+
+pytestmark = pytest.mark.slow
+
+KILLS = 20
+DATA = {"train": 64, "validation": 12, "test": 12}
+EVERY_CODEC = pytest.mark.parametrize("codec", ["int8", "transform"])
+
+
+def arguments(folder: Path, codec: str, *options: str, **settings: Any) -> list[str]:
+    """Options of `kava` for the demo teacher and little data, with the cache in a folder."""
+    kv = {"shard_tokens": 512, "codec": {"kind": codec}}
+    file = folder / f"{codec}.yaml"
+    file.write_text(yaml.safe_dump({"data": DATA, "kv": kv, "cache_dir": str(folder / "cache")} | settings))
+    return ["--configfile", str(file), *options]
+
+
+def start(folder: Path, codec: str, *options: str, **settings: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kava.cli", "extract", *arguments(folder, codec, *options, **settings)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What it logged; it must have ended well."""
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    return log
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def store(folder: Path) -> Path:
+    (found,) = (folder / "cache" / "teacher_kv").iterdir()
+    return found
+
+
+def result(folder: Path) -> dict[str, bytes]:
+    """Files of the store but the costs of making it."""
+    return {name: data for name, data in files(store(folder)).items() if name != "cost.json"}
+
+
+def written(log: str) -> int:
+    """Shards that a process wrote."""
+    return sum(map(int, re.findall(r"(\d+) shards written by this process", log)))
+
+
+def prepare(folder: Path, tokens: Path) -> Path:
+    """A folder with the token set in its cache."""
+    folder.mkdir()
+    shutil.copytree(tokens, folder / "cache" / "tokens")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    assert main(["tokenize", *arguments(folder, "int8")]) == 0
+    return folder / "cache" / "tokens"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tokens: Path, tmp_path_factory) -> Any:
+    """Codec → files of a store that one process made, the log, and the seconds it was open."""
+    made: dict[str, tuple[dict[str, bytes], str, float]] = {}
+
+    def make(codec: str) -> tuple[dict[str, bytes], str, float]:
+        if codec not in made:
+            folder = prepare(tmp_path_factory.mktemp(codec) / "whole", tokens)
+            process = start(folder, codec)
+            opened = wait_until(process, lambda: any(folder.glob("cache/teacher_kv/*/locks")))
+            log = finish(process)
+            made[codec] = result(folder), log, time.monotonic() - opened
+            assert not verify(store(folder)).problems
+        return made[codec]
+
+    return make
+
+
+def wait_until(process: subprocess.Popen[str], happened: Any) -> float:
+    """Wait for something; returns when it happened."""
+    while not happened() and process.poll() is None:
+        time.sleep(0.01)
+    return time.monotonic()
+
+
+@EVERY_CODEC
+def test_a_store_that_was_killed_at_any_moment_equals_an_uninterrupted_one(
+    codec: str, uninterrupted: Any, tokens: Path, tmp_path: Path
+) -> None:
+    expected, _, seconds = uninterrupted(codec)
+    folder = prepare(tmp_path / "killed", tokens)
+    moments = random.Random(codec)
+    kills = 0
+    while kills < KILLS:
+        process = start(folder, codec)
+        locks = folder.glob("cache/teacher_kv/*/locks/presence.lock")
+        for path in locks:
+            path.unlink()
+        opened = wait_until(process, lambda: any(folder.glob("cache/teacher_kv/*/locks/presence.lock")))
+        moment = opened + moments.uniform(0, seconds)
+        wait_until(process, lambda moment=moment: time.monotonic() > moment)
+        if process.poll() is None:
+            kill(process)
+            kills += 1
+            continue
+        finish(process)  # it was faster; begin anew
+        assert result(folder) == expected
+        shutil.rmtree(store(folder))
+    finish(start(folder, codec))
+    assert result(folder) == expected
+    assert not verify(store(folder)).problems
+
+
+@EVERY_CODEC
+def test_two_processes_share_the_shards_of_one_store(
+    codec: str, uninterrupted: Any, tokens: Path, tmp_path: Path
+) -> None:
+    expected, log, _ = uninterrupted(codec)
+    folder = prepare(tmp_path / "shared", tokens)
+    logs = [finish(process) for process in [start(folder, codec), start(folder, codec)]]
+    assert result(folder) == expected
+    assert sum(map(written, logs)) == written(log)
+    # One may still load the teacher while the other does it all; then it has waited.
+    assert all(written(log) or re.search("works (on shard|in)", log) for log in logs), logs
+
+
+@EVERY_CODEC
+def test_the_shards_of_a_killed_process_are_taken_over(
+    codec: str, uninterrupted: Any, tokens: Path, tmp_path: Path
+) -> None:
+    expected, log, _ = uninterrupted(codec)
+    folder = prepare(tmp_path / "shared", tokens)
+    victim = start(folder, codec)
+    wait_until(victim, lambda: len(list(folder.glob("cache/teacher_kv/*/shards/train-*.json"))) >= 1)
+    survivor = start(folder, codec)
+    wait_until(survivor, lambda: len(list(folder.glob("cache/teacher_kv/*/shards/train-*.json"))) >= 5)
+    was_alive = victim.poll() is None
+    kill(victim)
+    took = written(finish(survivor))
+    assert was_alive
+    assert 0 < took < written(log)
+    assert result(folder) == expected
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_store_made_in_parts_is_the_same_and_sealing_loads_no_teacher(
+    parts: int, uninterrupted: Any, tokens: Path, tmp_path: Path, monkeypatch
+) -> None:
+    expected, log, _ = uninterrupted("int8")
+    folder = prepare(tmp_path / "parts", tokens)
+    shares = []
+    for part in range(1, parts + 1):
+        shares.append(written(finish(start(folder, "int8", "--part", f"{part}/{parts}"))))
+        assert not (store(folder) / "manifest.json").exists()
+    assert sum(shares) == written(log)
+    assert max(shares) - min(shares) <= 1
+    monkeypatch.setattr("kava.models.load_teacher", lambda *_: pytest.fail("the teacher was loaded"))
+    assert main(["extract", *arguments(folder, "int8")]) == 0
+    assert result(folder) == expected
+
+
+def test_peak_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
+    peaks = {}
+    for examples in (128, 1024):
+        folder = tmp_path / str(examples)
+        folder.mkdir()
+        settings = {
+            "data": DATA | {"train": examples},
+            "kv": {"shard_tokens": 2048, "codec": {"kind": "int8"}},
+            "teacher": {"quantization": "none"},
+        }
+        assert main(["tokenize", *arguments(folder, "int8", **settings)]) == 0
+        finish(start(folder, "int8", **settings))
+        cost = json.loads((store(folder) / "cost.json").read_text())
+        peaks[examples] = cost["peak_memory_mib"]
+    print(f"peak memory, MiB: {peaks}")
+    assert peaks[1024] - peaks[128] < 60, peaks
