@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,13 @@ def sha256_json(value: Any) -> str:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksums(root: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Path below a folder → size and SHA-256 of each file."""
+    return {
+        file.relative_to(root).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in files
+    }
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

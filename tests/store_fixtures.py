@@ -9,7 +9,8 @@ import torch
 from kava.cache.capture import Geometry
 from kava.cache.codecs import CODECS, Calibration, KvBlock, TokenInfo
 from kava.cache.contents import Contents
-from kava.cache.writer import ShardContent, StoreWriter
+from kava.cache.shard import ShardContent
+from kava.cache.writer import StoreWriter
 from kava.config.schema import KvStore
 
 GEOMETRY = Geometry(3, 2, 8)

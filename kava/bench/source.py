@@ -13,7 +13,7 @@ from kava.cache.codecs import Calibration, KvBlock, TokenInfo
 from kava.cache.contents import Contents
 from kava.cache.extract import Extractor, OnTokens, calibration_examples
 from kava.cache.layout import STATISTICS, Packing
-from kava.cache.writer import ShardContent
+from kava.cache.shard import ShardContent
 from kava.config.schema import KvStore
 from kava.data.tokens import Segment
 

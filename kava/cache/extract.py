@@ -14,7 +14,7 @@ from kava.cache.contents import Contents
 from kava.cache.layout import Packing, Rows
 from kava.cache.reader import StoredExample, keep, take
 from kava.cache.scores import BatchRow, Scores
-from kava.cache.writer import ShardContent
+from kava.cache.shard import ShardContent
 from kava.data.tokens import Segment
 
 # Ids per sequence when the first layer's KV is read off; any length within a model's context would do.

@@ -7,7 +7,8 @@ from typing import Any
 
 from kava.cache.extract import Extractor
 from kava.cache.layout import STATISTICS
-from kava.cache.writer import Shard, ShardContent, StoreWriter
+from kava.cache.shard import ShardContent
+from kava.cache.writer import Shard, StoreWriter
 from kava.locks import Claim
 
 log = logging.getLogger("kava")

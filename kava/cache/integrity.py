@@ -49,7 +49,7 @@ class Integrity:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, str | None]] = set()
 
     def check_files(self) -> None:
         """Raise `UserError` at the first shard that is foreign, missing, or not of its size. Reads no KV."""
@@ -61,12 +61,16 @@ class Integrity:
             for problem in self._size_problems(f"shard {shard}", self.manifest["shards"][shard]["files"]):
                 raise UserError(f"{problem}; {MEND}")
 
-    def check_shard(self, shard: str) -> None:
-        """Raise `UserError` if the bytes of a shard are not those of the manifest; a shard is read once."""
-        if shard not in self._checked:
-            for problem in self.shard_problems(shard):
+    def check_shard(self, shard: str, file: str | None = None) -> None:
+        """Raise `UserError` if the bytes of a shard, or of one file of it, are not those of the manifest.
+
+        What was found sound is not read again.
+        """
+        if (shard, file) not in self._checked:
+            files = self.manifest["shards"][shard]["files"]
+            for problem in self._problems(f"shard {shard}", {file: files[file]} if file else files):
                 raise UserError(f"{problem}; {MEND}")
-            self._checked.add(shard)
+            self._checked.add((shard, file))
 
     def identity_problems(self) -> Iterator[Problem]:
         """What speaks against this being the store that its folder names."""

@@ -173,9 +173,14 @@ def chunk_tokens(geometry: Geometry, shard_tokens: int) -> int:
     return tokens
 
 
+def shard_file(split: str, name: str, shard: int, spec: ArraySpec) -> str:
+    """Path under `store.zarr` of one array's part of a shard."""
+    return f"{split}/{name}/c/{shard}" + "/0" * len(spec.row)
+
+
 def shard_files(split: str, shard: int, arrays: Mapping[str, ArraySpec]) -> list[str]:
     """Paths under `store.zarr` of the files that make up one shard."""
-    names = [f"{split}/{name}/c/{shard}" + "/0" * len(spec.row) for name, spec in arrays.items()]
+    names = [shard_file(split, name, shard, spec) for name, spec in arrays.items()]
     moments = [f"{split}/{tensor}/moments/c/{shard}/0/0/0/0" for tensor in TENSORS]
     return names + moments if split == STATISTICS else names
 

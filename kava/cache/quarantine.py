@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kava.cache.integrity import read_manifest
 from kava.errors import UserError
-from kava.files import read_json
+from kava.files import read_json, remove_partial
 
 log = logging.getLogger("kava")
 
@@ -51,6 +51,20 @@ class Quarantine:
     def files(self, what: str, files: list[Path], reason: str) -> None:
         """Move some files, and the manifest that vouches for them."""
         self._move(what, [*files, self.folder / "manifest.json"], reason)
+
+    def strays(self, known: set[Path]) -> None:
+        """Move what nobody vouches for, and delete the litter of killed runs."""
+        unknown: list[Path] = []
+        remove_partial(self.folder, "*.json")
+        for part in ("store.zarr", "shards"):
+            for path in (self.folder / part).rglob("*"):
+                if path.suffix == ".partial":
+                    path.unlink()
+                elif path.is_file() and path not in known:
+                    unknown.append(path)
+        if unknown:
+            reason = f"{unknown[0].relative_to(self.folder)} belongs to no shard of this store"
+            self.files("what does not belong", unknown, reason)
 
     def _move(self, what: str, paths: list[Path], reason: str) -> None:
         parent = self._next()

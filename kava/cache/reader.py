@@ -11,7 +11,7 @@ from kava.cache.capture import Geometry
 from kava.cache.codecs import KvBlock, TokenInfo
 from kava.cache.contents import Contents
 from kava.cache.integrity import MEND, Integrity, read_manifest
-from kava.cache.layout import STATISTICS, TENSORS, open_group, shard_name
+from kava.cache.layout import STATISTICS, TENSORS, open_group, shard_file, shard_name
 from kava.cache.scores import Scores
 from kava.cache.select import make_selector
 from kava.cache.spec import TOKENS_PER_GROUP, ArraySpec, Axis
@@ -194,10 +194,10 @@ class _Split:
         self.name, self._specs, self._integrity = name, arrays, integrity
         self._index = {axis: group[f"index/{axis}"][:] for axis in {spec.axis for spec in arrays.values()}}
         self._arrays: dict[str, Any] = {array: group[array] for array in arrays}
-        self._in_memory = sum(array.nbytes for array in self._arrays.values()) <= IN_MEMORY_BYTES
-        if self._in_memory:
-            whole = {array: self.read(array, 0, stored.shape[0]) for array, stored in self._arrays.items()}
-            self._arrays = whole
+        small = sum(array.nbytes for array in self._arrays.values()) <= IN_MEMORY_BYTES
+        # Ids and segments are small in every store, and every example is asked for them.
+        kept = [array for array in arrays if small or array.startswith("token/")]
+        self._arrays |= {array: self.read(array, 0, self._arrays[array].shape[0]) for array in kept}
 
     def rows(self, axis: Axis, example: int) -> tuple[int, int]:
         """First row of an example, and how many it has."""
@@ -211,7 +211,8 @@ class _Split:
             return array[first:last]
         height = array.shards[0]
         for shard in range(first // height, -(-last // height)):
-            self._integrity.check_shard(shard_name(self.name, shard))
+            file = shard_file(self.name, name, shard, self._specs[name])
+            self._integrity.check_shard(shard_name(self.name, shard), file)
         try:
             return torch.from_numpy(array[first:last])
         except (ValueError, RuntimeError, OSError) as error:

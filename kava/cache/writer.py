@@ -6,13 +6,11 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from kava.cache.codecs import KvBlock, TokenInfo
 from kava.cache.contents import Contents
 from kava.cache.layout import (
     STATISTICS,
@@ -28,9 +26,19 @@ from kava.cache.layout import (
 )
 from kava.cache.quarantine import Quarantine
 from kava.cache.reader import read_parameters
+from kava.cache.shard import ShardContent, write_arrays
 from kava.cache.structure import Structure
 from kava.errors import UserError
-from kava.files import canonical_json, holds_json, read_json, remove_partial, sha256_file, sha256_json, write_json
+from kava.files import (
+    canonical_json,
+    checksums,
+    holds_json,
+    read_json,
+    remove_partial,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 from kava.locks import Claim, claim, holder, locked
 from kava.provenance import library_versions
 
@@ -40,14 +48,6 @@ ENCODE_TOKENS: Final = 1024
 WAIT_SECONDS: Final = 0.5
 
 Shard = tuple[str, int]
-
-
-class ShardContent(NamedTuple):
-    """What goes into one shard: KV and facts of its tokens, in their rows, and the signals by array name."""
-
-    kv: KvBlock
-    info: TokenInfo
-    signals: dict[str, Tensor]
 
 
 class StoreWriter:
@@ -172,18 +172,9 @@ class StoreWriter:
         assert len(content.kv.keys) == used, f"shard {split}-{shard} has {used} rows, got {len(content.kv.keys)}"
         for file in (shard_record(self.folder, split, shard), *self._files(split, shard)):
             remove_partial(file.parent, file.name)  # of a killed run, whose lock is ours now
-        data = self._encode(content, device or torch.device("cpu"))
-        data |= {f"token/{name}": tensor.numpy() for name, tensor in content.info._asdict().items()}
-        data |= {name: tensor.numpy() for name, tensor in content.signals.items()}
-        for name, spec in arrays.items():
-            array, rows = self.root[split][name], data[name]
-            first = shard * axes[spec.axis].per_shard // spec.tokens_per_row
-            # One assignment for the whole shard file; rows after the last example hold the fill value.
-            whole = np.full((min(array.shards[0], array.shape[0] - first), *spec.row), spec.fill_value, spec.dtype)
-            whole[: len(rows)] = rows
-            array[first : first + len(whole)] = whole
-        for tensor, block in zip(TENSORS, content.kv, strict=True) if split == STATISTICS else ():
-            self.root[split][tensor]["moments"][shard] = _moments(block)
+        write_arrays(self.root[split], shard, arrays, axes, content.encoded(self.codec, device or torch.device("cpu")))
+        for tensor, of_channels in content.moments().items() if split == STATISTICS else ():
+            self.root[split][tensor]["moments"][shard] = of_channels
         write_json(shard_record(self.folder, split, shard), self._record(split, shard))
 
     def seal(self) -> dict[str, Any]:
@@ -197,7 +188,7 @@ class StoreWriter:
             store, facts = self.folder / "store.zarr", self._facts()
             files = [store / name for record in records.values() for name in record["files"]]
             structure = [store / name for name in sorted(self._structure)]
-            self._clear_out({*files, *structure, *paths.values()})
+            Quarantine(self.folder).strays({*files, *structure, *paths.values()})
             raw = facts["tokens"] * 2 * self.geometry.channels * 2
             size = sum(file.stat().st_size for file in (*files, *structure, *paths.values()))
             manifest = facts | {
@@ -209,27 +200,13 @@ class StoreWriter:
                 "ratio": size / raw,
                 "libraries": library_versions(("kava", "numcodecs", "torch", "transformers", "zarr")),
                 "shards": records,
-                "files": _checksums(store, structure),
+                "files": checksums(store, structure),
             }
             manifest["sha256"] = sha256_json(manifest)
             write_json(self.folder / "manifest.json", manifest)
             for path in (self.folder / "locks").glob("*-*.lock"):
                 path.unlink(missing_ok=True)  # whoever claims a shard now finds it finished
             return manifest
-
-    def _clear_out(self, known: set[Path]) -> None:
-        """Delete the litter of killed runs, and put aside what nobody vouches for."""
-        unknown: list[Path] = []
-        remove_partial(self.folder, "*.json")
-        for part in ("store.zarr", "shards"):
-            for path in (self.folder / part).rglob("*"):
-                if path.suffix == ".partial":
-                    path.unlink()
-                elif path.is_file() and path not in known:
-                    unknown.append(path)
-        if unknown:
-            reason = f"{unknown[0].relative_to(self.folder)} belongs to no shard of this store"
-            Quarantine(self.folder).files("what does not belong", unknown, reason)
 
     def _begin(self) -> None:
         self._settle(self._empty())
@@ -264,9 +241,7 @@ class StoreWriter:
         record = self.folder / "shards" / "parameters.json"
         if not holds_json(record, self._parameters_record()):
             if any(record.parent.glob("*.json")):
-                quarantine.everything(
-                    "its codec's parameters are lost or damaged, and no shard can be read without them"
-                )
+                quarantine.everything("its codec's parameters are lost or damaged, and no shard is read without them")
                 self._begin()
             return False
         self.codec.load_parameters(read_parameters(self.root), torch.device("cpu"))
@@ -276,17 +251,7 @@ class StoreWriter:
     def _parameters_record(self) -> dict[str, Any]:
         store = self.folder / "store.zarr"
         files = sorted(path for path in (store / "parameters").rglob("*") if path.is_file())
-        return {"store": self.key_name, "files": _checksums(store, files)}
-
-    def _encode(self, content: ShardContent, device: torch.device) -> dict[str, np.ndarray]:
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in self.codec.arrays}
-        for first in range(0, len(content.kv.keys), ENCODE_TOKENS):
-            part = slice(first, first + ENCODE_TOKENS)
-            kv = KvBlock(*(tensor[part].to(device) for tensor in content.kv))
-            info = TokenInfo(*(tensor[part].to(device) for tensor in content.info))
-            for name, rows in self.codec.encode(kv, info).items():
-                parts[name].append(rows.cpu().numpy())
-        return {name: np.concatenate(of_array) for name, of_array in parts.items()}
+        return {"store": self.key_name, "files": checksums(store, files)}
 
     def _write_statistics(self) -> None:
         """Mean and standard deviation per channel over the training tokens, from the shards' moments."""
@@ -324,7 +289,7 @@ class StoreWriter:
             "store": self.key_name,
             "parameters": self._parameters_sha256,
             "rows": self.axes[split]["token"].used(self.packings[split].members(shard)),
-            "files": _checksums(self.folder / "store.zarr", self._files(split, shard)),
+            "files": checksums(self.folder / "store.zarr", self._files(split, shard)),
         }
 
     def _lock(self, split: str, shard: int) -> Path:
@@ -332,18 +297,3 @@ class StoreWriter:
 
     def _files(self, split: str, shard: int) -> list[Path]:
         return [self.folder / "store.zarr" / name for name in shard_files(split, shard, self.contents.arrays)]
-
-
-def _checksums(root: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
-    return {
-        file.relative_to(root).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in files
-    }
-
-
-def _moments(block: Tensor) -> np.ndarray:
-    """Sum and sum of squares per channel, float64 `[2, L, H, D]`, a slice at a time."""
-    total = torch.zeros(2, *block.shape[1:], dtype=torch.float64)
-    for part in block.split(ENCODE_TOKENS):
-        exact = part.double()
-        total += torch.stack((exact.sum(0), exact.square().sum(0)))
-    return total.numpy()
