@@ -116,7 +116,8 @@ def test_damage_to_any_file_is_named_and_never_read_and_mended(
         damage(folder / name)
         damaged = (folder / name).read_bytes() if (folder / name).exists() else None
         assert names(verify(folder), name), f"{name} is not named: {verify(folder).problems}"
-        if name.startswith("shards/"):  # the manifest has a copy of each record
+        # The manifest has a copy of each record; moments have gone into the statistics, and are not read again.
+        if name.startswith("shards/") or "/moments/c/" in name:
             assert all(torch.equal(*pair) for pair in zip(read_everything(folder), expected, strict=True))
         else:
             with pytest.raises(UserError):
