@@ -130,3 +130,22 @@ def test_missing_model_directory_is_named() -> None:
 
 def test_config_yaml_is_short_and_names_the_default_preset() -> None:
     assert yaml.safe_load((REPOSITORY / "config.yaml").read_text()) == {"preset": "demo"}
+
+
+def test_the_cache_is_where_the_configuration_or_else_the_environment_says(monkeypatch) -> None:
+    assert load().cache_dir == "results"
+    monkeypatch.setenv("KAVA_CACHE", "/data/kava")
+    assert load().cache_dir == "/data/kava"
+    assert load("cache_dir=elsewhere").cache_dir == "elsewhere"
+
+
+def test_where_the_cache_lies_and_how_many_jobs_fill_it_are_in_no_key() -> None:
+    plain, other = Plan(load()), Plan(load("cache_dir=elsewhere", "extract_jobs=3"))
+    assert plain.extract.spec == other.extract.spec
+    assert plain.report.spec == other.report.spec
+
+
+def test_two_targets_of_a_transform_are_refused_and_none_is_0_99() -> None:
+    assert load("kv.codec.kind=transform").kv.codec.target_cos == 0.99  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="are two targets; keep one"):
+        load("kv.codec={kind: transform, target_cos: 0.9, target_ratio: 0.1}")

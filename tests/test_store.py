@@ -32,7 +32,7 @@ def fill_store(folder: Path, teacher: Any, ids: list[np.ndarray], codec: dict, *
     of_tokens = {split: [np.repeat([0, 1, 2], [5, len(x) - 9, 4]) for x in x_of] for split, x_of in input_ids.items()}
     contents = Contents(settings, geometry(teacher.config), teacher.config.hidden_size)
     writer = StoreWriter(folder, contents, of_tokens)
-    fill(writer, lambda _: Extractor(teacher, contents, input_ids, of_tokens), torch.device("cpu"))
+    fill(writer, lambda _: Extractor(teacher, contents, input_ids, of_tokens))
     writer.seal()
     return contents
 

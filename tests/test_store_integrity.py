@@ -282,7 +282,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_keeps_finished_shards(
 
     def extract() -> None:
         writer = open_writer(full, INT8)
-        fill(writer, lambda _: RandomTeacher(writer), torch.device("cpu"))  # type: ignore[arg-type, return-value]
+        fill(writer, lambda _: RandomTeacher(writer))  # type: ignore[arg-type, return-value]
         writer.seal()
 
     with monkeypatch.context() as patch:

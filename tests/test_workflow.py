@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,14 @@ def test_a_second_clone_with_the_same_cache_extracts_and_deletes_nothing(finishe
     snakemake(tmp_path, "--config", cache, "--", target)
     assert (tmp_path / target).is_file()
     assert {p: p.stat().st_mtime_ns for p in (folder / "results").rglob("*")} == before
+
+
+def test_extraction_jobs_share_a_store_and_a_finished_one_needs_none(finished, tmp_path) -> None:
+    folder, _ = finished
+    plan = snakemake(tmp_path, "--dry-run", settings={"extract_jobs": 3})
+    assert re.search(r"extract_part +3\n", plan)
+    shared = planned(tmp_path, settings={"extract_jobs": 3, "cache_dir": str(folder / "results")})
+    assert not {job for job in shared if job.startswith("extract")}
 
 
 def test_a_deleted_manifest_is_sealed_again_without_the_teacher(finished) -> None:

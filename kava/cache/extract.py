@@ -35,7 +35,7 @@ class Extractor:
     input_ids, segments
         Split → ids and segments of every example.
     on_tokens
-        Called with the number of tokens after each forward, for progress.
+        Called with the number of tokens after each forward over a shard, for progress.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Extractor:
         kept: dict[int, StoredExample] = {}
         signals: dict[str, Tensor] = {}
         for batch in self._batches(split, members):
+            tokens = sum(len(self.input_ids[split][example]) for example in batch)
             for example, (stored, of_example) in zip(batch, self._run(split, batch), strict=True):
                 kept[example] = stored
                 for name, rows in of_example.items():
@@ -66,6 +67,7 @@ class Extractor:
                         signals[name] = torch.full(shape, spec.fill_value, dtype=rows.dtype)
                     first = int(axis.start[example]) % axis.per_shard
                     signals[name][first : first + len(rows)] = rows
+            self.on_tokens(tokens)
         return ShardContent(*_join([kept[int(example)] for example in members]), signals)
 
     @torch.inference_mode()
@@ -116,7 +118,6 @@ class Extractor:
             info = TokenInfo(*(torch.from_numpy(fact.astype(np.int64)) for fact in facts))
             stored, signals = self._keep(StoredExample(kv, info), scores[row], example)
             found.append((stored, signals | self._of_the_answer(hidden, row, segments[row])))
-        self.on_tokens(int(mask.sum()))
         return found
 
     def _keep(

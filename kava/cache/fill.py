@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from kava.cache.extract import Extractor
 from kava.cache.layout import STATISTICS
@@ -14,9 +13,7 @@ from kava.locks import Claim
 log = logging.getLogger("kava")
 
 
-def fill(
-    writer: StoreWriter, load: Callable[[list[Shard]], Extractor], device: Any, part: tuple[int, int] = (1, 1)
-) -> int:
+def fill(writer: StoreWriter, load: Callable[[list[Shard]], Extractor], part: tuple[int, int] = (1, 1)) -> int:
     """Write what a store lacks; returns the number of shards written here.
 
     Parameters
@@ -25,8 +22,6 @@ def fill(
         The store.
     load
         Loads the teacher, given the shards that it will read; not called if nothing is lacking.
-    device
-        Where to encode.
     part
         `(k, n)`: only every n-th shard, from the k-th on (counted from 1), for n jobs beside each other.
     """
@@ -57,7 +52,7 @@ def fill(
             except BaseException:
                 held.release()
                 raise
-            last = background.submit(_write, writer, (split, shard), content, held, device)
+            last = background.submit(_write, writer, (split, shard), content, held)
             written += 1
         if last:
             last.result()
@@ -65,9 +60,9 @@ def fill(
     return written
 
 
-def _write(writer: StoreWriter, shard: Shard, content: ShardContent, held: Claim, device: Any) -> None:
+def _write(writer: StoreWriter, shard: Shard, content: ShardContent, held: Claim) -> None:
     try:
-        writer.write_shard(*shard, content, device)
+        writer.write_shard(*shard, content)
     finally:
         held.release()
 

@@ -61,10 +61,18 @@ class StoreWriter:
         What the store holds.
     segments
         Split → segment of every token of every example.
+    device
+        Where to encode.
     """
 
-    def __init__(self, folder: Path, contents: Contents, segments: dict[str, list[np.ndarray]]) -> None:
-        self.folder, self.contents = folder, contents
+    def __init__(
+        self,
+        folder: Path,
+        contents: Contents,
+        segments: dict[str, list[np.ndarray]],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.folder, self.contents, self.device = folder, contents, torch.device(device)
         self.codec, self.geometry = contents.codec, contents.geometry
         self.key_name = sha256_json(contents.key)[:16]
         self.packings: dict[str, Packing] = {}
@@ -157,22 +165,20 @@ class StoreWriter:
                 time.sleep(WAIT_SECONDS)
             waiting = taken
 
-    def write_shard(self, split: str, shard: int, content: ShardContent, device: torch.device | None = None) -> None:
+    def write_shard(self, split: str, shard: int, content: ShardContent) -> None:
         """Write one shard: its arrays, then the record that says it is there.
 
         Parameters
         ----------
         content
             The shard's rows from its start to the end of its last example, on the CPU.
-        device
-            Where to encode; None for the CPU.
         """
         axes, arrays = self.axes[split], self.contents.arrays
         used = axes["token"].used(self.packings[split].members(shard))
         assert len(content.kv.keys) == used, f"shard {split}-{shard} has {used} rows, got {len(content.kv.keys)}"
         for file in (shard_record(self.folder, split, shard), *self._files(split, shard)):
             remove_partial(file.parent, file.name)  # of a killed run, whose lock is ours now
-        write_arrays(self.root[split], shard, arrays, axes, content.encoded(self.codec, device or torch.device("cpu")))
+        write_arrays(self.root[split], shard, arrays, axes, content.encoded(self.codec, self.device))
         for tensor, of_channels in content.moments().items() if split == STATISTICS else ():
             self.root[split][tensor]["moments"][shard] = of_channels
         write_json(shard_record(self.folder, split, shard), self._record(split, shard))
@@ -244,7 +250,7 @@ class StoreWriter:
                 quarantine.everything("its codec's parameters are lost or damaged, and no shard is read without them")
                 self._begin()
             return False
-        self.codec.load_parameters(read_parameters(self.root), torch.device("cpu"))
+        self.codec.load_parameters(read_parameters(self.root), self.device)
         self._parameters_sha256 = sha256_file(record)
         return True
 

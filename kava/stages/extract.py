@@ -59,7 +59,7 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
     contents = Contents(job.spec["key"], geometry(model_config), model_config.hidden_size)
     splits = ("train", "validation")
     segments = {split: tokens.segments[split] for split in splits}
-    writer = StoreWriter(folder, contents, segments)
+    writer = StoreWriter(folder, contents, segments, device)
 
     with (
         present(folder / PRESENCE),
@@ -73,7 +73,7 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
             return Extractor(load_teacher(runtime.teacher, device), contents, input_ids, segments, bar.update)
 
         started = time.monotonic()
-        if fill(writer, load, device, own):
+        if fill(writer, load, own):
             with writer.exclusive():
                 _add_cost(folder / "cost.json", time.monotonic() - started, peak_memory_mib(device))
         manifest = None if part else writer.seal()
