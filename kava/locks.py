@@ -64,7 +64,7 @@ def live_holder(path: Path) -> str | None:
     """Who holds a lock at this moment; None if nobody does."""
     if not path.is_file():
         return None
-    with path.open() as file:
+    with path.open("a+") as file:  # NFS locks only what may be written
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -80,6 +80,7 @@ def locked(path: Path) -> Iterator[None]:
         log.info("waiting for %s, which works in %s", holder(path), path.parent)
         with path.open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            _sign(file)
             yield
         return
     try:

@@ -19,11 +19,13 @@ _resident: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _guarded = True
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` takes the GPU if there is one."""
+def choose_device(name: str, part: int | None = None) -> torch.device:
+    """`auto` takes the GPU if there is one; parts of a job, counted from 1, take the GPUs in turn."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda, but torch sees no GPU; install the CUDA driver or set device: cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda") if part is None else torch.device("cuda", (part - 1) % torch.cuda.device_count())
 
 
 def load_teacher(source: Mapping[str, Any], device: torch.device) -> Any:

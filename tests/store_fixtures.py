@@ -11,7 +11,7 @@ from kava.cache.codecs import CODECS, Calibration, KvBlock, TokenInfo
 from kava.cache.contents import Contents
 from kava.cache.shard import ShardContent
 from kava.cache.writer import StoreWriter
-from kava.config.schema import KvStore
+from kava.config.kv import KvStore
 
 GEOMETRY = Geometry(3, 2, 8)
 LENGTHS = {"train": [30, 64, 41, 20, 55, 12, 37], "validation": [25, 33]}

@@ -97,7 +97,7 @@ def test_every_head_reaches_the_target_cosine_at_fewer_bits_for_a_lower_target(t
     kv = random_kv(4 * TOKENS, 3)
     decoded = round_trip({"kind": "transform", "target_cos": target}, kv)
     for exact, tensor in zip(kv, decoded, strict=True):
-        assert (centred_cosine(exact, tensor) > target - 0.004).all()
+        assert (centred_cosine(exact, tensor) > target - 0.001).all()
 
 
 def test_a_target_size_is_met_and_one_below_the_parameters_is_refused() -> None:
@@ -113,7 +113,7 @@ def test_a_target_size_is_met_and_one_below_the_parameters_is_refused() -> None:
         sizes.append(stream / len(kv.keys) / 192 + parameters / 400_000 / 192)  # 96 channels of 2 bytes
         assert 0.6 * ratio < sizes[-1] < 1.05 * ratio
     assert sizes[0] < sizes[1]
-    with pytest.raises(UserError, match=r"below what the parameters alone take"):
+    with pytest.raises(UserError, match=r"below what a store without any component takes"):
         make_codec({"kind": "transform", "target_ratio": 0.02}, GEOMETRY).calibrate(sample._replace(total_tokens=400))
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from threading import Timer
 
 import pytest
 from workflow_runs import REPOSITORY, command
@@ -127,15 +126,22 @@ def test_snakemake_shows_a_configuration_error_without_a_traceback(tmp_path: Pat
     assert "Traceback" not in output
 
 
-def test_a_second_process_waits_for_the_shared_cache_and_is_refused_in_a_run(capsys) -> None:
+def test_a_second_process_waits_for_the_shared_cache_and_is_refused_in_a_run(capsys, monkeypatch) -> None:
     small = ["--configfile", CONFIG, "--set", "data={train: 20, validation: 5, test: 5}"]
     assert main(["tokenize", *small]) == 0
     (folder,) = Path("results/tokens").iterdir()
     held = claim(folder / ".lock")
     assert held
-    Timer(1.0, held.release).start()
-    assert main(["tokenize", *small]) == 0
-    assert f"waiting for process {os.getpid()}" in capsys.readouterr().err
+    told = []
+
+    def release(message: str, *values: object) -> None:
+        told.append(message % values)
+        held.release()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kava.locks.log.info", release)
+        assert main(["tokenize", *small]) == 0
+    assert told[0].startswith(f"waiting for process {os.getpid()}")
     with locked(Path("results/demo/sft/seed-42/student/.lock")):
         assert f"process {os.getpid()} on" in fails(capsys, "distill", "--arm", "sft", *small)
 

@@ -149,3 +149,23 @@ def test_two_targets_of_a_transform_are_refused_and_none_is_0_99() -> None:
     assert load("kv.codec.kind=transform").kv.codec.target_cos == 0.99  # type: ignore[union-attr]
     with pytest.raises(UserError, match="are two targets; keep one"):
         load("kv.codec={kind: transform, target_cos: 0.9, target_ratio: 0.1}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["arms.structured.select.kind=rkv"], r"needs the scores that kv\.signals\.importance"),
+        (["arms.structured.select.kind=random", "arms.structured.select.scope=head"], "set scope: example"),
+        (["arms.structured.select.kind=uniform", "kv.select.kind=uniform"], r"set kv\.select: \{kind: full\}"),
+        (["kv.select.kind=rkv", "kv.signals.importance.kind=rkv"], "select in the arms"),
+        (["kv.select={kind: random, scope: head}", "kv.codec.kind=transform"], "choose another codec"),
+    ],
+)
+def test_a_selection_that_would_fail_after_extraction_fails_before(settings: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(*settings)
+
+
+def test_arms_may_select_from_a_full_store_that_has_the_scores() -> None:
+    load("kv.signals.importance.kind=rkv", "arms.structured.select={kind: rkv, budget: 8}")
+    load("arms.structured.select={kind: random, budget: 8}")

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from kava.cache.capture import Geometry, capture, observed_attention
 from kava.cache.scores import BatchRow, ScoreCollector, Scores
 from kava.cache.select import SELECTORS, make_selector
-from kava.config.schema import Selection
+from kava.config.kv import Selection
 from kava.data.tokens import Segment
 
 GEOMETRY = Geometry(layers=3, kv_heads=2, head_dim=8)

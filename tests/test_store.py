@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
-from store_fixtures import CODECS_UNDER_TEST, GEOMETRY, LENGTHS, SHARD_TOKENS, files, key, open_writer, segments, write
+from store_fixtures import (
+    CODECS_UNDER_TEST,
+    GEOMETRY,
+    LENGTHS,
+    SHARD_TOKENS,
+    content,
+    files,
+    key,
+    open_writer,
+    segments,
+    write,
+)  # fmt: skip
 
 from kava.cache.capture import Geometry, capture, capture_with_hidden, geometry
 from kava.cache.codecs import KvBlock, TokenInfo, make_codec
@@ -235,8 +246,27 @@ def test_a_selection_that_the_store_cannot_serve_is_refused(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"needs a store with kv\.select: full"):
         StoreReader(tmp_path / "kept" / "manifest.json", select=rkv)
     head = {"kind": "random", "budget": 8, "scope": "head"}
-    with pytest.raises(UserError, match="set scope: example"):
-        Contents(key({"kind": "transform"}, select=head), GEOMETRY, 32)
+    with pytest.raises(ValueError, match="set scope: example"):
+        key({"kind": "transform"}, select=head)
+
+
+def test_a_store_meets_its_target_size_with_all_that_is_in_it(tmp_path: Path) -> None:
+    teacher = tiny_model("llama", max_position_embeddings=128)
+    ids = [np.random.default_rng(example).integers(3, 61, 60 + example % 30) for example in range(300)]
+    for ratio in (0.1, 0.2):
+        fill_store(tmp_path / str(ratio), teacher, ids, {"kind": "transform", "target_ratio": ratio}, shard_tokens=8192)
+        found = StoreReader(tmp_path / str(ratio) / "manifest.json").manifest["ratio"]
+        assert 0.8 * ratio < found <= 1.01 * ratio
+
+
+@pytest.mark.parametrize("codec", CODECS_UNDER_TEST)
+def test_kv_that_is_not_finite_stops_extraction(codec: dict, tmp_path: Path) -> None:
+    writer = open_writer(tmp_path, codec)
+    broken = content(writer, "train", 0)
+    broken.kv.keys[3, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match="the teacher's keys are not finite"):
+        writer.write_shard("train", 0, broken)
+    assert ("train", 0) in writer.pending()
 
 
 def test_signals_are_those_of_the_model(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from kava.cli import main
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20
+KILLS = 10  # of each codec, so 20 in all
 DATA = {"train": 64, "validation": 12, "test": 12}
 EVERY_CODEC = pytest.mark.parametrize("codec", ["int8", "transform"])
 

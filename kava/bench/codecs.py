@@ -16,7 +16,7 @@ from kava.cache.contents import Contents
 from kava.cache.layout import STATISTICS, Packing, chunk_tokens
 from kava.cache.reader import StoreReader
 from kava.cache.writer import StoreWriter
-from kava.config.schema import KvStore
+from kava.config.kv import KvStore
 
 
 @dataclass(frozen=True)

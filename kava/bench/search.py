@@ -7,8 +7,8 @@ from kava.bench.codecs import store_key
 from kava.bench.fidelity import Fidelity
 from kava.bench.source import Source
 from kava.cache.contents import Contents
-from kava.cache.writer import ENCODE_TOKENS
-from kava.config.schema import TransformCodec
+from kava.cache.shard import ENCODE_TOKENS
+from kava.config.kv import TransformCodec
 from kava.errors import UserError
 
 SEARCH_STEPS: Final = 6

@@ -14,7 +14,7 @@ from kava.cache.contents import Contents
 from kava.cache.extract import Extractor, OnTokens, calibration_examples
 from kava.cache.layout import STATISTICS, Packing
 from kava.cache.shard import ShardContent
-from kava.config.schema import KvStore
+from kava.config.kv import KvStore
 from kava.data.tokens import Segment
 
 # Of the tokens that are measured; the transform has not seen them.

@@ -11,8 +11,8 @@ import torch
 from kava.bench.source import Source
 from kava.cache.codecs import Codec
 from kava.cache.layout import STATISTICS
+from kava.cache.shard import ENCODE_TOKENS
 from kava.cache.spec import TOKENS_PER_GROUP
-from kava.cache.writer import ENCODE_TOKENS
 
 REPEATS: Final = 5
 # More than the processor's caches hold, and seconds for the slowest codec.

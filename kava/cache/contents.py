@@ -35,11 +35,8 @@ class Contents:
         self.selector = make_selector(key["select"])
         self.signals: dict[str, Any] = key["signals"]
         self.scorer = self._scorer()
-        if self.codec.mixes_heads and self.selector.scope == "head":
-            raise UserError(
-                f"kv.codec {self.codec.kind} needs the KV of one token in all heads, and kv.select "
-                f"{self.selector.kind} with scope head keeps other tokens in each; set scope: example, or another codec"
-            )
+        whole_rows = self.selector.scope == "example" or not self.codec.mixes_heads
+        assert whole_rows, f"codec {self.codec.kind} cannot code rows that mix tokens"
 
     @property
     def arrays(self) -> dict[str, ArraySpec]:
@@ -70,11 +67,6 @@ class Contents:
         if self.selector.needs_scores:
             return self.selector
         importance = self.signals["importance"]
-        if importance and self.selector.kind != "full":
-            raise UserError(
-                f"kv.signals.importance is stored for every token, and kv.select {self.selector.kind} drops some; set "
-                "kv.select: {kind: full}, and select on reading"
-            )
         return make_selector(importance | {"budget": sys.maxsize}) if importance else None
 
     def pack(self, segments: list[np.ndarray], split: str) -> tuple[Packing, dict[str, Rows]]:

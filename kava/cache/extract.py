@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numcodecs import Blosc
 from torch import Tensor
 
 from kava.cache.capture import KeysValues, capture, capture_with_hidden, observed_attention
@@ -19,6 +20,10 @@ from kava.data.tokens import Segment
 
 # Ids per sequence when the first layer's KV is read off; any length within a model's context would do.
 IDS_PER_SEQUENCE: Final = 128
+
+# For the estimate of what a store takes besides its codec: per file and shard, per example, per array.
+RECORD_BYTES, INDEX_BYTES, METADATA_BYTES = 220, 8, 4000
+FILES_OF_COMPONENTS = 7
 
 OnTokens = Callable[[int], object]
 
@@ -78,7 +83,9 @@ class Extractor:
         kept = [stored for batch in self._batches("train", chosen) for stored, _ in self._run("train", batch)]
         ids = np.unique(np.concatenate([x for of_split in self.input_ids.values() for x in of_split]))
         kv, info = _join(kept)
-        return Calibration(kv, info, torch.from_numpy(ids).long(), self._first_layer(ids), int(lengths.sum()))
+        total = int(lengths.sum())
+        other_bytes = overhead(self.contents, packing, info)
+        return Calibration(kv, info, torch.from_numpy(ids).long(), self._first_layer(ids), total, other_bytes)
 
     def _batches(self, split: str, examples: Iterable[int]) -> list[list[int]]:
         return batches(examples, [len(ids) for ids in self.input_ids[split]], self.contents.key["batch_tokens"])
@@ -176,6 +183,21 @@ def calibration_examples(lengths: np.ndarray, wanted: int) -> np.ndarray:
     share = min(1.0, wanted / int(lengths.sum()))
     count = max(1, round(share * len(lengths)))
     return np.unique(np.linspace(0, len(lengths) - 1, count).round().astype(int))
+
+
+def overhead(contents: Contents, packing: Packing, sample: TokenInfo) -> int:
+    """Estimated bytes of a split's store besides what the codec writes."""
+    of_tokens = [name for name in TokenInfo._fields if name != "position" or contents.selector.kind != "full"]
+    sizes = [len(Blosc(cname="zstd", clevel=1).encode(getattr(sample, name).int().numpy())) for name in of_tokens]
+    per_token = sum(sizes) / len(sample.id)
+    moments = 2 * 2 * contents.geometry.channels * np.dtype(np.float64).itemsize
+    files = len(contents.arrays) + FILES_OF_COMPONENTS
+    records = packing.shards * (moments + files * RECORD_BYTES)
+    return (
+        int(per_token * packing.tokens.length.sum() + INDEX_BYTES * len(packing.shard))
+        + records
+        + files * METADATA_BYTES
+    )
 
 
 def pad_ids(examples: list[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from kava.cache.extract import Extractor
 from kava.cache.layout import STATISTICS
-from kava.cache.shard import ShardContent
+from kava.cache.shard import ShardContent, require_finite
 from kava.cache.writer import Shard, StoreWriter
 from kava.locks import Claim
 
@@ -31,7 +31,9 @@ def fill(writer: StoreWriter, load: Callable[[list[Shard]], Extractor], part: tu
             if not writer.calibrated():
                 extractor = load(_own(writer, part))
                 log.info("calibrating codec %s on %d tokens", writer.codec.kind, writer.codec.calibration_tokens)
-                writer.codec.calibrate(extractor.calibration(writer.packings[STATISTICS]))
+                sample = extractor.calibration(writer.packings[STATISTICS])
+                require_finite(sample.kv)
+                writer.codec.calibrate(sample)
                 writer.write_parameters()
     pending = set(writer.pending())
     todo = [shard for shard in _own(writer, part) if shard in pending]

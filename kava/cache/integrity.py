@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +35,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if manifest["sha256"] != sha256_json(content) or path.read_text() != json_text(manifest):
         raise UserError(f"{path} is damaged: its checksum is not that of its content; {MEND}")
     return manifest
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether a store is sealed and every byte of it is as its manifest says."""
+    try:
+        manifest = read_manifest(folder / "manifest.json")
+    except UserError:
+        return False
+    integrity = Integrity(folder, manifest)
+    of_shards = (integrity.shard_problems(shard) for shard in manifest["shards"])
+    return not any(chain(integrity.identity_problems(), integrity.structure_problems(), *of_shards))
 
 
 class Integrity:

@@ -11,6 +11,8 @@ from kava.files import read_json
 from kava.locks import live_holder
 
 KINDS: Final = ("teacher_kv", "tokens", "references")
+# In a cache that another checkout uses too.
+SHARED_MARK: Final = ".shared"
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kava.cache.inventory import Entry, entries, total_bytes
-from kava.cache.usage import Usage
+from kava.cache.inventory import SHARED_MARK, Entry, entries, total_bytes
+from kava.cache.usage import Usage, token_set, token_sets_of_stores
 from kava.errors import UserError
 from kava.locks import PRESENCE, claim
 
@@ -54,8 +54,12 @@ def unused(cache: Path, used: Usage) -> list[Candidate]:
     While a run does not say what it reads, only quarantines are proposed: anything might be that run's.
     """
     found = []
+    of_stores = token_sets_of_stores(cache)
     for entry in entries(cache):
-        unknown = entry.kind == "references" and not entry.sealed
+        # What is unfinished may be wanted by a run that says so only at its end.
+        unknown = entry.kind != "tokens" and not entry.sealed
+        if entry.kind == "tokens" and token_set(entry) in of_stores:
+            continue
         if not used.of(entry) and not used.silent and not unknown:
             found.append(Candidate(entry, False, "used by no configuration or experiment here"))
         elif (entry.folder / "quarantine").is_dir():
@@ -65,6 +69,8 @@ def unused(cache: Path, used: Usage) -> list[Candidate]:
 
 def is_own(cache: Path, results: Path) -> bool:
     """Whether a cache folder is the checkout's own, so that nobody else can depend on what lies there."""
+    if (cache / SHARED_MARK).exists():
+        return False
     return cache.resolve() == Path.cwd().resolve() / results and not any(
         (cache / kind).is_symlink() for kind in ("teacher_kv", "tokens", "references")
     )

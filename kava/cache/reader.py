@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import zarr
 from torch import Tensor
 
 from kava.cache.capture import Geometry
@@ -186,7 +187,7 @@ def take(rows: Tensor, positions: Tensor) -> Tensor:
 def read_parameters(root: Any) -> dict[str, np.ndarray]:
     """Arrays of a calibrated codec from a store."""
     members = root["parameters"].members(max_depth=None) if "parameters" in root else ()
-    return {name: item[...] for name, item in members if hasattr(item, "dtype")}
+    return {name: item[...] for name, item in members if isinstance(item, zarr.Array)}
 
 
 class _Split:

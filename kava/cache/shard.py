@@ -10,6 +10,7 @@ from torch import Tensor
 from kava.cache.codecs import Codec, KvBlock, TokenInfo
 from kava.cache.layout import Rows
 from kava.cache.spec import ArraySpec
+from kava.errors import UserError
 
 # Tokens that are encoded at a time: the temporaries of a whole shard would take gigabytes.
 ENCODE_TOKENS: Final = 1024
@@ -29,6 +30,7 @@ class ShardContent(NamedTuple):
             part = slice(first, first + ENCODE_TOKENS)
             kv = KvBlock(*(tensor[part].to(device) for tensor in self.kv))
             info = TokenInfo(*(tensor[part].to(device) for tensor in self.info))
+            require_finite(kv)
             for name, rows in codec.encode(kv, info).items():
                 parts[name].append(rows.cpu().numpy())
         arrays = {name: np.concatenate(of_array) for name, of_array in parts.items()}
@@ -45,6 +47,15 @@ class ShardContent(NamedTuple):
                 total += torch.stack((exact.sum(0), exact.square().sum(0)))
             found[tensor] = total.numpy()
         return found
+
+
+def require_finite(kv: KvBlock) -> None:
+    """Raise `UserError` for KV that is not finite: some codecs would turn it into numbers that look like others."""
+    for name, tensor in kv._asdict().items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"the teacher's {name} are not finite; check its weights, or set teacher.dtype (fp16 models overflow)"
+            )
 
 
 def write_arrays(

@@ -1,9 +1,11 @@
 """Who uses what lies in a cache folder: the configuration at hand, and the experiments under results/."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kava.cache.describe import read_begun
 from kava.cache.inventory import Entry
 from kava.config.jobs import REFERENCES, Plan
 from kava.errors import UserError
@@ -60,6 +62,24 @@ def usage(plan: Plan) -> Usage:
             experiment = run.relative_to(plan.results).parts[0]
             users += [experiment] if experiment not in users else []
     return Usage(frozenset(job.output.parent.name for job in jobs), recorded, silent)
+
+
+def token_sets_of_stores(cache: Path) -> set[str]:
+    """What every store of a cache, finished or not, was made from, as `token_set` names it."""
+    found = set()
+    for folder in cache.glob("teacher_kv/*"):
+        with suppress(UserError, KeyError):
+            found.add(sha256_json(read_begun(folder)["spec"]["tokens"]))
+    return found
+
+
+def token_set(entry: Entry) -> str | None:
+    """Hash of a token set without its test questions, on which no store depends."""
+    try:
+        spec = read_json(entry.folder / "manifest.json")["spec"]
+        return sha256_json(spec | {"data": {name: spec["data"][name] for name in ("source", "train")}})
+    except (UserError, KeyError):
+        return None
 
 
 def _inputs(manifest: Path) -> dict[str, str] | None:

@@ -44,7 +44,6 @@ from kava.provenance import library_versions
 
 log = logging.getLogger("kava")
 
-ENCODE_TOKENS: Final = 1024
 WAIT_SECONDS: Final = 0.5
 
 Shard = tuple[str, int]

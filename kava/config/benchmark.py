@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from kava.config.schema import TransformCodec
+from kava.config.kv import TransformCodec
 
 LIKE_INT4: Final = "transform-int4"
 # Name → settings; those of LIKE_INT4 are searched for, so that it is as faithful as int4.

@@ -7,11 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
+from kava.cache.inventory import SHARED_MARK
 from kava.commandline import add_configuration_options, exit_status, load_plan
 from kava.config.jobs import Job, Plan, Runtime
 from kava.errors import UserError
@@ -110,6 +111,15 @@ def _job(
     return job, replace(runtime, **given)
 
 
+def _mark_shared(job: Job) -> None:
+    """Leave a mark in another checkout's cache, which must not think that nobody else uses it."""
+    for name in {"tokens", "store"} & job.inputs.keys():
+        cache = job.inputs[name].parents[2]
+        if cache.resolve() != Path("results").resolve():
+            with suppress(OSError):  # one that cannot be written to cannot be pruned by its mistake either
+                (cache / SHARED_MARK).touch()
+
+
 @contextmanager
 def _admitted(folder: Path, beside_others: BesideOthers) -> Iterator[None]:
     """Work in a folder beside others or not: a killed Snakemake may have left a stage behind that still runs."""
@@ -142,6 +152,7 @@ def _run(
     for name, path in job.inputs.items():
         if not path.is_file():
             raise UserError(f"input {name}: {path} does not exist; run the stage that makes it, or Snakemake")
+    _mark_shared(job)
     with _admitted(job.output.parent, beside_others):
         load_run(arguments)(job, runtime)
     if arguments.json:

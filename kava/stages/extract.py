@@ -45,6 +45,7 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
     from kava.cache.contents import Contents
     from kava.cache.extract import Extractor
     from kava.cache.fill import fill
+    from kava.cache.integrity import is_intact
     from kava.cache.writer import Shard, StoreWriter
     from kava.data.tokens import TokenSet
     from kava.locks import PRESENCE, present
@@ -53,7 +54,7 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
     own = _parse_part(part) if part else (1, 1)
     marker = job.output if job.output.name != "manifest.json" else None  # Snakemake's, for a part
     folder = marker.parents[1] if marker else job.output.parent
-    device = choose_device(runtime.device)
+    device = choose_device(runtime.device, own[0] if part else None)
     tokens = TokenSet(job.inputs["tokens"])
     model_config = load_model_config(runtime.teacher)
     contents = Contents(job.spec["key"], geometry(model_config), model_config.hidden_size)
@@ -72,6 +73,9 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
             input_ids = {split: tokens.input_ids[split] for split in splits}
             return Extractor(load_teacher(runtime.teacher, device), contents, input_ids, segments, bar.update)
 
+        if not part and is_intact(folder):
+            log.info("%s is sealed, and every shard is as it was written", folder)
+            return
         started = time.monotonic()
         if fill(writer, load, own):
             with writer.exclusive():

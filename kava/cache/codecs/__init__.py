@@ -1,6 +1,6 @@
 """Codecs: how KV becomes plain arrays, and back.
 
-To add one: its settings in `kava/config/schema.py` (a `kind`), one file here, and its class in `CODECS`.
+To add one: its settings in `kava/config/kv.py` (a `kind`), one file here, and its class in `CODECS`.
 """
 
 from typing import Any

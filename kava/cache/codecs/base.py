@@ -11,6 +11,7 @@ from kava.cache.capture import Geometry
 from kava.cache.spec import TOKENS_PER_GROUP, ArraySpec
 from kava.errors import UserError
 
+SMALLEST_HALF = 2.0**-24  # subnormal
 HEAD_DIMENSIONS = ("layer", "kv_head", "head_dim")
 
 
@@ -42,7 +43,9 @@ class Calibration(NamedTuple):
     ids, first_layer
         Every token id of the whole data set, ascending `[U]`, and the first layer's KV `[U, 1, H, D]` of each.
     total_tokens
-        Tokens of the whole store, over which the parameters are shared.
+        Training tokens of the store, over which its fixed costs are shared.
+    other_bytes
+        What the store takes besides the codec's arrays and parameters: ids, indexes, moments, records.
     """
 
     kv: KvBlock
@@ -50,6 +53,7 @@ class Calibration(NamedTuple):
     ids: Tensor
     first_layer: KvBlock
     total_tokens: int
+    other_bytes: int = 0
 
 
 class Codec(ABC):
@@ -158,7 +162,7 @@ def quantise(values: Tensor, dim: int | tuple[int, ...], levels: int, minimum_dt
     minimum = _round_down(lowest, (highest - lowest) / 255).to(minimum_dtype)
     spread = highest - minimum.float()
     # A constant has no range; its codes are 0 and its minimum stands for it, whatever the scale.
-    scale = (spread / levels).clamp(min=torch.finfo(torch.float16).tiny).half()
+    scale = (spread / levels).clamp(min=SMALLEST_HALF).half()
     if not torch.isfinite(scale).all() or not torch.isfinite(minimum).all():
         raise UserError("the teacher's KV is not finite or spans more than fp16 can scale; check the teacher's dtype")
     codes = ((values - minimum.float()) / scale.float()).round().clamp(0, levels).to(torch.uint8)

@@ -15,10 +15,16 @@ from kava.cache.codecs.symbols import ALPHABETS
 from kava.errors import UserError
 
 BLOCK_CHANNELS: Final = 4096
-SAMPLE_TOKENS: Final = 8192
 SEARCH_STEPS: Final = 14
 LEAST_DISTORTION, MOST_DISTORTION = 1e-5, 1.0
 RAW_BITS: Final = 16
+
+
+class Slice(NamedTuple):
+    """KV of some tokens, `[T, C]`: without its mean, of which the cosine is taken, and what prediction leaves of it."""
+
+    centred: Tensor
+    left: Tensor
 
 
 class _Spectrum(NamedTuple):
@@ -31,8 +37,8 @@ class _Spectrum(NamedTuple):
 
 
 def fit_components(
-    centred: Tensor,
-    left: Tensor,
+    fitted: Slice,
+    held_out: Slice,
     geometry: Geometry,
     target_cos: float | None,
     target_ratio: float | None,
@@ -43,20 +49,20 @@ def fit_components(
     """Choose components, steps and alphabets.
 
     Every head is scaled to unit variance, so that an error spread evenly over channels costs each head the same
-    cosine. The squared error is then lowered until the target is met, as measured on the slice.
+    cosine. The squared error is then lowered until the target is met, as measured on tokens that nothing was fitted to.
 
     Parameters
     ----------
-    centred
-        KV without its mean, `[T, C]`: what the cosine is taken of.
-    left
-        What prediction leaves of it, `[T, C]`: what is coded.
+    fitted
+        Tokens that scales and components are computed from.
+    held_out
+        Tokens on which rates and fidelity are measured.
     geometry
         Shape of the KV.
     target_cos, target_ratio
         One of them; see `Transform`.
     total_tokens, other_bytes
-        Tokens that share the parameters, and bytes of the parameters besides the components'.
+        Tokens of the store, and its bytes besides the components and their parameters.
     fine_share
         Share of tokens that are kept finer.
 
@@ -66,12 +72,11 @@ def fit_components(
         The target is out of reach.
     """
     heads = 2 * geometry.layers * geometry.kv_heads
-    deviation = centred.unflatten(1, (heads, -1)).square().mean((0, 2)).sqrt()
+    deviation = fitted.centred.unflatten(1, (heads, -1)).square().mean((0, 2)).sqrt()
     scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)
     channel_scale = scale.repeat_interleave(geometry.head_dim)
-    spectrum = _decompose(left / channel_scale, geometry)
-    chosen = torch.linspace(0, len(left) - 1, min(SAMPLE_TOKENS, len(left)), device=left.device).long()
-    sample, exact = left[chosen], centred[chosen] / channel_scale
+    spectrum = _decompose(fitted.left / channel_scale, geometry)
+    sample, exact = held_out.left, held_out.centred / channel_scale
     everything = _components(spectrum, scale, [Option(1.0, ALPHABETS[-1])] * len(spectrum.deviation))
     allocator = Allocator(everything.rotate(sample), spectrum.deviation)
 
@@ -83,8 +88,8 @@ def fit_components(
         packed = components.pack(components.quantise(components.rotate(sample)))
         stream = sum(len(Zstd(1).encode(x.cpu().numpy())) for x in packed.values()) / len(sample)
         stream += fine_share * FINE.bytes_for(len(components))
-        parameters = other_bytes + sum(array.nbytes for array in components.parameters().values())
-        return (stream + parameters / total_tokens) / raw
+        fixed = other_bytes + sum(array.nbytes for array in components.parameters().values())
+        return (stream + fixed / total_tokens) / raw
 
     def worst_cosine(components: Components) -> float:
         symbols = components.quantise(components.rotate(sample))
@@ -104,8 +109,8 @@ def fit_components(
         found = allocate(math.exp(high))
         if ratio(found) > target_ratio:
             raise UserError(
-                f"kv.codec.target_ratio {target_ratio} is below what the parameters alone take ({ratio(found):.4f} for "
-                f"{total_tokens} tokens); raise it, or lower calibration_tokens"
+                f"kv.codec.target_ratio {target_ratio} is below what a store without any component takes "
+                f"({ratio(found):.4f} for {total_tokens} tokens: parameters, ids, checksums); raise it"
             )
         return found
     found = allocate(math.exp(low))

@@ -6,16 +6,22 @@ components by dynamic programming, and leave the rest to an entropy coder. Here 
 (`calibration.py`).
 """
 
+from typing import Final
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from kava.cache.capture import Geometry
 from kava.cache.codecs.base import Calibration, Codec, KvBlock, TokenInfo
-from kava.cache.codecs.calibration import fit_components
+from kava.cache.codecs.calibration import Slice, fit_components
 from kava.cache.codecs.components import FINE, FINE_ARRAY, Components
 from kava.cache.codecs.prediction import Predictor
 from kava.data.tokens import Segment
+
+# A quarter of the calibration slice measures what the rest has fitted.
+HELD_OUT_SHARE: Final = 4
+HELD_OUT_RUN: Final = 64
 
 
 class Transform(Codec):
@@ -26,10 +32,10 @@ class Transform(Codec):
     geometry
         Shape of the KV per token.
     target_cos
-        Mean cosine over tokens, channel means removed, that the KV of every layer and head has to reach on the
-        calibration slice.
+        Mean cosine over tokens, channel means removed, that the KV of every layer and head has to reach on tokens of
+        the calibration slice that nothing was fitted to.
     target_ratio
-        Or: size of the store over raw bf16, parameters included.
+        Or: size of the whole store over raw bf16.
     calibration_tokens
         Tokens of the training split that the parameters are learnt from.
     first_tokens
@@ -58,11 +64,17 @@ class Transform(Codec):
 
     def calibrate(self, sample: Calibration) -> None:
         channels = _channels(sample.kv)
-        predictor, left = Predictor.fit(sample, channels, self.first_tokens)
-        size = sum(array.nbytes for array in predictor.parameters().values())
+        # Runs of neighbouring tokens, so that the split falls across examples and not within words.
+        held_out = torch.arange(len(channels), device=channels.device) // HELD_OUT_RUN % HELD_OUT_SHARE == 0
+        fitted = ~held_out
+        predictor, left = Predictor.fit(_part(sample, fitted), channels[fitted], self.first_tokens)
+        expected = predictor(TokenInfo(*(fact[held_out] for fact in sample.info)))
+        size = sum(array.nbytes for array in predictor.parameters().values()) + sample.other_bytes
         components = fit_components(
-            channels - predictor.mean, left, self.geometry, self.target_cos, self.target_ratio,
-            sample.total_tokens, size, float(self._is_fine(sample.info).float().mean()),
+            Slice(channels[fitted] - predictor.mean, left),
+            Slice(channels[held_out] - predictor.mean, channels[held_out] - expected),
+            self.geometry, self.target_cos, self.target_ratio, sample.total_tokens, size,
+            float(self._is_fine(sample.info).float().mean()),
         )  # fmt: skip
         self._use(predictor, components)
 
@@ -103,6 +115,11 @@ class Transform(Codec):
     def _is_fine(self, info: TokenInfo) -> Tensor:
         fine = info.position < self.first_tokens
         return fine | (info.segment == Segment.ANSWER) if self.fine_answers else fine
+
+
+def _part(sample: Calibration, chosen: Tensor) -> Calibration:
+    kv = KvBlock(*(tensor[chosen] for tensor in sample.kv))
+    return sample._replace(kv=kv, info=TokenInfo(*(fact[chosen] for fact in sample.info)))
 
 
 def _channels(kv: KvBlock) -> Tensor:

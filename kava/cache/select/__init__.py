@@ -1,6 +1,6 @@
 """Selectors: which tokens' KV is kept.
 
-To add one: its settings in `kava/config/schema.py` (a `kind`), one file here, and its class in `SELECTORS`.
+To add one: its settings in `kava/config/kv.py` (a `kind`), one file here, and its class in `SELECTORS`.
 """
 
 from typing import Any
