@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from workflow_runs import TRAINING, command, planned, snakemake
+
+from kava.locks import locked
 
 pytestmark = pytest.mark.slow
 ARMS = ("flat", "structured", "sft")
@@ -101,6 +105,29 @@ def test_a_second_clone_with_the_same_cache_extracts_and_deletes_nothing(finishe
     assert (tmp_path / target).is_file()
     after = {p: p.stat().st_mtime_ns for p in (folder / "results").rglob("*") if p.name != ".shared"}
     assert after == before
+
+
+def test_a_job_that_fails_while_it_waits_leaves_the_store_that_another_clone_sealed(finished, tmp_path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(finished[0] / "results", cache)
+    (manifest,) = (cache / "teacher_kv").glob("*/manifest.json")
+    sealed = manifest.rename(tmp_path / "sealed.json")
+    settings = {"cache_dir": str(cache)}
+    arguments = command(tmp_path / "clone", "--rerun-incomplete", "--", str(manifest), settings=settings)
+    with locked(manifest.parent / "locks/store.lock"):
+        run = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        log = manifest.with_name("extract.log")
+        while not (log.is_file() and "waiting for" in log.read_text()):
+            assert run.poll() is None
+            time.sleep(0.1)
+        sealed.rename(manifest)
+        for child in psutil.Process(run.pid).children(recursive=True):
+            child.kill()
+    assert run.wait() != 0
+    assert manifest.is_file()
+    jobs = planned(tmp_path / "clone", "--rerun-incomplete", settings=settings)
+    assert {"pretrain flat", "report"} <= jobs
+    snakemake(tmp_path / "clone", "--rerun-incomplete", "--", str(manifest), settings=settings)
 
 
 def test_extraction_jobs_share_a_store_and_a_finished_one_needs_none(finished, tmp_path) -> None:

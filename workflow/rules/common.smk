@@ -26,7 +26,8 @@ workflow.global_resources.setdefault("gpu", 1)
 
 # What a failed job leaves stays: outputs are written whole and last, so one that is there is right, and in a shared
 # cache it may be what another clone has just sealed.
-workflow.execution_settings.keep_incomplete = True
+onstart:
+    workflow.execution_settings.keep_incomplete = True
 
 
 # The system that the pins are tested on, for --sdm apptainer. KAVA has no image of its own yet: install it there.
