@@ -49,6 +49,13 @@ class ShardContent(NamedTuple):
         return found
 
 
+def channel_statistics(moments: np.ndarray, tokens: int) -> dict[str, np.ndarray]:
+    """Mean and standard deviation per channel, fp32 `[L, H, D]`, from the moments of all shards."""
+    first, second = moments.sum(axis=0) / tokens
+    deviation = np.sqrt(np.maximum(second - first**2, 0.0))
+    return {"mean": first.astype(np.float32), "std": deviation.astype(np.float32)}
+
+
 def require_finite(kv: KvBlock) -> None:
     """Raise `UserError` for KV that is not finite: some codecs would turn it into numbers that look like others."""
     for name, tensor in kv._asdict().items():

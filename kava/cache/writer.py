@@ -26,7 +26,7 @@ from kava.cache.layout import (
 )
 from kava.cache.quarantine import Quarantine
 from kava.cache.reader import read_parameters
-from kava.cache.shard import ShardContent, write_arrays
+from kava.cache.shard import ShardContent, channel_statistics, write_arrays
 from kava.cache.structure import Structure
 from kava.errors import UserError
 from kava.files import (
@@ -259,15 +259,13 @@ class StoreWriter:
         return {"store": self.key_name, "files": checksums(store, files)}
 
     def _write_statistics(self) -> None:
-        """Mean and standard deviation per channel over the training tokens, from the shards' moments."""
+        """Mean and standard deviation per channel over the training tokens."""
         tokens = int(self.packings[STATISTICS].tokens.length.sum())
         structure = self._empty()
         group = structure.root.create_group(STATISTICS)
         for tensor in TENSORS:
-            first, second = self.root[STATISTICS][tensor]["moments"][:].sum(axis=0) / tokens
-            deviation = np.sqrt(np.maximum(second - first**2, 0.0))
-            for name, data in (("mean", first), ("std", deviation)):
-                write_whole(group, f"{tensor}/{name}", data.astype(np.float32), ["layer", "kv_head", "head_dim"])
+            for name, data in channel_statistics(self.root[STATISTICS][tensor]["moments"][:], tokens).items():
+                write_whole(group, f"{tensor}/{name}", data, ["layer", "kv_head", "head_dim"])
         self._settle(structure)
 
     def _is_complete(self, split: str, shard: int) -> bool:

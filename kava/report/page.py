@@ -15,8 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kava.report import format as formats
-from kava.report.charts import accuracy_chart, arm_styles, fidelity_chart, loss_charts, similarity_charts
+from kava.report.charts import accuracy_chart, arm_styles, loss_charts, similarity_charts
 from kava.report.clean import flatten
+from kava.report.fidelity_chart import fidelity_chart
 from kava.report.verdict import winner_of
 
 HERE = Path(__file__).parent

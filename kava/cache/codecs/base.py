@@ -108,7 +108,7 @@ class Codec(ABC):
 
     def calibrate(self, sample: Calibration) -> None:
         """Learn the parameters; only for codecs with `calibration_tokens`."""
-        raise NotImplementedError(f"codec {self.kind} has nothing to calibrate: {len(sample.ids)} ids")
+        raise AssertionError(f"codec {self.kind} has no parameters to learn from {len(sample.ids)} ids")
 
     def parameters(self) -> dict[str, np.ndarray]:
         """What `calibrate` learnt, as arrays that the store keeps."""
