@@ -8,7 +8,7 @@ from kava.align.layers import ratio_map
 from kava.align.projector import Projector
 from kava.align.structured import uniform_mixer
 from kava.cache.capture import Geometry, KeysValues
-from kava.config.schema import FlatAligner, StructuredAligner
+from kava.config.arms import FlatAligner, StructuredAligner
 
 SETTINGS = [FlatAligner().model_dump(), StructuredAligner().model_dump(), StructuredAligner(per_head=True).model_dump()]
 PAIRS = [

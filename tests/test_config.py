@@ -49,7 +49,7 @@ def test_reference_preset_is_the_one_that_the_readme_promises() -> None:
         ("distill.step=3", "distill: unknown key 'step'; did you mean 'steps'"),
         ("preset=dmeo", "unknown preset 'dmeo'; did you mean 'demo'"),
         ("distill.steps=0", "distill.steps: Input should be greater than 0 (got 0)"),
-        ("arms={flat: {aligner: {kind: flatt}}}", "'flat', 'structured'"),
+        ("arms={flat: {aligner: {kind: flatt}}}", "'flat', 'linear', 'flat_matched', 'structured'"),
         ("arms={structured: {loss: {kind: mse, alpha: 1}}}", "unknown key 'alpha'"),
         ("template='{answer} {question}'", "must contain {question} once and end in {answer}"),
         ("seeds=[1, 1]", "repeat a value"),

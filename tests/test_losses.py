@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kava.config.schema import MercatorLoss, MseLoss
+from kava.config.arms import MercatorLoss, MseLoss
 from kava.losses import LOSSES, kv_loss
 
 SETTINGS = [MercatorLoss().model_dump(), MseLoss().model_dump()]

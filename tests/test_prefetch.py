@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_training import batches, make_model, run
 
-from kava.config.schema import FlatAligner
+from kava.config.arms import FlatAligner
 from kava.errors import UserError
 from kava.training.batches import Batches
 from kava.training.finish import data_wait_share

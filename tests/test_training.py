@@ -15,7 +15,8 @@ from kava.align.projector import Projector
 from kava.cache.capture import Geometry, geometry
 from kava.cache.codecs import KvBlock, TokenInfo
 from kava.cache.reader import StoredExample
-from kava.config.schema import Arm, Distill, FlatAligner, StructuredAligner
+from kava.config.arms import Arm, FlatAligner, StructuredAligner
+from kava.config.schema import Distill
 from kava.errors import UserError
 from kava.training.batches import Batches
 from kava.training.loop import train

@@ -24,6 +24,10 @@ class Aligner(nn.Module, ABC):
         self.teacher = teacher
         self.student = student
 
+    def set_layer_similarity(self, cka_ST: Tensor) -> None:
+        """Take the CKA of student layers with teacher layers, `[L_s, L_t]`; only a layer map `cka` listens."""
+        del cka_ST
+
     @abstractmethod
     def forward(self, teacher_BLHTD: Tensor) -> Tensor:
         """Standardised teacher tensor `[B, L_t, H_t, T, D_t]` → `[B, L_s, H_s, T, D_s]`."""

@@ -23,8 +23,8 @@ BENCH_FORMAT = 1
 REFERENCES = ("teacher", "student_base")
 CHECKPOINTING = {"save_every", "keep_checkpoints"}
 NUMERIC_MODULES = (
-    "align", "cache/capture.py", "cache/codecs", "cache/reader.py", "cache/scores.py", "cache/select", "losses",
-    "metrics.py", "training",
+    "align", "cache/capture.py", "cache/codecs", "cache/reader.py", "cache/scores.py", "cache/select", "cka.py",
+    "losses", "metrics.py", "training",
 )  # fmt: skip
 
 
@@ -148,8 +148,10 @@ class Plan:
         }
         folder = self._folder(arm, seed) / "student"
         inputs = {"tokens": self.tokenize.output}
+        if self.config.arms[arm].reads_store:
+            inputs["store"] = self.extract.output
         if self.config.arms[arm].aligner:
-            inputs |= {"store": self.extract.output, "projector": self.pretrain(arm, seed).output}
+            inputs["projector"] = self.pretrain(arm, seed).output
         return Job("distill", spec, folder / "manifest.json", inputs)
 
     def evaluate(self, arm: str, seed: int) -> Job:

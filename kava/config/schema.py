@@ -6,12 +6,13 @@ generated from these models by `kava config --write-docs`; a test fails when the
 
 import os
 from string import Formatter
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kava.config.arms import Arm
 from kava.config.base import Name, Positive, Rate, Settings
-from kava.config.kv import KvStore, RkvSelection, RkvWindowSelection, ScopedSelection, Selection
+from kava.config.kv import KvStore, RkvSelection, RkvWindowSelection, ScopedSelection
 
 
 class ModelSettings(Settings):
@@ -52,67 +53,6 @@ class Gsm8kData(Settings):
 
 
 Data = Annotated[DemoData | Gsm8kData, Field(discriminator="kind")]
-
-
-class RatioMap(Settings):
-    """Student layer i reads teacher layer round(i · (L_t − 1) / (L_s − 1))."""
-
-    kind: Literal["ratio"] = "ratio"
-
-
-class FlatAligner(Settings):
-    """Elastic bottleneck over all layers and heads concatenated: the structure is given up."""
-
-    kind: Literal["flat"] = "flat"
-    mlp_ratio: float = Field(1.0, gt=0, le=8, description="hidden width over input width; recommended 0.5 to 2")
-    dropout: float = Field(0.1, ge=0, lt=1, description="recommended 0.05 to 0.15")
-
-
-class StructuredAligner(Settings):
-    """Headwise map projection: layers, heads and dims are mapped one after the other, never flattened."""
-
-    kind: Literal["structured"] = "structured"
-    layer_map: RatioMap = Field(RatioMap(), description="which teacher layer each student layer reads")
-    mixer_init: Literal["uniform", "random"] = Field("uniform", description="start of the head mixer")
-    per_head: bool = Field(False, description="one dim projection per student head instead of a shared one")
-
-
-Aligner = Annotated[FlatAligner | StructuredAligner, Field(discriminator="kind")]
-
-
-class LossSettings(Settings):
-    center: bool = Field(True, description="remove fixed channel means first; false is the literal raw form")
-
-
-class MercatorLoss(LossSettings):
-    """alpha · (1 − mean cosine) + beta · MSE of log norms."""
-
-    kind: Literal["mercator"] = "mercator"
-    alpha: float = Field(1.0, ge=0, description="weight of direction")
-    beta: float = Field(0.01, ge=0, description="weight of magnitude; recommended 0 to 0.05")
-
-
-class MseLoss(LossSettings):
-    """Mean squared error."""
-
-    kind: Literal["mse"] = "mse"
-
-
-Loss = Annotated[MercatorLoss | MseLoss, Field(discriminator="kind")]
-
-
-class Arm(Settings):
-    """One arm of the experiment; arms of one run differ in nothing but what stands here."""
-
-    aligner: Aligner | None = Field(description="teacher geometry → student geometry; null: the SFT control")
-    loss: Loss = Field(MercatorLoss(), description="distance between projected teacher KV and student KV")
-    kv_weight: float = Field(1.0, ge=0, description="weight of the KV loss beside the cross entropy")
-    select: Selection | None = Field(
-        None, description="which of the stored tokens are compared, from a store with kv.select: full; null: all"
-    )
-    teacher_kv: Literal["matched", "shuffled"] = Field(
-        "matched", description="shuffled: the KV of another example of like length, a control"
-    )
 
 
 class Optimization(Settings):
@@ -175,6 +115,9 @@ class Config(Settings):
     template: str = Field(
         "Question: {question}\nAnswer: {answer}", description="text of one example; must end in {answer}"
     )
+    student_reasoning: Literal["full", "equations"] = Field(
+        "full", description="equations: the student reads only the <<…>> of the reasoning, the teacher all of it"
+    )
     max_length: Positive = Field(512, description="longer examples are dropped and counted, never cut")
     kv: KvStore = KvStore()
     pretrain: Pretrain = Pretrain()
@@ -200,19 +143,30 @@ class Config(Settings):
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} repeat a value; each seed is one run of every arm")
-        for name, settings in self.arms.items():
-            self._check_selection_on_reading(name, settings.select)
+        for name, arm in self.arms.items():
+            self._check_selection_on_reading(name, arm)
+            self._check_signals(name, arm)
         for pair in self.comparisons or []:
-            for arm in pair:
-                if arm not in self.arms:
-                    raise ValueError(f"comparisons name the arm {arm!r}; arms are: {', '.join(self.arms)}")
+            for name in pair:
+                if name not in self.arms:
+                    raise ValueError(f"comparisons name the arm {name!r}; arms are: {', '.join(self.arms)}")
         return self
 
-    def _check_selection_on_reading(self, arm: str, select: Any) -> None:
+    def _check_selection_on_reading(self, name: str, arm: Arm) -> None:
         """A store that cannot serve an arm's selection would be found out hours after it was extracted."""
+        select, where = arm.select, f"arms.{name}.select"
         if select is None or select.kind == "full":
+            if self.student_reasoning != "full" and self.kv.select.kind != "full" and arm.aligner:
+                raise ValueError(
+                    f"student_reasoning: {self.student_reasoning} interpolates between neighbouring tokens, and "
+                    f"kv.select {self.kv.select.kind} drops some; set kv.select: {{kind: full}}"
+                )
             return
-        where = f"arms.{arm}.select"
+        if self.student_reasoning != "full":
+            raise ValueError(
+                f"student_reasoning: {self.student_reasoning} interpolates between neighbouring tokens, and {where} "
+                "drops some; remove it"
+            )
         if self.kv.select.kind != "full":
             raise ValueError(
                 f"{where} chooses from all tokens, and kv.select keeps some; set kv.select: {{kind: full}}"
@@ -224,10 +178,25 @@ class Config(Settings):
             if self.kv.signals.importance is None or self.kv.signals.importance.model_dump() != wanted:
                 raise ValueError(f"{where} needs the scores that kv.signals.importance: {wanted} stores")
 
+    def _check_signals(self, name: str, arm: Arm) -> None:
+        """As for selections: what a loss reads has to be in the store."""
+        signals, where = self.kv.signals, f"arms.{name}"
+        if arm.auxiliary.codi and not signals.hidden_states:
+            raise ValueError(f"{where}.auxiliary.codi reads hidden states; set kv.signals.hidden_states: true")
+        if arm.auxiliary.logit_kd and not signals.topk_logits:
+            raise ValueError(f"{where}.auxiliary.logit_kd reads teacher logits; set kv.signals.topk_logits: 32")
+        if arm.aligner and arm.loss.weights == "importance":
+            if signals.importance is None or signals.importance.scope != "example":
+                raise ValueError(
+                    f"{where}.loss.weights: importance needs kv.signals.importance: {{kind: rkv, scope: example}}"
+                )
+            if self.student_reasoning != "full":
+                raise ValueError(f"{where}.loss.weights: importance is not defined for student_reasoning: equations")
+
     @property
     def controls(self) -> list[str]:
-        """Arms that a KV arm has to beat: no KV loss, or the KV of another example."""
-        return [n for n, arm in self.arms.items() if arm.aligner is None or arm.teacher_kv == "shuffled"]
+        """Arms that a KV arm has to beat."""
+        return [name for name, arm in self.arms.items() if arm.is_control]
 
     @property
     def declared_comparisons(self) -> list[tuple[str, str]]:
@@ -235,7 +204,8 @@ class Config(Settings):
         if self.comparisons is not None:
             return self.comparisons
         controls = self.controls
-        treated = {n: arm.aligner.kind for n, arm in self.arms.items() if arm.aligner and n not in controls}
-        structured = [n for n, kind in treated.items() if kind == "structured"]
-        flat = [n for n, kind in treated.items() if kind != "structured"]
+        treated = [name for name in self.arms if name not in controls]
+        kinds = {name: aligner.kind for name in treated if (aligner := self.arms[name].aligner)}
+        structured = [name for name, kind in kinds.items() if kind == "structured"]
+        flat = [name for name, kind in kinds.items() if kind != "structured"]
         return [(a, b) for a in structured for b in flat] + [(a, b) for a in treated for b in controls]
