@@ -36,16 +36,20 @@ class Projector(nn.Module):
 
     Attributes
     ----------
-    student_mean
-        Channel means of the base student, `[2, L_s, H_s, 1, D_s]`; index 0 keys, 1 values.
+    student_mean, student_std
+        Channel statistics of the base student, `[2, L_s, H_s, 1, D_s]`; index 0 keys, 1 values.
     output_mean
         Channel means of the aligners' own output at the start of the phase, same shape.
+    cka
+        CKA of the base student's layers with the teacher's, `[2, L_s, L_t]`.
     """
 
     teacher_mean: Tensor
     teacher_std: Tensor
     student_mean: Tensor
+    student_std: Tensor
     output_mean: Tensor
+    cka: Tensor
 
     def __init__(self, settings: dict[str, Any], teacher: Geometry, student: Geometry, center: bool = True) -> None:
         super().__init__()
@@ -56,12 +60,22 @@ class Projector(nn.Module):
         self.register_buffer("teacher_mean", torch.zeros(teacher_shape))
         self.register_buffer("teacher_std", torch.ones(teacher_shape))
         self.register_buffer("student_mean", torch.zeros(student_shape))
+        self.register_buffer("student_std", torch.ones(student_shape))
         self.register_buffer("output_mean", torch.zeros(student_shape))
+        self.register_buffer("cka", torch.zeros(2, student.layers, teacher.layers))
 
     def set_teacher_statistics(self, mean: dict[str, Tensor], std: dict[str, Tensor]) -> None:
         """Take the store's channel statistics, `{"keys", "values"}` → `[L_t, H_t, D_t]`."""
         self.teacher_mean.copy_(torch.stack([mean[name] for name in TENSORS]).unsqueeze(-2))
         self.teacher_std.copy_(torch.stack([std[name] for name in TENSORS]).unsqueeze(-2).clamp(min=STD_FLOOR))
+
+    def set_student_statistics(self, mean: Tensor, std: Tensor, cka: Tensor) -> None:
+        """Take what was measured of the base student, shaped as the attributes."""
+        self.student_mean.copy_(mean)
+        self.student_std.copy_(std.clamp(min=STD_FLOOR))
+        self.cka.copy_(cka)
+        for aligner, similarity in zip(self.aligners, self.cka, strict=True):
+            aligner.set_layer_similarity(similarity)  # type: ignore[operator]
 
     def forward(self, teacher: KeysValues) -> KeysValues:
         """Project teacher KV `[B, L_t, H_t, T, D_t]` to the student's coordinates `[B, L_s, H_s, T, D_s]`."""
@@ -106,21 +120,31 @@ class Projector(nn.Module):
         return projector
 
 
-class ChannelMean:
-    """Running mean per channel of `[B, L, H, T, D]` tensors over unmasked tokens, in float64."""
+class ChannelStatistics:
+    """Mean and standard deviation per channel of `[B, L, H, T, D]` tensors over unmasked tokens, in float64."""
 
     def __init__(self) -> None:
-        self.sum: Tensor | float = 0.0
+        self.sums: Tensor | float = 0.0  # of the first and of the second power
         self.tokens = 0
 
     def add(self, tensors: Iterable[Tensor], mask_BT: Tensor) -> None:
-        weight = mask_BT[:, None, None, :, None]
-        stacked = torch.stack([(tensor.double() * weight).sum((0, 3)) for tensor in tensors])
-        self.sum = self.sum + stacked
+        wide = [tensor.double() * mask_BT[:, None, None, :, None] for tensor in tensors]
+        powers = [torch.stack([tensor.pow(power).sum((0, 3)) for tensor in wide]) for power in (1, 2)]
+        self.sums = self.sums + torch.stack(powers)
         self.tokens += int(mask_BT.sum())
 
     @property
     def mean(self) -> Tensor:
         """`[2, L, H, 1, D]`, float32."""
-        assert isinstance(self.sum, Tensor), "no batch was added"
-        return (self.sum / self.tokens).float().unsqueeze(-2)
+        return self._moments[0].float().unsqueeze(-2)
+
+    @property
+    def std(self) -> Tensor:
+        """`[2, L, H, 1, D]`, float32."""
+        mean, square = self._moments
+        return (square - mean.square()).clamp(min=0).sqrt().float().unsqueeze(-2)
+
+    @property
+    def _moments(self) -> Tensor:
+        assert isinstance(self.sums, Tensor), "no batch was added"
+        return self.sums / self.tokens

@@ -165,6 +165,15 @@ def unrotate(model: Any, keys_BLHTD: Tensor) -> Tensor:
     Dividing by cos² + sin² inverts the rotation exactly, whether cos and sin carry an attention scaling (YaRN) or
     the rounding of a low-precision model.
     """
+    return _turned(model, keys_BLHTD, back=True)
+
+
+def rotate(model: Any, keys_BLHTD: Tensor) -> Tensor:
+    """Apply the model's RoPE to keys at positions 0 … T−1, in fp32; the inverse of `unrotate`."""
+    return _turned(model, keys_BLHTD, back=False)
+
+
+def _turned(model: Any, keys_BLHTD: Tensor, back: bool) -> Tensor:
     family = model.config.model_type
     if family in NO_ROPE:
         return keys_BLHTD
@@ -176,7 +185,10 @@ def unrotate(model: Any, keys_BLHTD: Tensor) -> Tensor:
     positions = torch.arange(keys_BLHTD.shape[-2], device=keys_BLHTD.device)[None]
     cos, sin = (x.float() for x in model.base_model.rotary_emb(keys_BLHTD, positions))  # [1, T, rotary]
     rotary, half = cos.shape[-1], cos.shape[-1] // 2
-    turned = keys_BLHTD[..., :rotary].float()
-    quarter_turn_back = torch.cat((turned[..., half:], -turned[..., :half]), dim=-1)
-    turned = (turned * cos + quarter_turn_back * sin) / (cos.square() + sin.square())
+    plain = keys_BLHTD[..., :rotary].float()
+    quarter_turn = torch.cat((-plain[..., half:], plain[..., :half]), dim=-1)
+    if back:
+        turned = (plain * cos - quarter_turn * sin) / (cos.square() + sin.square())
+    else:
+        turned = plain * cos + quarter_turn * sin
     return torch.cat((turned.to(keys_BLHTD.dtype), keys_BLHTD[..., rotary:]), dim=-1)

@@ -14,9 +14,11 @@ from kava.errors import UserError
 from kava.files import sha256_file, sha256_json
 from kava.metrics import alignment_metrics
 from kava.training.batches import Batches
-from kava.training.model import CALIBRATION_EXAMPLES, DistillationModel
+from kava.training.calibrate import CALIBRATION_EXAMPLES
+from kava.training.model import DistillationModel
 from kava.training.order import data_order
 from kava.training.trainer import KavaTrainer, MetricsFile, last_checkpoint, training_arguments
+from kava.training.watch import first_warnings
 
 
 def train(
@@ -76,6 +78,7 @@ def train(
         "train_tokens": sum(len(batches.ids[example]) for example in order),
         "data_order_sha256": sha256_json(order),
         "projector_parameters": model.projector.trainable_parameters if model.projector else None,
+        "warnings": first_warnings(metrics.read(), settings["log_every"]),
     }
 
 

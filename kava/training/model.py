@@ -1,18 +1,40 @@
-"""One training step: student forward, projected teacher KV, cross entropy and KV loss."""
+"""One training step: student forward, projected teacher KV, cross entropy, KV loss and auxiliary losses."""
 
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kava.align.projector import ChannelMean, Projector
-from kava.cache.capture import KeysValues, capture
-from kava.losses import kv_loss
-from kava.losses.masking import cosine, masked_mean
+from kava.align.projector import Projector
+from kava.cache.capture import KeysValues, capture, capture_with_hidden, observed_attention, rotate
+from kava.data.tokens import Segment
+from kava.losses.masking import cosine, masked_mean, safe_norm
+from kava.losses.schedule import weight_at
 from kava.metrics import Pair
-from kava.training.batches import Batch, Batches, teacher_kv
+from kava.training.auxiliary import AuxiliaryLosses
+from kava.training.batches import Batch, teacher_kv
+from kava.training.kv import KvObjective
 
-CALIBRATION_EXAMPLES = 64
+PARTS = ("ce", "kv", "attention", "codi", "logit_kd", "cka", "cos_sim", "cos_sim_centered", "magnitude")
+
+
+class StudentPass(NamedTuple):
+    """What one forward of the student shows.
+
+    Attributes
+    ----------
+    kv
+        Keys and values.
+    hidden
+        Last hidden states `[B, T, width]`, or those of all layers, embeddings first.
+    attention
+        Per layer, queries `[B, Ha, T, D]` and keys `[B, H, T, D]` after RoPE, and the factor on their product.
+    """
+
+    kv: KeysValues
+    hidden: tuple[Tensor, ...]
+    attention: list[tuple[Tensor, Tensor, float]]
 
 
 class DistillationModel(nn.Module):
@@ -23,79 +45,75 @@ class DistillationModel(nn.Module):
     student
         Causal language model with fp32 weights.
     projector
-        None for the SFT control.
+        None for an arm without KV loss.
     arm
         Settings of the arm, as JSON values.
     train_student
         False while the projector is pretrained: the student gives targets and gets no gradient.
     keys
         Form of the stored keys, `pre_rope` or `post_rope`; the student's are read alike.
+    teacher_width
+        Width of the teacher's hidden states, for `codi`.
+
+    Attributes
+    ----------
+    progress
+        Share of the phase that is done; schedules go by it.
     """
 
     def __init__(
-        self, student: Any, projector: Projector | None, arm: dict[str, Any], train_student: bool, keys: str
+        self,
+        student: Any,
+        projector: Projector | None,
+        arm: dict[str, Any],
+        train_student: bool,
+        keys: str,
+        teacher_width: int | None = None,
     ) -> None:
         super().__init__()
         self.student, self.projector, self.arm, self.keys = student, projector, arm, keys
         self.train_student = train_student
+        self.progress = 0.0
         student.requires_grad_(train_student)
+        if projector is not None and train_student:
+            projector.requires_grad_(arm["train_projector"])
+        self.objective = KvObjective(arm) if projector else None
+        auxiliary = arm["auxiliary"] if train_student else {}
+        self.auxiliary = AuxiliaryLosses(auxiliary, student.config.hidden_size, teacher_width)
+
+    def train(self, mode: bool = True) -> "DistillationModel":
+        """What is not trained stays in evaluation mode: dropout would only blur its targets."""
+        super().train(mode)
+        for module in (self.student, self.projector):
+            if module is not None and not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+        return self
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
-        """Loss of a `Batch`; its detached parts (`ce`, `kv`, `cos_sim`, `cos_sim_centered`) stand beside it."""
+        """Loss of a `Batch`; its detached parts, of `PARTS`, stand beside it."""
         with torch.set_grad_enabled(self.train_student and torch.is_grad_enabled()):
-            captured, hidden_BTW = capture(self.student, batch["input_ids"], batch["attention_mask"], self.keys)
+            own = self._read(batch)
         parts: dict[str, Tensor] = {}
-        loss = hidden_BTW.new_zeros(())
+        loss = own.hidden[-1].new_zeros(())
         if self.train_student:
-            parts["ce"] = self._cross_entropy(hidden_BTW, batch["input_ids"], batch["label_mask"])
+            parts["ce"] = self._cross_entropy(own.hidden[-1], batch["input_ids"], batch["label_mask"])
             loss = loss + parts["ce"]
         if self.projector is not None:
-            projected = self.projector(KeysValues(batch["teacher_keys"], batch["teacher_values"]))
-            parts["kv"] = self.kv_loss(captured, projected, batch["kv_mask"])
-            loss = loss + (self.arm["kv_weight"] if self.train_student else 1.0) * parts["kv"]
-            parts |= self._similarity(captured, projected, batch["kv_mask"])
+            found, kv = self._kv(own, batch)
+            parts |= found
+            loss = loss + self.kv_weight * kv
+        for name, part in self._auxiliary(own, batch).items():
+            parts[name] = part
+            settings = self.arm["auxiliary"][name]
+            loss = loss + weight_at(settings["weight"], self.progress, settings["warmup_ratio"]) * part
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
-    def kv_loss(self, student: KeysValues, projected: KeysValues, mask_BT: Tensor) -> Tensor:
-        """Mean of the arm's loss over keys and values."""
-        assert self.projector is not None
-        losses = []
-        for i, (s, p) in enumerate(zip(student, projected, strict=True)):
-            mean = self.projector.student_mean[i] if self.arm["loss"]["center"] else 0.0
-            losses.append(kv_loss(self.arm["loss"], s - mean, p - mean, mask_BT))
-        return torch.stack(losses).mean()
-
-    @torch.no_grad()
-    def calibrate(self, batches: Batches, device: torch.device, batch_size: int, base_student: bool) -> None:
-        """Fix the channel means that `center` and the metrics remove, from the first training examples.
-
-        Parameters
-        ----------
-        batches
-            The training split.
-        device, batch_size
-            Where and how to run.
-        base_student
-            True before pretraining, when the student still is the base student whose means are wanted.
-        """
-        if self.projector is None:
-            return
-        self.eval()
-        projector = self.projector
-        student_mean, output_mean = ChannelMean(), ChannelMean()
-        projector.output_mean.zero_()
-        for batch in batches.slice(range(min(CALIBRATION_EXAMPLES, len(batches))), batch_size):
-            mask = batch["kv_mask"].to(device)
-            if base_student:
-                captured, _ = capture(
-                    self.student, batch["input_ids"].to(device), batch["attention_mask"].to(device), self.keys
-                )
-                student_mean.add(captured, mask)
-            projected = projector(teacher_kv(batch, device))
-            output_mean.add([tensor - projector.shift(i) for i, tensor in enumerate(projected)], mask)
-        if base_student:
-            projector.student_mean.copy_(student_mean.mean)
-        projector.output_mean.copy_(output_mean.mean)
+    @property
+    def kv_weight(self) -> float:
+        """Weight of the KV loss at this point of the phase."""
+        if not self.train_student:
+            return 1.0
+        return weight_at(self.arm["kv_weight"], self.progress, self.arm["kv_warmup_ratio"], self.arm["kv_decay_ratio"])
 
     def predict(self, batch: Batch) -> Pair:
         """Student KV and projected teacher KV of a batch, for the metrics."""
@@ -105,6 +123,42 @@ class DistillationModel(nn.Module):
         captured, _ = capture(self.student, ids, batch["attention_mask"].to(device), self.keys)
         return Pair(captured, self.projector(teacher_kv(batch, device)), ids, batch["kv_mask"].to(device))
 
+    def _read(self, batch: dict[str, Tensor]) -> StudentPass:
+        attention: list[tuple[Tensor, Tensor, float]] = []
+
+        def observe(layer: int, queries: Tensor, keys: Tensor, scaling: float) -> None:
+            assert layer == len(attention), f"layer {layer} attends after {len(attention)} others"
+            attention.append((queries, keys, scaling))
+
+        seen = self.objective is not None and self.objective.reads_attention
+        inputs = self.student, batch["input_ids"], batch["attention_mask"], self.keys
+        with observed_attention(self.student, observe) if seen else nullcontext():
+            if self.auxiliary.reads_hidden:
+                captured, hidden = capture_with_hidden(*inputs)
+            else:
+                captured, last = capture(*inputs)
+                hidden = (last,)
+        return StudentPass(captured, hidden, attention)
+
+    def _kv(self, own: StudentPass, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Parts of the KV loss, and their sum."""
+        assert self.projector is not None
+        assert self.objective is not None
+        projected = self.projector(KeysValues(batch["teacher_keys"], batch["teacher_values"]))
+        weight = batch["kv_weight"]
+        parts = {"kv": self.objective.distance(own.kv, projected, weight, self.projector, self.progress)}
+        total = parts["kv"]
+        if self.objective.reads_attention:
+            keys = projected.keys if self.keys == "post_rope" else rotate(self.student, projected.keys)
+            parts["attention"] = self.objective.attention(own.attention, keys, batch["attention_mask"], weight)
+            total = total + self.arm["loss"]["attention"] * parts["attention"]
+        return parts | self._similarity(own.kv, projected, batch["kv_mask"]), total
+
+    def _auxiliary(self, own: StudentPass, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        answer = batch["segments"] == Segment.ANSWER
+        head = self.student.get_output_embeddings()
+        return self.auxiliary(own.kv, own.hidden, answer, head, batch)
+
     def _cross_entropy(self, hidden_BTW: Tensor, ids_BT: Tensor, label_mask_BT: Tensor) -> Tensor:
         """Logits only where there is a label: over a vocabulary of 151,936 they are the largest tensor of a step."""
         predicts = label_mask_BT[:, 1:].bool()
@@ -113,11 +167,14 @@ class DistillationModel(nn.Module):
 
     @torch.no_grad()
     def _similarity(self, student: KeysValues, projected: KeysValues, mask_BT: Tensor) -> dict[str, Tensor]:
-        """Running cosines of the training batch, raw and with the base student's means removed."""
+        """Running cosines of the training batch, raw and with the base student's means removed, and log magnitudes."""
         assert self.projector is not None
-        raw, centred = [], []
+        raw, centred, magnitude = [], [], []
         for i, (s, p) in enumerate(zip(student, projected, strict=True)):
             mean = self.projector.student_mean[i]
             raw.append(masked_mean(cosine(s.float(), p.float()), mask_BT))
-            centred.append(masked_mean(cosine(s.float() - mean, p.float() - mean), mask_BT))
-        return {"cos_sim": torch.stack(raw).mean(), "cos_sim_centered": torch.stack(centred).mean()}
+            s, p = s.float() - mean, p.float() - mean
+            centred.append(masked_mean(cosine(s, p), mask_BT))
+            magnitude.append(masked_mean((safe_norm(s).log() - safe_norm(p).log()).square(), mask_BT))
+        found = {"cos_sim": raw, "cos_sim_centered": centred, "magnitude": magnitude}
+        return {name: torch.stack(values).mean() for name, values in found.items()}

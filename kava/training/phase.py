@@ -1,12 +1,13 @@
 """Set up and run a training phase: pretraining the projector, or distilling the student."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kava.align.projector import Projector
+from kava.align.projector import TENSORS, Projector
 from kava.cache.capture import geometry
 from kava.cache.reader import StoreReader
 from kava.config.jobs import Job, Runtime
@@ -16,6 +17,7 @@ from kava.files import sha256_json
 from kava.metrics import warnings_for
 from kava.models import choose_device, load_student, load_tokenizer
 from kava.training.batches import Batches
+from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
 from kava.training.loop import measure_alignment, run_fingerprint, train
 from kava.training.model import DistillationModel
 
@@ -53,20 +55,26 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     torch.manual_seed(seed)
     projector = _projector(stage, arm, inputs, store, student)
     keys = store.keys_form if store else "post_rope"  # nobody reads them without a store
-    model = DistillationModel(student, projector, arm, stage == "distill", keys).to(device)
+    width = store.contents.hidden_width if store else None
+    model = DistillationModel(student, projector, arm, stage == "distill", keys, width).to(device)
     shuffled = seed if arm["teacher_kv"] == "shuffled" else None
-    batches = Batches(tokens, "train", store, shuffled)
-    model.calibrate(batches, device, settings["batch_size"], base_student=stage == "pretrain")
+    batches = Batches(tokens, "train", store, arm, shuffled)
+    plain = Batches(tokens, "train", store)
+    if projector is not None:
+        model.eval()
+        read = partial(plain.slice, range(min(CALIBRATION_EXAMPLES, len(plain))), settings["batch_size"])
+        calibrate(projector, student, read, keys, base_student=stage == "pretrain")
     fingerprint = run_fingerprint(spec, inputs)
     facts = train(model, batches, settings, seed, job.output.parent, fingerprint, spec["name"], device, runtime.tracker)
-    alignment = measure_alignment(
-        model, Batches(tokens, "train", store), Batches(tokens, "validation", store), settings["batch_size"]
-    )
-    warnings = warnings_for(alignment) if alignment else []
-    if alignment:
-        log.info(" ".join(f"{name}={value:.4f}" for name, value in alignment.items() if name != "per_head"))
-    for warning in warnings:
-        log.warning("warning: %s", warning)
+    alignment = measure_alignment(model, plain, Batches(tokens, "validation", store), settings["batch_size"])
+    warnings = facts.pop("warnings")
+    if alignment and projector is not None:
+        log.info(" ".join(f"{name}={_shown(alignment[name])}" for name in alignment if name != "per_head"))
+        found = warnings_for(alignment)
+        for warning in found:
+            log.warning("warning: %s", warning)
+        warnings = warnings + found
+        facts["cka"] = dict(zip(TENSORS, projector.cka.tolist(), strict=True))
     manifest = {
         "stage": stage,
         "spec": spec,
@@ -80,11 +88,16 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     return model, tokenizer, manifest
 
 
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
 def _projector(
     stage: str, arm: dict[str, Any], inputs: dict[str, Path], store: StoreReader | None, student: Any
 ) -> Projector | None:
-    if store is None:
+    if arm["aligner"] is None:
         return None
+    assert store is not None, "an arm with an aligner reads a store"
     if stage == "distill":
         return Projector.load(inputs["projector"].parent)
     projector = Projector(arm["aligner"], store.geometry, geometry(student.config), arm["loss"]["center"])

@@ -19,17 +19,13 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from kava.errors import UserError
 from kava.files import write_atomic
 from kava.training.batches import Batch, reader_onto
+from kava.training.model import PARTS
 from kava.training.prefetch import Prefetch, Window
+from kava.training.watch import phase, warnings_at
 
 log = logging.getLogger("kava")
 
-PARTS = ("ce", "kv", "cos_sim", "cos_sim_centered")
-PHASES = ((0.5, "adapting"), (0.7, "learning"), (0.9, "good"), (0.95, "great"))
-
-
-def phase(cos_sim_centered: float) -> str:
-    """Word for a centred cosine: adapting < 0.5, learning < 0.7, good < 0.9, great < 0.95, excellent."""
-    return next((word for limit, word in PHASES if cos_sim_centered < limit), "excellent")
+LABELS = {"cos_sim": "cos", "cos_sim_centered": "centred"}
 
 
 class MetricsFile:
@@ -40,12 +36,14 @@ class MetricsFile:
 
     def resume_at(self, step: int) -> float:
         """Drop lines after a step; returns the seconds spent up to the last line kept."""
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        # A kill may have torn the last line.
-        records = [json.loads(line) for line in lines if line.endswith("}")]
-        kept = [record for record in records if record["step"] <= step]
+        kept = [record for record in self.read() if record["step"] <= step]
         write_atomic(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         return kept[-1]["seconds"] if kept else 0.0
+
+    def read(self) -> list[dict[str, Any]]:
+        """All lines, but for a last one that a kill has torn."""
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
 
     def append(self, record: dict[str, Any]) -> None:
         with self.path.open("a") as file:
@@ -116,6 +114,7 @@ class KavaTrainer(Trainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         del num_items_in_batch
+        self.model.progress = self.state.global_step / self.state.max_steps
         output = model(**inputs)
         self._micro_batches += 1
         for name in ("loss", *PARTS):
@@ -135,7 +134,7 @@ class KavaTrainer(Trainer):
                 )
             rates: dict[str, float | None] = {"student_lr": None, "projector_lr": None}
             for group in self.create_optimizer().param_groups:
-                rates[f"{group['name']}_lr"] = group["lr"]
+                rates[group["rate"]] = group["lr"]
             assert self._batches
             now = time.monotonic()
             record = {
@@ -149,11 +148,13 @@ class KavaTrainer(Trainer):
             self._batches.waited, self._logged = 0.0, now
             self.metrics.append(record)
             log.info(status_line(record, self.optimization["steps"], self.arm))
+            for sentence in warnings_at(record, self.optimization["log_every"]):
+                log.warning("warning: %s", sentence)
             logs = {name: value for name, value in record.items() if value is not None}
         super().log(logs, start_time)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with one learning rate for the student and one for the projector; norms and biases do not decay."""
+        """AdamW with one learning rate for the student and one for all projections; norms and biases do not decay."""
         if self.optimizer is None:
             settings, groups = self.optimization, []
             for name, module in (model or self.model).named_children():
@@ -165,8 +166,8 @@ class KavaTrainer(Trainer):
                     ]
                     if chosen:
                         decay = settings["weight_decay"] if decays else 0.0
-                        rate = settings[f"{name}_lr"]
-                        groups.append({"params": chosen, "name": name, "lr": rate, "weight_decay": decay})
+                        rate = "student_lr" if name == "student" else "projector_lr"
+                        groups.append({"params": chosen, "rate": rate, "lr": settings[rate], "weight_decay": decay})
             self.optimizer = make_optimizer(settings["optimizer"], groups)
         return self.optimizer
 
@@ -262,9 +263,9 @@ def last_checkpoint(folder: Path) -> str | None:
 def status_line(record: dict[str, Any], steps: int, arm: str) -> str:
     """`step 100/800 arm=flat loss=… ce=… kv=… cos=… centred=… phase=…`."""
     parts = [f"step {record['step']}/{steps} arm={arm} loss={record['loss']:.4f}"]
-    for name, label in zip(PARTS, ("ce", "kv", "cos", "centred"), strict=True):
+    for name in PARTS:
         if record[name] is not None:
-            parts.append(f"{label}={record[name]:.4f}")
+            parts.append(f"{LABELS.get(name, name)}={record[name]:.4f}")
     if record["cos_sim_centered"] is not None:
         parts.append(f"phase={phase(record['cos_sim_centered'])}")
     return " ".join(parts)
