@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from kava.cache.capture import capture, geometry, observed_attention
+from kava.cache.capture import Geometry, capture, geometry, observed_attention
 from kava.errors import UserError
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
@@ -85,6 +85,42 @@ def test_kv_heads_are_counted_not_attention_heads(family: str) -> None:
     assert keys.shape == values.shape == (1, 3, 2, 5, 8)
     assert hidden.shape == (1, 5, 32)
     assert geometry(model.config).to_dict() == {"layers": 3, "kv_heads": 2, "head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "kv_heads", "head_dim"),
+    [
+        # No head_dim in the configuration: the width is shared among attention heads, not KV heads.
+        ("qwen2", {"num_key_value_heads": 2}, 2, 8),
+        ("llama", {"num_key_value_heads": 1}, 1, 8),
+        ("mistral", {"num_key_value_heads": 4}, 4, 8),
+        # No KV heads in it: as many as attention heads.
+        ("llama", {}, 4, 8),
+        # A head dim of its own, which 4 heads do not make the width of.
+        ("qwen3", {"num_key_value_heads": 2, "head_dim": 16}, 2, 16),
+        ("mistral", {"num_key_value_heads": 1, "head_dim": 4}, 1, 4),
+        # Other names, and no grouping.
+        ("gpt2", {}, 4, 8),
+    ],
+)
+def test_geometry_is_read_from_the_configuration(family: str, changes: dict, kv_heads: int, head_dim: int) -> None:
+    from transformers import AutoConfig
+
+    names = ("n_layer", "n_head", "n_embd")
+    if family != "gpt2":
+        names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    config = AutoConfig.for_model(family, **dict(zip(names, (3, 4, 32), strict=True)), **changes)
+    assert geometry(config) == Geometry(3, kv_heads, head_dim)
+
+
+@pytest.mark.parametrize(("family", "changes"), [("qwen3", {"head_dim": 16}), ("llama", {"num_key_value_heads": 1})])
+@torch.inference_mode()
+def test_captured_kv_has_the_geometry_of_the_configuration(family: str, changes: dict) -> None:
+    model = tiny_model(family, **changes)
+    ids = torch.randint(3, 61, (2, 5))
+    (keys, values), _ = capture(model, ids, torch.ones_like(ids))
+    shape = geometry(model.config)
+    assert keys.shape == values.shape == (2, shape.layers, shape.kv_heads, 5, shape.head_dim)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3", "gpt2"])

@@ -1,6 +1,6 @@
 """Aligners: teacher KV → student geometry.
 
-To add one: its settings in `kava/config/schema.py` (a `kind`), one file here with the contract of `Aligner`, and its
+To add one: its settings in `kava/config/arms.py` (a `kind`), one file here with the contract of `Aligner`, and its
 class in `ALIGNERS`.
 """
 
@@ -8,10 +8,12 @@ from typing import Any
 
 from kava.align.base import Aligner
 from kava.align.flat import Flat
+from kava.align.flat_matched import FlatMatched
+from kava.align.linear import Linear
 from kava.align.structured import Structured
 from kava.cache.capture import Geometry
 
-ALIGNERS: tuple[type[Aligner], ...] = (Flat, Structured)
+ALIGNERS: tuple[type[Aligner], ...] = (Flat, Linear, FlatMatched, Structured)
 
 __all__ = ["ALIGNERS", "Aligner", "make_aligner"]
 

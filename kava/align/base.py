@@ -1,4 +1,4 @@
-"""The contract of every aligner."""
+"""The contract of every aligner, and the flattening that some of them share."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -9,7 +9,7 @@ from kava.cache.capture import Geometry
 
 
 class Aligner(nn.Module, ABC):
-    """Map of teacher keys (or values, with other weights) to the student's geometry.
+    """Map of teacher keys (or values, with other weights) to the student's geometry; tokens are treated apart.
 
     Parameters
     ----------
@@ -31,3 +31,14 @@ class Aligner(nn.Module, ABC):
     @abstractmethod
     def forward(self, teacher_BLHTD: Tensor) -> Tensor:
         """Standardised teacher tensor `[B, L_t, H_t, T, D_t]` → `[B, L_s, H_s, T, D_s]`."""
+
+
+def to_channels(tensor_BLHTD: Tensor) -> Tensor:
+    """Layers, heads and dims side by side, `[B, T, C]`: what a channel means is given up."""
+    return tensor_BLHTD.permute(0, 3, 1, 2, 4).flatten(2)
+
+
+def from_channels(tensor_BTC: Tensor, geometry: Geometry) -> Tensor:
+    """The inverse of `to_channels` for a tensor of a geometry, `[B, L, H, T, D]`."""
+    shape = (geometry.layers, geometry.kv_heads, geometry.head_dim)
+    return tensor_BTC.unflatten(-1, shape).permute(0, 2, 3, 1, 4)
