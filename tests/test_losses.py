@@ -71,7 +71,7 @@ def by_loop(settings: dict[str, Any], student: Tensor, teacher: Tensor, weight_B
         scheduled = settings["schedule"] == "linear"
         of_mercator, of_mse = (progress, 1 - progress) if scheduled else (settings["mercator"], settings["mse"])
         return of_mercator * mercator + of_mse * mean_of["mse"]
-    return {"mercator": mercator, "structural": direction}.get(settings["kind"]) or mean_of[settings["kind"]]
+    return (mean_of | {"mercator": mercator, "structural": direction})[settings["kind"]]
 
 
 def test_every_loss_is_under_test() -> None:

@@ -23,7 +23,9 @@ def logit_kd(logits_NV: Tensor, topk_ids_NK: Tensor, topk_logprobs_NK: Tensor) -
     Tensor
         Mean over the N tokens, in nats.
     """
-    assert topk_ids_NK.shape[1] < logits_NV.shape[1], f"top {topk_ids_NK.shape[1]} of {logits_NV.shape[1]} leave no rest"
+    assert topk_ids_NK.shape[1] < logits_NV.shape[1], (
+        f"top {topk_ids_NK.shape[1]} of {logits_NV.shape[1]} leave no rest"
+    )
     logits = widen(logits_NV)
     logprobs = topk_logprobs_NK.to(logits.dtype)
     # Rounding in the store can lift the sum over 1; a rest below 0 would have no logarithm.
