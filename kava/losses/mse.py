@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from kava.losses.masking import masked_mean
+from kava.losses.masking import counted, masked_mean
 
 
-def mse(student: Tensor, teacher: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean over tokens, layers, heads and dims of (s − t)²; tensors `[B, L, H, T, D]`, mask `[B, T]`."""
-    return masked_mean((student.float() - teacher.float()).square().mean(-1), mask_BT)
+def mse(student: Tensor, teacher: Tensor, weight_BT: Tensor) -> Tensor:
+    """Weighted mean over tokens, layers, heads and dims of (s − t)²; `[B, L, H, T, D]`, weights `[B, T]`."""
+    return masked_mean((counted(student, weight_BT) - counted(teacher, weight_BT)).square().mean(-1), weight_BT)
