@@ -94,6 +94,16 @@ def test_store_key_depends_on_what_its_bytes_depend_on_and_on_nothing_else() -> 
         assert Plan(load(other)).extract.output != store, other
 
 
+def test_what_the_student_reads_changes_its_token_set_and_nothing_of_the_teachers() -> None:
+    full, equations = Plan(load()), Plan(load("student_reasoning=equations"))
+    assert full.tokenize.output != equations.tokenize.output
+    assert full.extract.output == equations.extract.output
+    assert full.bench.output == equations.bench.output
+    for role in ("teacher", "student_base"):
+        assert full.reference(role).output == equations.reference(role).output
+        assert full.reference(role).spec == equations.reference(role).spec
+
+
 def test_changing_one_arm_changes_the_params_of_that_arm_alone() -> None:
     before, after = Plan(load()), Plan(load("arms={structured: {loss: {kind: mse}}}"))
     for stage in ("pretrain", "distill"):
