@@ -61,7 +61,8 @@ def batches(store: bool = True, shuffle_seed: int | None = None) -> Batches:
     segments = [np.repeat([0, 1, 2], [2, len(x) - 4, 2]) for x in ids]
     lengths = [len(x) for x in ids]
     tokens: Any = SimpleNamespace(input_ids={"train": ids}, segments={"train": segments}, lengths=lambda _: lengths)
-    return Batches(tokens, "train", FakeStore(ids) if store else None, shuffle_seed)  # type: ignore[arg-type]
+    tokens.student_ids, tokens.student_segments = tokens.input_ids, tokens.segments
+    return Batches(tokens, "train", FakeStore(ids) if store else None, None, shuffle_seed)  # type: ignore[arg-type]
 
 
 STRUCTURED = StructuredAligner()
