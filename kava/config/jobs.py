@@ -239,7 +239,7 @@ class Plan:
 
 
 def as_the_teacher_reads(tokens: dict[str, Any]) -> dict[str, Any]:
-    """Key of a token set without what changes the student's examples alone, and no question either."""
+    """Key of a token set without the setting that changes neither the teacher's ids nor the test questions."""
     return {name: value for name, value in tokens.items() if name != "student_reasoning"}
 
 
