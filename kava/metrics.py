@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kava.align.projector import ChannelMean
+from kava.align.projector import ChannelStatistics
 from kava.cache.capture import KeysValues
 from kava.losses.masking import cosine
 
@@ -92,7 +92,7 @@ class _Fit:
     """Means of both sides, and the scale per layer and head that maps the projection onto the student."""
 
     def __init__(self) -> None:
-        self.student, self.projected = ChannelMean(), ChannelMean()
+        self.student, self.projected = ChannelStatistics(), ChannelStatistics()
         self.cross: Tensor | float = 0.0
         self.square: Tensor | float = 0.0
 

@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kava.cache.inventory import Entry
+from kava.cache.usage import Usage, token_set
 from kava.commands.config import SCHEMA_FILE, TABLE_FILE, schema_text, table_text
 from kava.config import Plan, load_config
 from kava.config.load import PRESETS, merge, parse_assignments, read_preset
 from kava.config.schema import Config
 from kava.errors import UserError
+from kava.files import sha256_json, write_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -92,6 +95,32 @@ def test_store_key_depends_on_what_its_bytes_depend_on_and_on_nothing_else() -> 
         assert Plan(load(same)).extract.output == store, same
     for other in ("kv.codec={kind: bf16}", "data.train=999", "teacher.quantization=none", "kv.batch_tokens=512"):
         assert Plan(load(other)).extract.output != store, other
+
+
+def test_what_the_student_reads_changes_its_token_set_and_nothing_of_the_teachers() -> None:
+    full, equations = Plan(load()), Plan(load("student_reasoning=equations"))
+    assert full.tokenize.output != equations.tokenize.output
+    assert full.extract.output == equations.extract.output
+    assert full.bench.output == equations.bench.output
+    for role in ("teacher", "student_base"):
+        assert full.reference(role).output == equations.reference(role).output
+        assert full.reference(role).spec == equations.reference(role).spec
+
+
+def test_pruning_knows_that_both_readings_use_one_store_and_one_reference(tmp_path: Path) -> None:
+    full, equations = Plan(load()), Plan(load("student_reasoning=equations"))
+
+    def entry(kind: str, spec: dict) -> Entry:
+        folder = tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}"
+        write_json(folder / "manifest.json", {"spec": spec})
+        return Entry(kind, folder, True, 0, 0.0)
+
+    of_store = sha256_json(full.extract.spec["key"]["tokens"])
+    reference = entry("references", full.reference("teacher").spec)
+    for plan in (full, equations):
+        assert token_set(entry("tokens", plan.tokenize.spec["key"])) == of_store
+        used = Usage(frozenset(), {plan.tokenize.output.parent.name: ["ours"], "demo-0": ["other"]}, [])
+        assert used.of(reference) == ["experiment ours"]
 
 
 def test_changing_one_arm_changes_the_params_of_that_arm_alone() -> None:

@@ -61,7 +61,8 @@ def batches(store: bool = True, shuffle_seed: int | None = None) -> Batches:
     segments = [np.repeat([0, 1, 2], [2, len(x) - 4, 2]) for x in ids]
     lengths = [len(x) for x in ids]
     tokens: Any = SimpleNamespace(input_ids={"train": ids}, segments={"train": segments}, lengths=lambda _: lengths)
-    return Batches(tokens, "train", FakeStore(ids) if store else None, shuffle_seed)  # type: ignore[arg-type]
+    tokens.student_ids, tokens.student_segments = tokens.input_ids, tokens.segments
+    return Batches(tokens, "train", FakeStore(ids) if store else None, None, shuffle_seed)  # type: ignore[arg-type]
 
 
 STRUCTURED = StructuredAligner()
@@ -147,9 +148,9 @@ def test_pretraining_moves_the_projector_and_not_the_student(tmp_path: Path) -> 
 def test_centring_removes_the_means_of_both_sides() -> None:
     model = make_model().eval()
     model.calibrate(batches(), torch.device("cpu"), 8, base_student=True)
-    from kava.align.projector import ChannelMean
+    from kava.align.projector import ChannelStatistics
 
-    student, projected = ChannelMean(), ChannelMean()
+    student, projected = ChannelStatistics(), ChannelStatistics()
     for batch in batches().slice(range(40), 8):
         pair = model.predict(batch)
         student.add(pair.student, pair.mask)

@@ -102,12 +102,17 @@ class StoreReader:
             rows[name] = stored.read(name, first, last).to(self.device, non_blocking=True)
         kv = self.codec.decode(rows, start % TOKENS_PER_GROUP, info)
         found = StoredExample(kv, info)
-        return self._select(found, split, example) if self.selector else found
+        return keep(found, self._positions(info, split, example)) if self.selector else found
 
     def tokens(self, split: str, example: int) -> TokenInfo:
         """Facts of an example's stored tokens, before a selection on reading."""
         stored = self._split(split)
         return self._info(stored, *stored.rows("token", example))
+
+    def kept(self, split: str, example: int) -> TokenInfo:
+        """Facts of the tokens that `read` returns, without their KV."""
+        info = self.tokens(split, example)
+        return _keep_facts(info, self._positions(info, split, example)) if self.selector else info
 
     def scores(self, split: str, example: int) -> Scores:
         """Scores of the stored tokens, float32 `[M]` or `[M, L, H]`; NaN for those that were no candidates."""
@@ -160,20 +165,25 @@ class StoreReader:
                 )
         return selector
 
-    def _select(self, whole: StoredExample, split: str, example: int) -> StoredExample:
+    def _positions(self, info: TokenInfo, split: str, example: int) -> Tensor:
+        """What the selection on reading chooses."""
         assert self.selector is not None
-        candidates = self.selector.candidates(whole.info.segment.cpu().numpy())
+        candidates = self.selector.candidates(info.segment.cpu().numpy())
         scores = None
         if self.selector.needs_scores:
             scores = Scores(*(term.cpu()[torch.from_numpy(candidates)] for term in self.scores(split, example)))
         positions = self.selector.select(candidates, scores, example, self.geometry)
-        return keep(whole, torch.from_numpy(positions).long().to(self.device))
+        return torch.from_numpy(positions).long().to(self.device)
 
 
 def keep(whole: StoredExample, positions: Tensor) -> StoredExample:
     """Tokens at positions `[M]`, or at other ones in each head `[M, L, H]`, of an example that has all its tokens."""
     kv = KvBlock(*(take(tensor, positions) for tensor in whole.kv))
-    return StoredExample(kv, TokenInfo(whole.info.id[positions], positions, whole.info.segment[positions]))
+    return StoredExample(kv, _keep_facts(whole.info, positions))
+
+
+def _keep_facts(whole: TokenInfo, positions: Tensor) -> TokenInfo:
+    return TokenInfo(whole.id[positions], positions, whole.segment[positions])
 
 
 def take(rows: Tensor, positions: Tensor) -> Tensor:

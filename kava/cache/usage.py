@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kava.cache.describe import read_begun
 from kava.cache.inventory import Entry
-from kava.config.jobs import REFERENCES, Plan
+from kava.config.jobs import REFERENCES, Plan, as_the_teacher_reads
 from kava.errors import UserError
 from kava.files import read_json, sha256_json
 
@@ -38,12 +38,13 @@ class Usage:
     def _experiments(self, entry: Entry) -> Iterable[str]:
         if entry.kind != "references":
             return self.recorded.get(entry.name, [])
-        # Arms are compared with the references of their own token set.
+        # Arms are compared with the references of their own token set, which are the same for either reasoning.
         try:
-            tokens = sha256_json(read_json(entry.folder / "manifest.json")["spec"]["key"]["tokens"])[:16]
+            tokens = read_json(entry.folder / "manifest.json")["spec"]["key"]["tokens"]
         except (UserError, KeyError):
             return []
-        return next((users for name, users in self.recorded.items() if name.endswith(f"-{tokens}")), [])
+        sets = tuple(f"-{sha256_json(tokens | {'student_reasoning': r})[:16]}" for r in ("full", "equations"))
+        return sorted({user for name, users in self.recorded.items() if name.endswith(sets) for user in users})
 
 
 def usage(plan: Plan) -> Usage:
@@ -74,9 +75,9 @@ def token_sets_of_stores(cache: Path) -> set[str]:
 
 
 def token_set(entry: Entry) -> str | None:
-    """Hash of a token set without its test questions, on which no store depends."""
+    """Hash of a token set without the test questions and the student's reasoning, on which no store depends."""
     try:
-        spec = read_json(entry.folder / "manifest.json")["spec"]
+        spec = as_the_teacher_reads(read_json(entry.folder / "manifest.json")["spec"])
         return sha256_json(spec | {"data": {name: spec["data"][name] for name in ("source", "train")}})
     except (UserError, KeyError):
         return None

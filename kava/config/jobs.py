@@ -17,7 +17,7 @@ from kava.config.schema import Config, ModelSettings
 from kava.errors import UserError
 from kava.files import canonical_json, sha256_bytes, sha256_json
 
-TOKENS_FORMAT = 2
+TOKENS_FORMAT = 3
 STORE_FORMAT = 2
 BENCH_FORMAT = 1
 REFERENCES = ("teacher", "student_base")
@@ -111,6 +111,7 @@ class Plan:
             "data": data_identity(config.data),
             "template": config.template,
             "max_length": config.max_length,
+            "student_reasoning": config.student_reasoning,
             "tokenizer": model_identity(config.teacher, TOKENIZER),
         }
         folder = _keyed(self.cache / "tokens", config.data.kind, key)
@@ -167,7 +168,7 @@ class Plan:
         how = settings.model_dump(include={"quantization", "dtype"})
         key = {
             "model": model_identity(settings, (*WEIGHTS, "generation_config.json")) | how,
-            "tokens": self.tokenize.spec["key"],
+            "tokens": as_the_teacher_reads(self.tokenize.spec["key"]),
             "evaluation": self.config.evaluation.model_dump(),
         }
         folder = _keyed(self.cache / "references", f"{role}-{_short_name(settings)}", key)
@@ -213,7 +214,7 @@ class Plan:
     @property
     def _teacher_and_tokens(self) -> dict[str, Any]:
         """What the teacher's KV of the training data depends on; not the test questions."""
-        teacher, tokens = self.config.teacher, self.tokenize.spec["key"]
+        teacher, tokens = self.config.teacher, as_the_teacher_reads(self.tokenize.spec["key"])
         return {
             "teacher": {
                 **model_identity(teacher),
@@ -235,6 +236,11 @@ class Plan:
             "student": model_identity(self.config.student),
             "code": _code_digest(),
         }
+
+
+def as_the_teacher_reads(tokens: dict[str, Any]) -> dict[str, Any]:
+    """Key of a token set without the setting that changes neither the teacher's ids nor the test questions."""
+    return {name: value for name, value in tokens.items() if name != "student_reasoning"}
 
 
 def _short_name(settings: ModelSettings) -> str:

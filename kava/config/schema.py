@@ -156,7 +156,8 @@ class Config(Settings):
         """A store that cannot serve an arm's selection would be found out hours after it was extracted."""
         select, where = arm.select, f"arms.{name}.select"
         if select is None or select.kind == "full":
-            if self.student_reasoning != "full" and self.kv.select.kind != "full" and arm.aligner:
+            reads_kv = arm.aligner or arm.auxiliary.cka
+            if self.student_reasoning != "full" and self.kv.select.kind != "full" and reads_kv:
                 raise ValueError(
                     f"student_reasoning: {self.student_reasoning} interpolates between neighbouring tokens, and "
                     f"kv.select {self.kv.select.kind} drops some; set kv.select: {{kind: full}}"

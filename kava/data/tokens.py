@@ -1,10 +1,12 @@
-"""Token sets: the ids that teacher and student both read, a segment per token, and the test questions.
+"""Token sets: the ids that teacher and student read, a segment per token, and the test questions.
 
 A token set is a folder: `manifest.json`, `examples/` (a `datasets.DatasetDict` with the columns `input_ids` and
-`segments` for train and validation) and `task/` (the test questions as an lm-evaluation-harness task).
+`segments` for train and validation, and `student_input_ids` and `student_segments` where the student reads less than
+the teacher) and `task/` (the test questions as an lm-evaluation-harness task).
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from pathlib import Path
@@ -16,6 +18,8 @@ from kava.errors import UserError
 from kava.files import canonical_json, read_json, sha256_json
 
 ANSWER_MARK = "####"
+# GSM8K's calculator annotation.
+EQUATION = re.compile(r"<<.*?>>")
 
 
 class Segment(IntEnum):
@@ -60,6 +64,18 @@ def encode_example(tokenizer: Any, template: str, row: Mapping[str, str]) -> dic
     return {"input_ids": ids, "segments": [int(segment) for segment in segments]}
 
 
+def equations_only(answer: str) -> str:
+    """An answer whose reasoning is only its equations, each with its `<<` `>>`, joined by one space.
+
+    What stands between reasoning and `####`, GSM8K's line break, is kept, also where there is no equation: the tokens
+    of the answer are then those of the original.
+    """
+    answer_start = answer.rindex(ANSWER_MARK)
+    reasoning = answer[:answer_start]
+    line_break = reasoning[len(reasoning.rstrip()) :]
+    return " ".join(EQUATION.findall(reasoning)) + line_break + answer[answer_start:]
+
+
 def check_rows(rows: Iterable[Mapping[str, str]], split: str) -> None:
     """Raise `UserError` for a row whose answer has no `####`, since it has no answer segment and no gold."""
     for number, row in enumerate(rows):
@@ -98,6 +114,13 @@ class TokenSet:
     ----------
     manifest
         Path of its `manifest.json`.
+
+    Attributes
+    ----------
+    input_ids, segments
+        Split → ids and segments of every example as the teacher reads it.
+    student_ids, student_segments
+        The same for the student; the same objects where both read the same.
     """
 
     def __init__(self, manifest: Path) -> None:
@@ -111,9 +134,15 @@ class TokenSet:
         for split, columns in examples.with_format("numpy").items():
             self.input_ids[split] = list(columns["input_ids"])
             self.segments[split] = list(columns["segments"])
+        self.student_ids, self.student_segments = self.input_ids, self.segments
+        if self.manifest["spec"]["student_reasoning"] != "full":
+            self.student_ids, self.student_segments = {}, {}
+            for split, columns in examples.with_format("numpy").items():
+                self.student_ids[split] = list(columns["student_input_ids"])
+                self.student_segments[split] = list(columns["student_segments"])
 
     def lengths(self, split: str) -> list[int]:
-        """Tokens per example of a split."""
+        """Tokens that the teacher reads, per example of a split."""
         return [len(ids) for ids in self.input_ids[split]]
 
     @property

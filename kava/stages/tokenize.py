@@ -22,20 +22,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(job: Job, runtime: Runtime) -> None:
-    from datasets import Dataset, DatasetDict, Features, List, Value
+    from datasets import DatasetDict
     from pydantic import TypeAdapter
 
     from kava.config.schema import Data
     from kava.data import load_splits
     from kava.data.task import write_task
-    from kava.data.tokens import (
-        check_rows,
-        content_sha256,
-        encode_example,
-        require_same_tokenizer,
-        vocabulary_sha256,
-    )
-    from kava.errors import UserError
+    from kava.data.tokens import check_rows, require_same_tokenizer, vocabulary_sha256
     from kava.files import read_json, sha256_json, write_json
     from kava.models import load_tokenizer
 
@@ -50,24 +43,7 @@ def run(job: Job, runtime: Runtime) -> None:
     splits: dict[str, dict[str, Any]] = {}
     examples = DatasetDict()
     for split in ("train", "validation"):
-        encoded = [encode_example(teacher, key["template"], row) for row in rows[split]]
-        kept = [example for example in encoded if len(example["input_ids"]) <= key["max_length"]]
-        if not kept:
-            raise UserError(f"every {split} example is longer than max_length={key['max_length']}; raise it")
-        columns = {name: [example[name] for example in kept] for name in ("input_ids", "segments")}
-        features = Features({"input_ids": List(Value("int32")), "segments": List(Value("int8"))})
-        examples[split] = Dataset.from_dict(columns, features=features)
-        splits[split] = {
-            "examples": len(kept),
-            "dropped": len(encoded) - len(kept),
-            "tokens": sum(len(ids) for ids in columns["input_ids"]),
-            "tokens_before_dropping": sum(len(example["input_ids"]) for example in encoded),
-            "sha256": content_sha256(columns),
-        }
-        log.info(
-            "%s: %d examples, %d tokens, %d longer than %d dropped",
-            split, len(kept), splits[split]["tokens"], splits[split]["dropped"], key["max_length"],
-        )  # fmt: skip
+        examples[split], splits[split] = encode_split(teacher, key, split, rows[split])
     splits["test"] = {"examples": len(rows["test"]), "sha256": sha256_json(rows["test"])}
 
     folder = job.output.parent
@@ -89,6 +65,57 @@ def run(job: Job, runtime: Runtime) -> None:
             "end_token_id": teacher.eos_token_id,
         },
     )
+
+
+def encode_split(
+    tokenizer: Any, key: dict[str, Any], split: str, rows: list[dict[str, str]]
+) -> tuple[Any, dict[str, Any]]:
+    """Tokenise a split: its `datasets.Dataset`, and what the manifest says of it.
+
+    Raises
+    ------
+    UserError
+        Every example is too long.
+    """
+    from datasets import Dataset, Features, List, Value
+
+    from kava.data.tokens import EQUATION, content_sha256, encode_example, equations_only
+    from kava.errors import UserError
+
+    template, max_length = key["template"], key["max_length"]
+    encoded = [encode_example(tokenizer, template, row) for row in rows]
+    kept = [number for number, example in enumerate(encoded) if len(example["input_ids"]) <= max_length]
+    if not kept:
+        raise UserError(f"every {split} example is longer than max_length={max_length}; raise it")
+    columns = {name: [encoded[number][name] for number in kept] for name in ("input_ids", "segments")}
+    facts: dict[str, Any] = {
+        "examples": len(kept),
+        "dropped": len(rows) - len(kept),
+        "tokens": sum(len(ids) for ids in columns["input_ids"]),
+        "tokens_before_dropping": sum(len(example["input_ids"]) for example in encoded),
+    }
+    log.info(
+        "%s: %d examples, %d tokens, %d longer than %d dropped",
+        split, len(kept), facts["tokens"], facts["dropped"], max_length,
+    )  # fmt: skip
+    if key["student_reasoning"] == "equations":
+        answers = [rows[number]["answer"] for number in kept]
+        of_student = [
+            encode_example(tokenizer, template, rows[number] | {"answer": equations_only(answer)})
+            for number, answer in zip(kept, answers, strict=True)
+        ]
+        columns |= {f"student_{name}": [example[name] for example in of_student] for name in ("input_ids", "segments")}
+        facts |= {
+            "student_tokens": sum(len(ids) for ids in columns["student_input_ids"]),
+            "without_equations": sum(EQUATION.search(answer) is None for answer in answers),
+        }
+        log.info(
+            "%s: the student reads %d tokens; %d examples have no equation and leave it no reasoning",
+            split, facts["student_tokens"], facts["without_equations"],
+        )  # fmt: skip
+    facts["sha256"] = content_sha256(columns)
+    features = Features({name: List(Value("int8" if "segments" in name else "int32")) for name in columns})
+    return Dataset.from_dict(columns, features=features), facts
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ class DistillationModel(nn.Module):
         total = parts["kv"]
         if self.objective.reads_attention:
             keys = projected.keys if self.keys == "post_rope" else rotate(self.student, projected.keys)
-            parts["attention"] = self.objective.attention(own.attention, keys, batch["attention_mask"], weight)
+            parts["attention"] = self.objective.attention(own.attention, keys, batch["kv_mask"], weight)
             total = total + self.arm["loss"]["attention"] * parts["attention"]
         return parts | self._similarity(own.kv, projected, batch["kv_mask"]), total
 
