@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -19,10 +20,12 @@ from kava.config.arms import Arm, FlatAligner, StructuredAligner
 from kava.config.schema import Distill
 from kava.errors import UserError
 from kava.training.batches import Batches
+from kava.training.calibrate import calibrate
 from kava.training.loop import train
 from kava.training.model import DistillationModel
 from kava.training.order import data_order, partners
-from kava.training.trainer import KavaTrainer, MetricsFile, make_optimizer, phase, training_arguments
+from kava.training.trainer import KavaTrainer, MetricsFile, make_optimizer, training_arguments
+from kava.training.watch import phase
 
 TEACHER = Geometry(4, 2, 16)
 TIMINGS = ("seconds", "data_wait")
@@ -79,12 +82,20 @@ def make_model(aligner: Any = STRUCTURED, train_student: bool = True, **arm: Any
     return DistillationModel(student, projector, settings, train_student, "pre_rope")
 
 
+def measure(model: DistillationModel, batch_size: int) -> None:
+    """What a phase does before it trains."""
+    if model.projector is not None:
+        model.eval()
+        read = partial(batches().slice, range(40), batch_size)
+        calibrate(model.projector, model.student, read, "pre_rope", base_student=True)
+
+
 def run(
     folder: Path, model: DistillationModel, tracker: str = "none", data: Batches | None = None, **changes: Any
 ) -> dict[str, Any]:
     short = {"steps": 8, "batch_size": 4, "accumulation": 2, "student_lr": 1e-3, "log_every": 2, "save_every": 4}
     settings = Distill(**short | changes).model_dump()
-    model.calibrate(batches(), torch.device("cpu"), 4, base_student=True)
+    measure(model, 4)
     data = data or batches(store=model.projector is not None)
     return train(model, data, settings, 7, folder, "fingerprint", "arm", torch.device("cpu"), tracker)
 
@@ -101,7 +112,7 @@ def test_kv_loss_alone_gives_the_student_a_gradient(aligner: Any, center: bool) 
 
     captured, _ = capture(model.student, batch["input_ids"], batch["attention_mask"])
     projected = model.projector(KeysValues(batch["teacher_keys"], batch["teacher_values"]))
-    model.kv_loss(captured, projected, batch["kv_mask"]).backward()
+    model.objective.distance(captured, projected, batch["kv_weight"], model.projector, 0.0).backward()
     for layer in model.student.model.layers:
         for name in ("k_proj", "v_proj"):
             assert layer.self_attn.get_submodule(name).weight.grad.abs().sum() > 0
@@ -147,7 +158,7 @@ def test_pretraining_moves_the_projector_and_not_the_student(tmp_path: Path) -> 
 
 def test_centring_removes_the_means_of_both_sides() -> None:
     model = make_model().eval()
-    model.calibrate(batches(), torch.device("cpu"), 8, base_student=True)
+    measure(model, 8)
     from kava.align.projector import ChannelStatistics
 
     student, projected = ChannelStatistics(), ChannelStatistics()
@@ -335,7 +346,7 @@ def test_centred_cosine_is_centred_for_an_arm_whose_loss_is_not() -> None:
     both = []
     for center in (True, False):
         model = make_model(loss={"kind": "mercator", "center": center}).eval()
-        model.calibrate(batches(), torch.device("cpu"), 8, base_student=True)
+        measure(model, 8)
         assert model.projector.student_mean.abs().sum() > 0
         both.append(model(**batches().collate([0, 1])))
     assert both[1]["cos_sim"] != both[1]["cos_sim_centered"]

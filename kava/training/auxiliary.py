@@ -37,12 +37,20 @@ class AuxiliaryLosses(nn.Module):
         return "codi" in self.used
 
     def forward(
-        self, kv: KeysValues, hidden: tuple[Tensor, ...], answer_BT: Tensor, head: nn.Module, batch: dict[str, Tensor]
+        self,
+        due: list[str],
+        kv: KeysValues,
+        hidden: tuple[Tensor, ...],
+        answer_BT: Tensor,
+        head: nn.Module,
+        batch: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """Losses by name.
 
         Parameters
         ----------
+        due
+            Those that are wanted now.
         kv
             The student's keys and values.
         hidden
@@ -55,12 +63,12 @@ class AuxiliaryLosses(nn.Module):
             A `Batch` with what the losses read of the teacher.
         """
         losses = {}
-        if "codi" in self.used:
+        if "codi" in due:
             losses["codi"] = self._codi(hidden, answer_BT, batch["teacher_hidden"])
-        if "logit_kd" in self.used:
+        if "logit_kd" in due:
             logits = head(hidden[-1][:, :-1][answer_BT[:, 1:]])
             losses["logit_kd"] = logit_kd(logits, batch["topk_ids"], batch["topk_logprobs"])
-        if "cka" in self.used:
+        if "cka" in due:
             teacher = KeysValues(batch["teacher_keys"], batch["teacher_values"])
             layers = ratio_map(teacher.keys.shape[1], kv.keys.shape[1])
             both = [cka_loss(s, t[:, layers], batch["kv_mask"]) for s, t in zip(kv, teacher, strict=True)]

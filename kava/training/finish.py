@@ -17,7 +17,7 @@ def finish(output: Path, manifest: dict[str, Any], files: list[str], model: Dist
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     device = next(model.parameters()).device
     cost = {
-        "seconds": records[-1]["seconds"],
+        "seconds": records[-1]["seconds"] if records else 0.0,
         "data_wait_share": data_wait_share(records),
         "peak_memory_mib": peak_memory_mib(device),
     }
@@ -30,4 +30,4 @@ def data_wait_share(records: list[dict[str, Any]]) -> float:
     """Share of a phase's seconds that its step loop waited for batches, from the lines of `metrics.jsonl`."""
     seconds = [0.0, *(record["seconds"] for record in records)]
     waited = sum(r["data_wait"] * (end - start) for r, (start, end) in zip(records, pairwise(seconds), strict=True))
-    return waited / seconds[-1]
+    return waited / seconds[-1] if records else 0.0

@@ -61,6 +61,9 @@ def train(
             shutil.rmtree(other)
     checkpoint = last_checkpoint(checkpoints)
     metrics = MetricsFile(folder / "metrics.jsonl")
+    if settings["steps"] == 0:
+        metrics.resume_at(0)
+        return _facts(model, batches, order, settings, metrics)
     trainer = KavaTrainer(
         model,
         settings,
@@ -73,6 +76,12 @@ def train(
     step = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
     trainer.seconds_before = metrics.resume_at(step)
     trainer.train(resume_from_checkpoint=checkpoint)
+    return _facts(model, batches, order, settings, metrics)
+
+
+def _facts(
+    model: DistillationModel, batches: Batches, order: list[int], settings: dict[str, Any], metrics: MetricsFile
+) -> dict[str, Any]:
     return {
         "optimizer_steps": settings["steps"],
         "train_tokens": sum(len(batches.ids[example]) for example in order),

@@ -98,14 +98,14 @@ class DistillationModel(nn.Module):
         if self.train_student:
             parts["ce"] = self._cross_entropy(own.hidden[-1], batch["input_ids"], batch["label_mask"])
             loss = loss + parts["ce"]
-        if self.projector is not None:
+        # A loss whose time is over is not computed: the rest of the run is as cheap as the control.
+        if self.projector is not None and (weight := self.kv_weight):
             found, kv = self._kv(own, batch)
             parts |= found
-            loss = loss + self.kv_weight * kv
+            loss = loss + weight * kv
         for name, part in self._auxiliary(own, batch).items():
             parts[name] = part
-            settings = self.arm["auxiliary"][name]
-            loss = loss + weight_at(settings["weight"], self.progress, settings["warmup_ratio"]) * part
+            loss = loss + self.auxiliary_weight(name) * part
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
     @property
@@ -113,7 +113,15 @@ class DistillationModel(nn.Module):
         """Weight of the KV loss at this point of the phase."""
         if not self.train_student:
             return 1.0
-        return weight_at(self.arm["kv_weight"], self.progress, self.arm["kv_warmup_ratio"], self.arm["kv_decay_ratio"])
+        arm = self.arm
+        return weight_at(
+            arm["kv_weight"], self.progress, arm["kv_warmup_ratio"], arm["kv_decay_ratio"], arm["kv_until"]
+        )
+
+    def auxiliary_weight(self, name: str) -> float:
+        """Weight of an auxiliary loss at this point of the phase."""
+        settings = self.arm["auxiliary"][name]
+        return weight_at(settings["weight"], self.progress, settings["warmup_ratio"], until=settings["until"])
 
     def predict(self, batch: Batch) -> Pair:
         """Student KV and projected teacher KV of a batch, for the metrics."""
@@ -157,7 +165,8 @@ class DistillationModel(nn.Module):
     def _auxiliary(self, own: StudentPass, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         answer = batch["segments"] == Segment.ANSWER
         head = self.student.get_output_embeddings()
-        return self.auxiliary(own.kv, own.hidden, answer, head, batch)
+        due = [name for name in self.auxiliary.used if self.auxiliary_weight(name)]
+        return self.auxiliary(due, own.kv, own.hidden, answer, head, batch)
 
     def _cross_entropy(self, hidden_BTW: Tensor, ids_BT: Tensor, label_mask_BT: Tensor) -> Tensor:
         """Logits only where there is a label: over a vocabulary of 151,936 they are the largest tensor of a step."""

@@ -42,6 +42,8 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     stage, spec, inputs = job.stage, job.spec, job.inputs
     arm, seed = spec["arm"], spec["seed"]
     settings = spec[stage] | runtime.checkpoints[stage]
+    if stage == "pretrain" and not arm["pretrain_projector"]:
+        settings = settings | {"steps": 0}
     device = choose_device(runtime.device)
     tokens = TokenSet(inputs["tokens"])
     tokenizer = load_tokenizer(runtime.student)

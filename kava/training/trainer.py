@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class KavaTrainer(Trainer):
         self._read = reader_onto(self.args.device, read)
         self._batches: Prefetch[Batch] | None = None
         self._sums: dict[str, Tensor] = {}
-        self._micro_batches = 0
+        self._counts: Counter[str] = Counter()
         self._staging: Path | None = None
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
@@ -116,17 +117,17 @@ class KavaTrainer(Trainer):
         del num_items_in_batch
         self.model.progress = self.state.global_step / self.state.max_steps
         output = model(**inputs)
-        self._micro_batches += 1
         for name in ("loss", *PARTS):
             if name in output:
                 self._sums[name] = self._sums.get(name, torch.zeros_like(output[name])) + output[name].detach()
+                self._counts[name] += 1
         return (output["loss"], output) if return_outputs else output["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Replace the Trainer's averages by ours, per logged step, and write them to `metrics.jsonl`."""
-        if "loss" in logs and self._micro_batches:
-            means = {name: float(value) / self._micro_batches for name, value in self._sums.items()}
-            self._sums, self._micro_batches = {}, 0
+        if "loss" in logs and self._sums:
+            means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+            self._sums, self._counts = {}, Counter()
             if not math.isfinite(means["loss"]):
                 raise UserError(
                     f"the loss of {self.arm} is {means['loss']} at step {self.state.global_step}; lower the learning "
