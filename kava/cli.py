@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": ("kava.stages.evaluate", "answers to the test questions, scored"),
     "report": ("kava.stages.report", "results/ab_report.html and .json"),
     "config": ("kava.commands.config", "the resolved configuration, its schema and documentation"),
+    "profile": ("kava.commands.profile", "what a cosine would mean for this teacher and student, before training"),
     "unlock": ("kava.commands.unlock", "remove the lock of a killed Snakemake"),
     "bench store": ("kava.bench.store", "size, fidelity and speed of every codec"),
     "store info": ("kava.commands.store_info", "what a KV store holds and how large it is"),

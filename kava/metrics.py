@@ -4,8 +4,9 @@ Keys carry large constant biases, so predicting their mean already scores a raw 
 therefore reported beside that floor, or measured after the channel means of the training slice are removed.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,18 @@ from kava.align.projector import ChannelStatistics
 from kava.cache.capture import KeysValues
 from kava.losses.masking import cosine
 
-NAMES = ("cos_sim", "cos_sim_centered", "cos_sim_constant", "r2", "retrieval_at_1", "mag_ratio")
+NAMES = (
+    "cos_sim", "cos_sim_centered", "cos_sim_constant", "angular_distance", "alignment_accuracy", "r2",
+    "retrieval_at_1", "mag_ratio",
+)  # fmt: skip
+ALIGNED = 0.95  # centred cosine from which a token counts as aligned
+COLLAPSE = (0.9, 0.05)  # a raw cosine above the first with an r2 below the second
+# Share of the mean square up to which variance is no more than the rounding of float32 vectors, squared, with a margin.
+ROUNDING = 1e-9
+NAMED = 4  # heads that a warning names
+
+Grade = Literal["excellent", "good", "pass", "fail"]
+GRADES: tuple[tuple[float, Grade], ...] = ((0.95, "excellent"), (0.90, "good"), (0.80, "pass"))
 
 
 class Pair(NamedTuple):
@@ -46,71 +58,152 @@ def alignment_metrics(
     dict
         Means over keys, values, layers and heads:
         `cos_sim`; `cos_sim_centered` (means removed on both sides); `cos_sim_constant` (score of predicting the
-        student's mean); `r2` (share of the student's variance explained, after one scale per layer and head);
-        `retrieval_at_1` (share of tokens whose centred projection is nearest, among the tokens of its example, to
-        a student vector of a token with the same id); `mag_ratio` (mean centred norm over the student's); and
-        `per_head`: name → nested list `[2][L][H]`, keys first.
+        student's mean); `angular_distance` (mean angle between centred vectors over pi, 0 to 1); `alignment_accuracy`
+        (share of tokens whose centred cosine is above 0.95); `r2` (share of the student's variance explained, after
+        one scale per layer and head); `retrieval_at_1` (share of tokens whose centred projection is nearest, among the
+        tokens of its example, to a student vector of a token with the same id); `mag_ratio` (mean centred norm over
+        the student's); and `per_head`: name → nested list `[2][L][H]`, keys first.
+
+        Heads whose student vectors do not vary over the tokens of either split have nothing to be predicted: they are
+        None in every metric of `per_head` and left out of the means, which are None if no head varies.
     """
     fit = _Fit()
     for batch in training_slice:
         fit.add(predict(batch))
     student_mean, projected_mean, scale = fit.result()
-    sums: dict[str, Tensor | float] = dict.fromkeys(
-        ("cos_sim", "cos_sim_centered", "cos_sim_constant", "retrieval_at_1", "error", "variance", "norm_p", "norm_s"),
-        0.0,
-    )
-    tokens = 0
+    spread = _Moments()
+    sums: dict[str, Tensor | float] = {}
     for batch in held_out:
         pair = predict(batch)
+        spread.add(pair.student, pair.mask)
         mask = pair.mask[:, None, None, :].float()
         for name, value in _scores(pair, student_mean, projected_mean, scale).items():
-            sums[name] = sums[name] + (value * mask).double().sum((1, 4))
-        tokens += int(pair.mask.sum())
+            sums[name] = sums.get(name, 0.0) + (value * mask).double().sum((1, 4))
     total = {name: torch.as_tensor(value) for name, value in sums.items()}
-    per_head = {name: total[name] / tokens for name in NAMES if name in total}
-    per_head["r2"] = 1.0 - total["error"] / total["variance"]
-    per_head["mag_ratio"] = total["norm_p"] / total["norm_s"]
-    return {name: float(per_head[name].mean()) for name in NAMES} | {
-        "per_head": {name: per_head[name].tolist() for name in NAMES}
-    }
+    scores = {name: total[name] / spread.tokens for name in NAMES if name in total}
+    scores["r2"] = 1.0 - total["error"] / total["variance"]
+    scores["mag_ratio"] = total["norm_p"] / total["norm_s"]
+    varies = fit.student.varies & spread.varies
+    means = {name: float(scores[name][varies].mean()) if varies.any() else None for name in NAMES}
+    return means | {"per_head": {name: nested(scores[name], varies) for name in NAMES}}
 
 
 def warnings_for(metrics: dict[str, Any]) -> list[str]:
-    """Sentences for the log and the report when a projection has collapsed or lost its scale."""
+    """Sentences for the log and the report when a projection has collapsed, lost its scale, or had nothing to predict.
+
+    Parameters
+    ----------
+    metrics
+        What `alignment_metrics` returned.
+    """
+    per_head = metrics["per_head"]
+    heads = [
+        (f"{tensor} layer {layer} head {head}", cosine_of_head, per_head["r2"][i][layer][head])
+        for i, tensor in enumerate("KV")
+        for layer, row in enumerate(per_head["cos_sim"][i])
+        for head, cosine_of_head in enumerate(row)
+    ]
+    constant = [name for name, _, r2 in heads if r2 is None]
     found = []
-    if metrics["cos_sim"] > 0.9 and metrics["r2"] < 0.05:
+    if constant:
+        verb = "does" if len(constant) == 1 else "do"
+        found.append(
+            f"{len(constant)} of {len(heads)} heads of the student {verb} not vary and cannot be scored: "
+            f"{_some(constant)}"
+        )
+    if len(constant) == len(heads):
+        return [f"{found[0]}; no alignment metric has a value"]
+    if _collapsed(metrics["cos_sim"], metrics["r2"]):
         found.append(
             f"collapse: raw cosine {metrics['cos_sim']:.3f} with r2 {metrics['r2']:.3f}; predicting a constant scores "
             f"{metrics['cos_sim_constant']:.3f}"
+        )
+    elif collapsed := [name for name, cos_sim, r2 in heads if r2 is not None and _collapsed(cos_sim, r2)]:
+        noun = "head" if len(collapsed) == 1 else "heads"
+        found.append(
+            f"collapse of {len(collapsed)} {noun} of {len(heads)}, with a raw cosine above {COLLAPSE[0]} and r2 below "
+            f"{COLLAPSE[1]}: {_some(collapsed)}"
         )
     if not 0.1 <= metrics["mag_ratio"] <= 10:
         found.append(f"magnitude ratio {metrics['mag_ratio']:.3g} is outside 0.1 to 10")
     return found
 
 
+def grade(cos_sim_centered: float | None) -> Grade | None:
+    """Word for a mean centred cosine: excellent from 0.95, good from 0.90, pass from 0.80, else fail; None for None."""
+    if cos_sim_centered is None:
+        return None
+    return next((word for limit, word in GRADES if cos_sim_centered >= limit), "fail")
+
+
+def nested(values: Tensor, defined: Tensor) -> list[Any]:
+    """A tensor as nested lists, None where `defined` (of the same shape) is false."""
+    if values.dim() == 1:
+        return [value if known else None for value, known in zip(values.tolist(), defined.tolist(), strict=True)]
+    return [nested(row, known) for row, known in zip(values, defined, strict=True)]
+
+
+def _collapsed(cos_sim: float, r2: float) -> bool:
+    return cos_sim > COLLAPSE[0] and r2 < COLLAPSE[1]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+class _Moments:
+    """Sum and sum of squares of vectors `[2, B, L, H, T, D]` per head, in float64."""
+
+    def __init__(self) -> None:
+        self.channels = ChannelStatistics()
+        self.square: Tensor | float = 0.0
+
+    def add(self, vectors: KeysValues, mask_BT: Tensor) -> None:
+        self.channels.add(vectors, mask_BT)
+        weight = mask_BT[:, None, None, :]
+        squares = [(tensor.double().square().sum(-1) * weight).sum((0, 3)) for tensor in vectors]
+        self.square = self.square + torch.stack(squares)
+
+    @property
+    def tokens(self) -> int:
+        return self.channels.tokens
+
+    @property
+    def mean(self) -> Tensor:
+        """`[2, L, H, D]`, float64: the float32 one is too coarse to be squared and subtracted."""
+        return torch.as_tensor(self.channels.sum) / self.tokens
+
+    @property
+    def centred_square(self) -> Tensor:
+        """Sum of squares about the mean, `[2, L, H]`."""
+        return torch.as_tensor(self.square) - self.tokens * self.mean.square().sum(-1)
+
+    @property
+    def varies(self) -> Tensor:
+        """True for heads whose vectors vary by more than rounding, `[2, L, H]`."""
+        return self.centred_square > ROUNDING * torch.as_tensor(self.square)
+
+
 class _Fit:
     """Means of both sides, and the scale per layer and head that maps the projection onto the student."""
 
     def __init__(self) -> None:
-        self.student, self.projected = ChannelStatistics(), ChannelStatistics()
+        self.student, self.projected = _Moments(), _Moments()
         self.cross: Tensor | float = 0.0
-        self.square: Tensor | float = 0.0
 
     def add(self, pair: Pair) -> None:
         self.student.add(pair.student, pair.mask)
         self.projected.add(pair.projected, pair.mask)
         s, p = torch.stack(pair.student).double(), torch.stack(pair.projected).double()
-        p = p * pair.mask[:, None, None, :, None]
-        self.cross = self.cross + (s * p).sum((1, 4, 5))
-        self.square = self.square + (p * p).sum((1, 4, 5))
+        self.cross = self.cross + (s * p * pair.mask[:, None, None, :, None]).sum((1, 4, 5))
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        mean_s, mean_p, n = self.student.mean, self.projected.mean, self.student.tokens
-        cross = self.cross - n * (mean_s.double() * mean_p.double()).sum((-1, -2))
-        square = self.square - n * mean_p.double().square().sum((-1, -2))
+        student, projected = self.student, self.projected
+        cross = self.cross - student.tokens * (student.mean * projected.mean).sum(-1)
         # A constant projection explains nothing: scale 0, not a quotient of rounding errors.
-        scale = torch.where(square > 1e-9 * torch.as_tensor(self.square), cross / square, 0.0)
-        return mean_s, mean_p, scale.float()[..., None, None]
+        scale = torch.where(projected.varies, cross / projected.centred_square, 0.0)
+        return student.channels.mean, projected.channels.mean, scale.float()[..., None, None]
 
 
 def _scores(pair: Pair, student_mean: Tensor, projected_mean: Tensor, scale: Tensor) -> dict[str, Tensor]:
@@ -118,10 +211,13 @@ def _scores(pair: Pair, student_mean: Tensor, projected_mean: Tensor, scale: Ten
     s, p = torch.stack(pair.student).float(), torch.stack(pair.projected).float()
     mean = student_mean[:, None].expand_as(s)
     centred_s, centred_p = s - mean, p - projected_mean[:, None]
+    centred = cosine(centred_s, centred_p)
     return {
         "cos_sim": cosine(s, p),
-        "cos_sim_centered": cosine(centred_s, centred_p),
+        "cos_sim_centered": centred,
         "cos_sim_constant": cosine(s, mean),
+        "angular_distance": centred.clamp(-1, 1).acos() / math.pi,
+        "alignment_accuracy": (centred > ALIGNED).float(),
         "error": (centred_s - scale[:, None] * centred_p).square().sum(-1),
         "variance": centred_s.square().sum(-1),
         "norm_p": centred_p.norm(dim=-1),

@@ -1,10 +1,13 @@
 """Alignment metrics tell a map from a constant."""
 
+import json
+import math
+
 import pytest
 import torch
 
 from kava.cache.capture import KeysValues
-from kava.metrics import Pair, alignment_metrics, warnings_for
+from kava.metrics import NAMES, Pair, alignment_metrics, grade, nested, warnings_for
 
 BIAS = 20 * torch.randn(2, 2, 1, 8, generator=torch.Generator().manual_seed(1))
 
@@ -21,9 +24,9 @@ def batches(seed: int, count: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]
     ]
 
 
-def score(projection) -> dict:
+def score(projection, student_is=lambda student: student) -> dict:
     def predict(batch: tuple[torch.Tensor, torch.Tensor]) -> Pair:
-        student, ids = batch
+        student, ids = student_is(batch[0]), batch[1]
         mask = torch.ones_like(ids)
         mask[:, -1] = 0
         projected = projection(student)
@@ -68,3 +71,129 @@ def test_padding_changes_no_metric() -> None:
 
 def test_a_lost_scale_is_warned_about() -> None:
     assert any("magnitude" in sentence for sentence in warnings_for(score(lambda student: 0.01 * student)))
+
+
+def turn(student: torch.Tensor, degrees: float) -> torch.Tensor:
+    """Turn what varies, in the plane of each even channel and the next odd one."""
+    varying, angle = student - BIAS, math.radians(degrees)
+    even, odd = varying[..., ::2], varying[..., 1::2]
+    turned = (even * math.cos(angle) - odd * math.sin(angle), even * math.sin(angle) + odd * math.cos(angle))
+    return torch.stack(turned, -1).flatten(-2) + BIAS
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 180])
+def test_angular_distance_is_the_angle_over_pi_and_biases_do_not_hide_it(degrees: float) -> None:
+    metrics = score(lambda student: turn(student, degrees))
+    # The means of the slices are estimates, which turns centred vectors a little.
+    assert metrics["angular_distance"] == pytest.approx(degrees / 180, abs=1e-3)
+    assert metrics["cos_sim_centered"] == pytest.approx(math.cos(math.radians(degrees)), abs=1e-3)
+
+
+def test_alignment_accuracy_counts_tokens_whose_angle_is_under_that_of_a_cosine_of_0_95() -> None:
+    def projection(student: torch.Tensor) -> torch.Tensor:
+        quarter = torch.arange(student.shape[-2])[:, None] % 4 == 0
+        return torch.where(quarter, turn(student, 25), turn(student, 15))  # cosines of 0.906 and 0.966
+
+    metrics = score(projection)
+    # Of the eleven tokens that are no padding, numbers 0, 4 and 8 are turned too far.
+    assert metrics["alignment_accuracy"] == pytest.approx(8 / 11, abs=0.02)
+
+
+def test_r2_of_each_head_is_the_share_that_was_planted_there() -> None:
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.tensor([[0.25, 0.5], [1.0, 2.0]])
+
+    def projection(student: torch.Tensor) -> torch.Tensor:
+        return 5 * (student + noise[:, :, None, None] * torch.randn(student.shape, generator=generator))
+
+    metrics = score(projection)
+    expected = 1 / (1 + noise.square())
+    for of_tensor in metrics["per_head"]["r2"]:
+        assert torch.tensor(of_tensor) == pytest.approx(expected, abs=0.05)
+    assert metrics["r2"] == pytest.approx(float(expected.mean()), abs=0.02)
+
+
+def silent(*heads: tuple[int, int]):
+    """Student whose layers and heads as listed say the same for every token."""
+
+    def student_is(student: torch.Tensor) -> torch.Tensor:
+        changed = student.clone()
+        for layer, head in heads:
+            changed[:, layer, head] = BIAS[layer, head]
+        return changed
+
+    return student_is
+
+
+def test_heads_that_do_not_vary_are_null_left_out_of_the_means_and_named() -> None:
+    metrics = score(lambda student: student, silent((0, 1)))
+    for name in NAMES:
+        for of_tensor in metrics["per_head"][name]:
+            assert of_tensor[0][1] is None
+            assert None not in (of_tensor[0][0], *of_tensor[1])
+    assert metrics["r2"] == pytest.approx(1, abs=1e-4)
+    assert metrics["mag_ratio"] == pytest.approx(1, abs=1e-4)
+    assert warnings_for(metrics) == [
+        "2 of 8 heads of the student do not vary and cannot be scored: K layer 0 head 1, V layer 0 head 1"
+    ]
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_a_head_of_zeros_and_one_that_varies_by_rounding_alone_do_not_vary() -> None:
+    def student_is(student: torch.Tensor) -> torch.Tensor:
+        changed = student.clone()
+        changed[:, 0, 0] = 0
+        changed[:, 1, 1] = BIAS[1, 1] * (1 + 1e-7 * student[:, 1, 1].sign())
+        return changed
+
+    r2 = score(lambda student: student, student_is)["per_head"]["r2"]
+    assert [[value is None for value in row] for row in r2[0]] == [[True, False], [False, True]]
+
+
+def test_a_head_that_varies_in_training_alone_is_null_too() -> None:
+    def predict(student: torch.Tensor) -> Pair:
+        ids = torch.arange(12).expand(4, 12)
+        return Pair(KeysValues(student, student), KeysValues(student, student), ids, torch.ones_like(ids))
+
+    training = [student for student, _ in batches(1)]
+    held_out = [silent((1, 0))(student) for student, _ in batches(2)]
+    metrics = alignment_metrics(predict, training, held_out)
+    assert metrics["per_head"]["r2"][1][1][0] is None
+    assert metrics["r2"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_student_that_never_varies_has_no_metrics_and_a_warning_says_so() -> None:
+    metrics = score(lambda student: student, silent((0, 0), (0, 1), (1, 0), (1, 1)))
+    assert all(metrics[name] is None for name in NAMES)
+    (sentence,) = warnings_for(metrics)
+    assert sentence.startswith("8 of 8 heads of the student do not vary")
+    assert "K layer 1 head 1 and 4 more; no alignment metric has a value" in sentence
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_a_collapse_of_single_heads_is_named_where_the_mean_looks_fine() -> None:
+    def projection(student: torch.Tensor) -> torch.Tensor:
+        changed = student.clone()
+        changed[:, 1, 0] = BIAS[1, 0]
+        return changed
+
+    metrics = score(projection)
+    assert metrics["r2"] > 0.7
+    assert warnings_for(metrics) == [
+        "collapse of 2 heads of 8, with a raw cosine above 0.9 and r2 below 0.05: K layer 1 head 0, V layer 1 head 0"
+    ]
+
+
+def test_bf16_vectors_are_widened_before_anything_is_summed() -> None:
+    exact = score(lambda student: 3 * student.bfloat16().float(), lambda student: student.bfloat16().float())
+    rounded = score(lambda student: 3 * student.bfloat16().float(), lambda student: student.bfloat16())
+    assert rounded == exact
+
+
+def test_grades_begin_at_their_limits() -> None:
+    grades = [grade(value) for value in (1.0, 0.95, 0.94, 0.90, 0.89, 0.80, 0.79, -1.0, None)]
+    assert grades == ["excellent", "excellent", "good", "good", "pass", "pass", "fail", "fail", None]
+
+
+def test_nested_lists_have_none_where_a_value_is_not_defined() -> None:
+    assert nested(torch.tensor([[1.0, math.nan]]), torch.tensor([[True, False]])) == [[1.0, None]]
