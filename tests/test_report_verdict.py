@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from kava.report.verdict import FLAT, NO_CONTROL_BEATEN, NO_DIFFERENCE, STRUCTURED, decide
+from kava.report.shown import FLAT, NO_CONTROL_BEATEN, NO_DIFFERENCE, STRUCTURED
+from kava.report.verdict import decide
 
 KINDS = {"A": "flat", "matched": "flat_matched", "B": "structured", "sft": None, "shuffled": "structured"}
 
@@ -18,7 +19,7 @@ def arms(n: int = 500, seeds: int = 3, rate: float = 0.5, names: str = "A B sft"
 
 def row(a: str, b: str, delta: float | None, p: float | None = 0.001) -> dict[str, Any]:
     ci = None if delta is None else [delta - 0.03, delta + 0.03]
-    return {"a": a, "b": b, "delta": delta, "ci95": ci, "p_value": p, "p_value_holm": p}
+    return {"a": a, "b": b, "delta": delta, "ci95": ci, "p_value": p, "p_value_holm": p, "seed_level": None}
 
 
 BOTH_BEAT_SFT = [row("A", "sft", 0.1), row("B", "sft", 0.1)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 NONE = "–"
 
 
@@ -66,3 +68,8 @@ def size(bytes_: float | None) -> str:
     if bytes_ < 1024**2:
         return f"{bytes_ / 1024:.1f} KiB"
     return mebibytes(bytes_ / 1024**2) if bytes_ >= 100 * 1024**2 else f"{bytes_ / 1024**2:.1f} MiB"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as in a sentence: a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

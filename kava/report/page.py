@@ -18,7 +18,7 @@ from kava.report import format as formats
 from kava.report.charts import accuracy_chart, arm_styles, loss_charts, similarity_charts
 from kava.report.clean import flatten
 from kava.report.fidelity_chart import fidelity_chart
-from kava.report.verdict import winner_of
+from kava.report.shown import winner_of
 
 HERE = Path(__file__).parent
 # Longer answers are folded: a summary of this many characters, the rest on demand.

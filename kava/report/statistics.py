@@ -1,4 +1,9 @@
-"""Intervals and tests for arms that answered the same questions; computed by SciPy and statsmodels."""
+"""Intervals and tests for arms that answered the same questions; computed by SciPy and statsmodels.
+
+Two tests of one difference ask two things. The permutation test over questions takes the trained students as they
+are: would *these* students differ on other questions? The paired t-test over seeds takes the questions as they are:
+would the arms differ if they were *trained again*? A difference worth having passes both.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +24,25 @@ BATCH = 1_000
 
 
 @dataclass(frozen=True)
+class SeedLevel:
+    """The difference between two arms, with the seed as the unit of observation.
+
+    Attributes
+    ----------
+    mean : float
+        Mean over seeds of a's accuracy minus b's.
+    se : float
+        Standard error of that mean, over seeds.
+    p_value : float or None
+        Two-sided paired t-test; None where every seed has the same difference, of which t has no value.
+    """
+
+    mean: float
+    se: float
+    p_value: float | None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Arm a against arm b on the same questions.
 
@@ -29,7 +53,9 @@ class Comparison:
     ci95 : (float, float)
         Paired bootstrap interval of `delta` over questions.
     p_value : float
-        Two-sided sign-flip permutation test.
+        Two-sided sign-flip permutation test over questions; treats the trained students as fixed.
+    seed_level : SeedLevel or None
+        The same difference with seeds as observations; None with fewer than two common seeds.
     mcnemar : dict
         seed → p of the exact McNemar test.
     discordant : dict
@@ -43,6 +69,7 @@ class Comparison:
     delta: float
     ci95: tuple[float, float]
     p_value: float
+    seed_level: SeedLevel | None
     mcnemar: dict[str, float]
     discordant: dict[str, tuple[int, int]]
     n: int
@@ -147,6 +174,27 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
+def seed_level(counts: Sequence[int], n: int) -> SeedLevel | None:
+    """Paired t-test over seeds.
+
+    Parameters
+    ----------
+    counts
+        One per seed: right answers of a minus right answers of b.
+    n
+        Number of questions of a run.
+    """
+    from scipy.stats import sem, ttest_1samp
+
+    if len(counts) < 2:
+        return None
+    mean = float(np.mean(counts)) / n
+    # Counts are whole, so equality is exact; SciPy would divide by the zero spread.
+    if len(set(counts)) == 1:
+        return SeedLevel(mean, 0.0, 1.0 if counts[0] == 0 else None)
+    return SeedLevel(mean, float(sem(counts)) / n, float(ttest_1samp(counts, 0).pvalue))
+
+
 def compare(a: str, b: str, scores_a: Scores, scores_b: Scores) -> Comparison:
     """Compare two arms question by question, over the seeds that both have.
 
@@ -191,6 +239,7 @@ def compare(a: str, b: str, scores_a: Scores, scores_b: Scores) -> Comparison:
         delta=float(summed.mean() / len(seeds)),
         ci95=(low / len(seeds), high / len(seeds)),
         p_value=sign_flip_p(summed),
+        seed_level=seed_level([only_a - only_b for only_a, only_b in discordant.values()], len(questions)),
         mcnemar={seed: mcnemar_p(*counts) for seed, counts in discordant.items()},
         discordant=discordant,
         n=len(questions),
