@@ -14,9 +14,10 @@ from kava.report.fidelity import read_fidelity
 from kava.report.inputs import ReportInputs
 from kava.report.notices import lost_numbers, merged, run_notices
 from kava.report.read import read_evaluation, read_json, read_run
-from kava.report.results import arm_row, cost_row, reference_row
+from kava.report.results import arm_row, cost_row, mean_cost, reference_row
 from kava.report.samples import pick_samples
 from kava.report.verdict import decide
+
 
 def _differences(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Dotted configuration key → arm → value, for the keys in which the arms differ."""
@@ -33,7 +34,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     -------
     dict
         Plain JSON types, no NaN or infinity (they become null, and `warnings` says where). Fulfils the
-        contract of `ab_report.json`; beside it stand `verdict_parts`, `fairness`, `warnings`, `cost`,
+        contract of `ab_report.json`; beside it stand `verdict_parts`, `fairness`, `warnings`, `cost`, `cost_mean`,
         `fidelity`, `curves`, `samples`, `controls`, `retrieval_over_shuffled`, `cka`, `arm_differences`,
         `configuration` and `provenance`.
 
@@ -61,6 +62,8 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     stores = {name: _store(path.as_posix(), manifests[name]) for name, path in inputs.stores.items()}
     fidelity = read_fidelity(inputs.bench, list(manifests.values()), lost) if inputs.bench else None
 
+    alignments = {name: arm["alignment"] for name, arm in arms.items()}
+    cost = {arm: {seed: cost_row(run) for seed, run in seeds.items()} for arm, seeds in runs.items()}
     report = jsonable(
         {
             "experiment": inputs.experiment,
@@ -70,12 +73,13 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             "arms": arms,
             "comparisons": comparisons,
             "controls": inputs.controls,
-            "retrieval_over_shuffled": over_shuffled(inputs.arms, {name: arm["alignment"] for name, arm in arms.items()}),
+            "retrieval_over_shuffled": over_shuffled(inputs.arms, alignments),
             "cka": first_cka(runs),
             "stores": stores,
             "fidelity": fidelity,
             "fairness": {"equal": not mismatches, "mismatches": mismatches},
-            "cost": {arm: {seed: cost_row(run) for seed, run in s.items()} for arm, s in runs.items()},
+            "cost": cost,
+            "cost_mean": {arm: mean_cost(list(cost[arm].values()), list(arms[arm]["seeds"].values())) for arm in runs},
             "samples": pick_samples({a: {s: run.evaluation for s, run in r.items()} for a, r in runs.items()}),
             "arm_differences": _differences(inputs.arms),
             "configuration": inputs.config,

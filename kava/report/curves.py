@@ -39,7 +39,9 @@ def _not_finite(training: Training, head: Mapping[str, str]) -> list[Notice]:
             row["step"] for row in training.metrics if row.get(field) is not None and not math.isfinite(row[field])
         ]
         if steps:
-            text = f"{field} was not a finite number, logged steps affected: {len(steps)}, the first at step {steps[0]}."
+            text = (
+                f"{field} was not a finite number, logged steps affected: {len(steps)}, the first at step {steps[0]}."
+            )
             found.append(Notice(**head, text=text))
     return found
 

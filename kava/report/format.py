@@ -35,6 +35,11 @@ def points(value: float | None) -> str:
     return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
 
 
+def spread(value: float | None) -> str:
+    """A standard deviation or error of shares in percentage points, unsigned."""
+    return NONE if value is None else f"{100 * value:.1f}"
+
+
 def probability(value: float | None) -> str:
     """A p-value with two significant digits."""
     if value is None:

@@ -9,8 +9,9 @@ from kava.report.format import number
 
 # Viridis (van der Walt and Smith, 2015), ten even steps: rises in lightness, so it survives colour blindness and grey.
 SCALE = (
-    "#440154 #482878 #3e4989 #31688e #26828e #1f9e89 #35b779 #6ece58 #b5de2b #fde725"  # fmt: skip
-).split()
+    *("#440154", "#482878", "#3e4989", "#31688e", "#26828e"),
+    *("#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"),
+)
 # More columns than this leave no room for digits; the number then shows on hover.
 WIDEST_WITH_NUMBERS = 16
 
@@ -22,6 +23,7 @@ STYLE = """
 .heat caption { caption-side: top; padding: 0 0 .4rem; text-align: left; color: inherit; }
 .heat th { padding: .1rem .35rem; border: 0; font-size: inherit; font-weight: 400; text-align: right; opacity: .8;
   white-space: nowrap; vertical-align: middle; }
+.heat thead td { border: 0; }
 .heat thead th { text-align: center; vertical-align: bottom; }
 .heat tbody td { padding: .16rem .4rem; border: 0; text-align: center; white-space: nowrap; vertical-align: middle; }
 .heat .wide tbody td { padding: 0; width: .95rem; min-width: .7rem; height: .8rem; font-size: 0; }

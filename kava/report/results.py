@@ -53,6 +53,16 @@ def cost_row(run: Run) -> dict[str, Any]:
     }
 
 
+def mean_cost(costs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One arm's cost over its seeds, from its rows of `cost_row` and its `seeds`: means, but the highest memory."""
+    seconds = ("pretrain_seconds", "distill_seconds", "evaluate_seconds")
+    return {
+        **{name: mean([cost[name] for cost in costs]) for name in seconds},
+        **{name: mean([row[name] for row in rows]) for name in ("train_seconds", "train_tokens", "optimizer_steps")},
+        "peak_memory_mib": max(_known(row["peak_memory_mib"] for row in rows), default=None),
+    }
+
+
 def arm_row(config: Mapping[str, Any], runs: Mapping[str, Run]) -> dict[str, Any]:
     """One arm over its seeds (`runs`: seed → run); a mean is None where a seed's number is not known.
 

@@ -13,14 +13,15 @@ FEW = 6
 
 def many(shown: Shown, arms: Mapping[str, Row]) -> tuple[str, str, list[str]]:
     """Outcome, headline and counts, by rules 2 to 6 of `kava.report.verdict`; names instead of numbers."""
-    numbers = _by_control(shown) + _among(shown, arms)
+    said_of_pairs = [_structure_said(shown, arms)] if shown.pairs else []
+    numbers = _by_control(shown) + _among(shown, said_of_pairs)
     if shown.against and not shown.better:
         return NO_CONTROL_BEATEN, "No KV arm beats its control", numbers
     if shown.against and (shown.missed or not shown.pairs):
         outcome = _victories(shown)
         return outcome, _capital(outcome), numbers
     if shown.pairs:
-        return *structure(shown.pairs, arms), _by_control(shown)
+        return *structure(shown.pairs, arms), _by_control(shown) + _among(shown, [])
     differing = [row for row in shown.between if winner_of(row)]
     if not differing:
         return NO_DIFFERENCE, "No difference shown", [_count(len(shown.between), "comparison")]
@@ -54,25 +55,26 @@ def _by_control(shown: Shown) -> list[str]:
         total = len(better) + len(worse) + len(alike)
         if not total:
             continue
-        parts = [f"{listed(better)} {_are(better)} better" if better else "none is better"]
+        parts = [_named(better, "better") if better else "none is better"]
         if worse:
-            parts.append(f"{listed(worse)} {_are(worse)} worse")
+            parts.append(_named(worse, "worse"))
         if alike:
-            others = "the other " if len(alike) < total else "all "
+            others = "the other " if len(alike) < total else ""
             parts.append(f"{others}{len(alike)} show{'s' if len(alike) == 1 else ''} no difference")
         lines.append(f"of {_count(total, 'KV arm')} compared with {control}, {listed(parts)}")
     return lines
 
 
-def _among(shown: Shown, arms: Mapping[str, Row]) -> list[str]:
-    """What the comparisons of KV arms with each other show."""
-    said = []
-    if shown.pairs:
-        headline = structure(shown.pairs, arms)[1]
-        said.append(headline[0].lower() + headline[1:])
+def _structure_said(shown: Shown, arms: Mapping[str, Row]) -> str:
+    headline = structure(shown.pairs, arms)[1]
+    return headline[0].lower() + headline[1:]
+
+
+def _among(shown: Shown, said: list[str]) -> list[str]:
+    """What the comparisons of KV arms with each other show, after what is `said` of the pairs."""
     rest = [row for row in shown.between if row not in shown.pairs]
     differing = [row for row in rest if winner_of(row)]
-    said += [_beats(row) for row in differing]
+    said = said + [_beats(row) for row in differing]
     if alike := len(rest) - len(differing):
         said.append(f"no difference shown in {_count(alike, 'other comparison' if said else 'comparison')}")
     return [f"among the KV arms, {listed(said)}"] if said else []
@@ -87,8 +89,8 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
 
 
-def _are(names: Sequence[str]) -> str:
-    return "are" if len(names) > 1 else "is"
+def _named(names: Sequence[str], what: str) -> str:
+    return f"{len(names)} {'is' if len(names) == 1 else 'are'} {what} ({', '.join(names)})"
 
 
 def _capital(text: str) -> str:
