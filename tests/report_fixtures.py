@@ -1,4 +1,4 @@
-"""Finished runs, written as the stages write them but with planted numbers: two seeds, three arms."""
+"""Finished runs, written as the stages write them but with planted numbers: two seeds of three arms."""
 
 from __future__ import annotations
 
@@ -74,12 +74,23 @@ def write_evaluation(directory: Path, right: np.ndarray, model: str) -> Path:
     return directory
 
 
-def write_training(directory: Path, arm: str, seed: str, stage: str, steps: int = 400) -> Path:
-    rng = np.random.default_rng([int(seed), list(ARMS).index(arm), len(stage)])
-    aligned = ARMS[arm]["aligner"] is not None
-    final = {"flat": 0.80, "structured": 0.88, "sft": 0.0}[arm]
+def write_training(
+    directory: Path,
+    config: dict[str, Any],
+    seed: str,
+    stage: str,
+    final: float,
+    parameters: int | None,
+    steps: int = 400,
+    every: int = 10,
+    layers: tuple[int, int] = (3, 2),
+) -> Path:
+    """One training stage whose centred cosine rises to `final`; `layers` is (layers, KV heads) of `per_head`."""
+    rng = np.random.default_rng([int(seed), int(sha(json.dumps(config))[:8], 16), len(stage)])
+    aligned = config["aligner"] is not None
+    auxiliary = config.get("auxiliary", {})
     rows = []
-    for step in range(10, steps + 1, 10):
+    for step in range(every, steps + 1, every):
         done = 1 - np.exp(-step / 120)
         noise = rng.normal(0, 0.012)
         kv = 1 - final * done + noise
@@ -92,6 +103,7 @@ def write_training(directory: Path, arm: str, seed: str, stage: str, steps: int 
                 "kv": kv if aligned else None,
                 "cos_sim": 0.9 + 0.08 * done + noise / 4 if aligned else None,
                 "cos_sim_centered": 1 - kv if aligned else None,
+                **dict.fromkeys(auxiliary, 0.9 - 0.5 * done + noise if stage == "distill" else None),
                 "student_lr": 5e-5,
                 "projector_lr": 1e-3 if aligned else None,
                 "data_wait": 0.01,
@@ -99,13 +111,18 @@ def write_training(directory: Path, arm: str, seed: str, stage: str, steps: int 
             }
         )
     write_lines(directory / "metrics.jsonl", rows)
+    spread = final + rng.normal(0, 0.04, (2, *layers))
+    per_head = {"cos_sim_centered": np.clip(spread, -1, 0.999).tolist(), "r2": np.clip(spread, 0, 1).tolist()}
     alignment = {
         "cos_sim": 0.97,
         "cos_sim_centered": final,
         "cos_sim_constant": 0.91,
+        "angular_distance": float(np.arccos(final) / np.pi),
+        "alignment_accuracy": final - 0.05,
         "r2": final**2,
-        "retrieval_at_1": final - 0.1,
+        "retrieval_at_1": max(final - 0.1, 0.02),
         "mag_ratio": 1.04,
+        "per_head": per_head,
     }
     manifest = {
         "stage": stage,
@@ -114,7 +131,7 @@ def write_training(directory: Path, arm: str, seed: str, stage: str, steps: int 
         "train_tokens": 71_234 * steps // 400,
         "data_order_sha256": sha(f"order-{seed}"),
         "initial_student_sha256": sha("student"),
-        "projector_parameters": {"flat": 1_234_567, "structured": 4_321, "sft": None}[arm],
+        "projector_parameters": parameters,
         "alignment": alignment if aligned else None,
         "warnings": [],
     }
@@ -158,27 +175,13 @@ def write_bench(path: Path) -> Path:
     return path
 
 
-def finished_runs(root: Path, n: int = 500, seeds: tuple[str, ...] = SEEDS, **rates: float) -> ReportInputs:
-    """Write all files of an experiment under `root`; `rates` overrides an arm's or a reference's accuracy."""
-    rng = np.random.default_rng(7)
-    rates = {**RATES, "teacher": 0.94, "base": 0.21, **rates}
-    # Some questions are harder than others for every arm, as in life: answers are correlated.
-    hardness = rng.random(n)
+def answers(rng: np.random.Generator, hardness: np.ndarray, rate: float) -> np.ndarray:
+    """Right or wrong by question; some questions are harder for every arm, as in life, so answers are correlated."""
+    score = 0.7 * hardness + 0.3 * rng.random(len(hardness))
+    return score < np.quantile(score, rate)
 
-    def right(rate: float) -> np.ndarray:
-        score = 0.7 * hardness + 0.3 * rng.random(n)
-        return score < np.quantile(score, rate)
 
-    runs: dict[str, dict[str, RunFiles]] = {}
-    for arm, config in ARMS.items():
-        for seed in seeds:
-            place = root / "demo" / arm / f"seed-{seed}"
-            aligned = config["aligner"] is not None
-            runs.setdefault(arm, {})[seed] = RunFiles(
-                write_training(place / "projector", arm, seed, "pretrain", 200) if aligned else None,
-                write_training(place / "student", arm, seed, "distill"),
-                write_evaluation(place / "evaluation", right(rates[arm]), f"{arm}-{seed}"),
-            )
+def write_store(root: Path) -> Path:
     store = root / "teacher_kv" / "demo-0123abcd" / "manifest.json"
     write_json(
         store,
@@ -193,23 +196,56 @@ def finished_runs(root: Path, n: int = 500, seeds: tuple[str, ...] = SEEDS, **ra
             "ratio": 1.92,
         },
     )
+    return store
+
+
+PROVENANCE = {
+    "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    "commit": "0123456789abcdef",
+    "dirty": False,
+    "hardware": "2 CPU cores",
+    "command": "snakemake --cores 1 results/ab_report.html",
+}
+
+
+def finished_runs(root: Path, n: int = 500, seeds: tuple[str, ...] = SEEDS, **rates: float) -> ReportInputs:
+    """Write all files of an experiment under `root`; `rates` overrides an arm's or a reference's accuracy."""
+    rng = np.random.default_rng(7)
+    rates = {**RATES, "teacher": 0.94, "base": 0.21, **rates}
+    hardness = rng.random(n)
+    finals = {"flat": 0.80, "structured": 0.88, "sft": 0.0}
+    parameters = {"flat": 1_234_567, "structured": 4_321, "sft": None}
+
+    runs: dict[str, dict[str, RunFiles]] = {}
+    for arm, config in ARMS.items():
+        for seed in seeds:
+            place = root / "demo" / arm / f"seed-{seed}"
+
+            def train(name: str, stage: str, steps: int) -> Path:
+                planted = finals[arm], parameters[arm]  # noqa: B023
+                return write_training(place / name, config, seed, stage, *planted, steps)  # noqa: B023
+
+            runs.setdefault(arm, {})[seed] = RunFiles(
+                train("projector", "pretrain", 200) if config["aligner"] is not None else None,
+                train("student", "distill", 400),
+                write_evaluation(place / "evaluation", answers(rng, hardness, rates[arm]), f"{arm}-{seed}"),
+            )
+
+    def reference(name: str) -> ReferenceFiles:
+        files = write_evaluation(root / name, answers(rng, hardness, rates[name]), name)
+        return ReferenceFiles(f"demo-{name}", files)
+
     return ReportInputs(
         experiment="demo",
         preset="demo",
         arms=ARMS,
         runs=runs,
-        stores={"demo": store},
-        teacher=ReferenceFiles("demo-teacher", write_evaluation(root / "teacher", right(rates["teacher"]), "t")),
-        student_base=ReferenceFiles("demo-student", write_evaluation(root / "base", right(rates["base"]), "b")),
+        stores={"demo": write_store(root)},
+        teacher=reference("teacher"),
+        student_base=reference("base"),
         comparisons=COMPARISONS,
         controls=["sft"],
         config={"preset": "demo", "seeds": [42, 43], "arms": ARMS, "train": {"steps": 400, "batch": [2, 16]}},
-        provenance={
-            "versions": {"python": "3.11.7", "torch": "2.13.0"},
-            "commit": "0123456789abcdef",
-            "dirty": False,
-            "hardware": "2 CPU cores",
-            "command": "snakemake --cores 1 results/ab_report.html",
-        },
+        provenance=PROVENANCE,
         bench=write_bench(root / "bench" / "demo-0123abcd" / "store.json"),
     )

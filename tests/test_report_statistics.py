@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_rel
 
+from kava.report.over_seeds import SeedLevel, seed_level
 from kava.report.statistics import bootstrap_ci, compare, holm, mcnemar_p, sign_flip_p, wilson
 
 
@@ -102,3 +103,20 @@ def test_other_questions_are_refused_with_both_names() -> None:
 def test_no_common_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="share no seed"):
         compare("flat", "sft", {"42": {"0": 1}}, {"43": {"0": 1}})
+
+
+def test_seed_level_test_is_the_paired_t_test_on_accuracies() -> None:
+    rng = np.random.default_rng(3)
+    a, b = (rng.integers(0, 2, (5, 40)) for _ in "ab")
+    result = compare("a", "b", scores(*a.tolist()), scores(*b.tolist()))
+    assert result.seed_level is not None
+    assert result.seed_level.mean == pytest.approx(result.delta)
+    expected = ttest_rel(a.mean(1), b.mean(1))
+    assert result.seed_level.p_value == pytest.approx(expected.pvalue)
+    assert result.seed_level.se == pytest.approx((a.mean(1) - b.mean(1)).std(ddof=1) / math.sqrt(5))
+
+
+def test_one_seed_has_no_test_over_seeds_and_equal_differences_no_t() -> None:
+    assert seed_level([3], 10) is None
+    assert seed_level([2, 2], 10) == SeedLevel(0.2, 0.0, None)
+    assert seed_level([0, 0], 10) == SeedLevel(0.0, 0.0, 1.0)

@@ -7,16 +7,20 @@ the SVG's own attributes and so follows the reader's light or dark scheme and pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 # The six of the eight that show on white and on black (no black, no yellow), strongest contrast first.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (6, 3), (2, 3), (9, 3, 2, 3), (5, 2), (12, 4))
+CONTROL_GREY = "#767b84"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 CURVE_HEIGHT = 210
 ROW_HEIGHT = 46
+ROW_HEIGHT_MANY = 30
+FEW_ARMS = 8
+HIGHLIGHTED = 4
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,44 @@ class Chart:
     spec: dict[str, Any]
 
 
-def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Arm → `colour` and `dash` (SVG stroke-dasharray), the same in all charts and legends."""
-    return {
-        arm: {"colour": PALETTE[i % len(PALETTE)], "dash": list(DASHES[i % len(DASHES)])} for i, arm in enumerate(arms)
-    }
+def many_arms(report: Mapping[str, Any]) -> bool:
+    """Whether there are more arms than colours and lines keep apart at one glance."""
+    return len(report["arms"]) > FEW_ARMS
+
+
+def ranked(report: Mapping[str, Any]) -> list[str]:
+    """Arms in the order shown: as configured if few; if many, KV arms by strict match, then controls."""
+    arms = report["arms"]
+    if not many_arms(report):
+        return list(arms)
+    return sorted(arms, key=lambda name: (name in report["controls"], -(arms[name]["strict_match_mean"] or 0.0)))
+
+
+def highlighted(report: Mapping[str, Any]) -> list[str]:
+    """Arms that curves show in colour at first: all if few; if many, the controls and the best KV arms."""
+    names = ranked(report)
+    if not many_arms(report):
+        return names
+    controls = [name for name in names if name in report["controls"]]
+    return [name for name in names if name not in controls][:HIGHLIGHTED] + controls
+
+
+def arm_styles(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arm → `colour` and `dash` (SVG stroke-dasharray), the same in all charts and legends.
+
+    Each further round of the colours shifts the dashes by one, so that no pair repeats within 36 arms. Among many
+    arms the controls are grey, and the best KV arms differ in colour.
+    """
+    arms = list(report["arms"])
+    grey = [name for name in arms if many_arms(report) and name in report["controls"]]
+    coloured = [name for name in ranked(report) if name not in grey]
+    styles = {name: _style(PALETTE[i % len(PALETTE)], i + i // len(PALETTE)) for i, name in enumerate(coloured)}
+    styles |= {name: _style(CONTROL_GREY, i + 1) for i, name in enumerate(grey)}
+    return {name: styles[name] for name in arms}
+
+
+def _style(colour: str, dash: int) -> dict[str, Any]:
+    return {"colour": colour, "dash": list(DASHES[dash % len(DASHES)])}
 
 
 def finish(chart: Any, description: str) -> dict[str, Any]:
@@ -56,7 +93,7 @@ def finish(chart: Any, description: str) -> dict[str, Any]:
     return spec
 
 
-def _colour(styles: Mapping[str, Mapping[str, Any]]) -> Any:
+def colour_of(styles: Mapping[str, Mapping[str, Any]]) -> Any:
     import altair as alt
 
     scale = alt.Scale(domain=list(styles), range=[style["colour"] for style in styles.values()])
@@ -67,9 +104,10 @@ def accuracy_chart(report: Mapping[str, Any]) -> Chart:
     """Strict match per arm: mean with its interval, one open circle per seed, teacher and base as lines."""
     import altair as alt
 
-    styles = arm_styles(list(report["arms"]))
+    styles, order = arm_styles(report), ranked(report)
     means, seeds = [], []
-    for name, arm in report["arms"].items():
+    for name in order:
+        arm = report["arms"][name]
         if arm["strict_match_mean"] is not None:
             low, high = arm["strict_match_ci95"]
             means.append({"arm": name, "mean": arm["strict_match_mean"], "low": low, "high": high})
@@ -88,11 +126,11 @@ def accuracy_chart(report: Mapping[str, Any]) -> Chart:
     x_axis = alt.Axis(format=".0%", title="strict match", tickCount=6)
     y = alt.Y(
         "arm:N",
-        sort=list(styles),
+        sort=order,
         title=None,
-        axis=alt.Axis(labelFontSize=13, labelLimit=130, labelPadding=14),
+        axis=alt.Axis(labelFontSize=13, labelLimit=150, labelPadding=14, labelOverlap=False),
     )
-    colour = _colour(styles)
+    colour = colour_of(styles)
 
     def share(field: str, title: str) -> Any:
         return alt.Tooltip(f"{field}:Q", title=title, format=".1%")
@@ -113,7 +151,7 @@ def accuracy_chart(report: Mapping[str, Any]) -> Chart:
     point = marks.mark_point(filled=True, size=120, opacity=1).encode(x=alt.X("mean:Q", scale=x_scale))
     each = (
         alt.Chart(alt.Data(values=seeds))
-        .mark_point(filled=False, size=42, strokeWidth=1.4, yOffset=13)
+        .mark_point(filled=False, size=42, strokeWidth=1.4, yOffset=9 if many_arms(report) else 13)
         .encode(
             y=y,
             x=alt.X("strict:Q", scale=x_scale),
@@ -135,7 +173,8 @@ def accuracy_chart(report: Mapping[str, Any]) -> Chart:
             rule.encode(tooltip=[alt.Tooltip("model:N", title="reference"), share("strict", "strict match")]),
             label.encode(text="label:N", y=alt.value(0)),
         ]
-    chart = alt.layer(*layers).properties(height=ROW_HEIGHT * len(styles), padding={"top": 4, "right": 12})
+    row_height = ROW_HEIGHT_MANY if many_arms(report) else ROW_HEIGHT
+    chart = alt.layer(*layers).properties(height=row_height * len(styles), padding={"top": 4, "right": 12})
     said = "; ".join(f"{row['arm']} {100 * row['mean']:.1f}%" for row in means)
     return Chart(
         "accuracy",
@@ -143,102 +182,3 @@ def accuracy_chart(report: Mapping[str, Any]) -> Chart:
         "Filled: mean over seeds with its 95% Wilson interval. Open: each seed. Dashed: the references.",
         finish(chart, f"Strict match per arm with 95% intervals. {said}"),
     )
-
-
-def curve_chart(
-    name: str,
-    title: str,
-    caption: str,
-    report: Mapping[str, Any],
-    *,
-    stage: str,
-    field: str,
-    domain: tuple[float, float] | None = None,
-) -> Chart | None:
-    """One logged quantity against the optimizer step, a line per arm and seed; None where none was logged."""
-    import altair as alt
-
-    rows = [
-        {"arm": row["arm"], "seed": row["seed"], "step": row["step"], "value": row[field]}
-        for row in report["curves"]
-        if row["stage"] == stage and row[field] is not None
-    ]
-    if not rows:
-        return None
-    styles = arm_styles(list(report["arms"]))
-    y_scale = alt.Scale(zero=False, nice=True) if domain is None else alt.Scale(domain=list(domain))
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickCount=5, format="d")),
-        y=alt.Y("value:Q", title=None, scale=y_scale, axis=alt.Axis(tickCount=5)),
-        color=_colour(styles),
-        detail="seed:N",
-    )
-    dash_scale = alt.Scale(domain=list(styles), range=[style["dash"] for style in styles.values()])
-    line = base.mark_line(strokeWidth=1.8, opacity=0.9).encode(
-        strokeDash=alt.StrokeDash("arm:N", scale=dash_scale, legend=None)
-    )
-    near = alt.selection_point(
-        name="near", on="pointerover", nearest=True, clear="pointerout", fields=["step"], empty=False
-    )
-    points = (
-        base.mark_point(filled=True, size=44)
-        .encode(
-            opacity=alt.condition(near, alt.value(1), alt.value(0)),
-            tooltip=[
-                alt.Tooltip("arm:N", title="arm"),
-                alt.Tooltip("seed:N", title="seed"),
-                alt.Tooltip("step:Q", title="step"),
-                alt.Tooltip("value:Q", title=title.lower(), format=".4~g"),
-            ],
-        )
-        .add_params(near)
-    )
-    chart = alt.layer(line, points).properties(height=CURVE_HEIGHT)
-    return Chart(name, title, caption, finish(chart, f"{title} against optimizer step. {caption}"))
-
-
-def loss_charts(report: Mapping[str, Any]) -> list[Chart]:
-    """Cross entropy and KV loss of distillation, KV loss of pretraining; those that were logged."""
-    charts = [
-        curve_chart(
-            "ce",
-            "Cross entropy",
-            "Distillation. The one loss that every arm shares, so the one to compare.",
-            report,
-            stage="distill",
-            field="ce",
-        ),
-        curve_chart(
-            "kv",
-            "KV loss",
-            "Distillation. Each arm's own KV loss, before its weight.",
-            report,
-            stage="distill",
-            field="kv",
-        ),
-        curve_chart(
-            "pretrain",
-            "Projector loss",
-            "Pretraining of the projector against the frozen student.",
-            report,
-            stage="pretrain",
-            field="loss",
-        ),
-    ]
-    return [chart for chart in charts if chart is not None]
-
-
-def similarity_charts(report: Mapping[str, Any]) -> list[Chart]:
-    """Centred and raw cosine during distillation, on one scale."""
-    fields = (
-        ("cos_sim_centered", "Centred cosine", "Channel means removed: predicting the mean scores 0."),
-        ("cos_sim", "Raw cosine", "Close to 1 for a constant prediction where keys are biased."),
-    )
-    values = [row[f] for row in report["curves"] for f, _, _ in fields if row["stage"] == "distill"]
-    low = min([value for value in values if value is not None], default=0.0)
-    domain = (max(-1.0, int(10 * low - 1) / 10), 1.0)
-    charts = [
-        curve_chart(field, title, caption, report, stage="distill", field=field, domain=domain)
-        for field, title, caption in fields
-    ]
-    return [chart for chart in charts if chart is not None]

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from kava.report.notices import Notice
 from kava.report.read import Run, Training
 
-FIELDS = ("loss", "ce", "kv", "cos_sim", "cos_sim_centered")
+FIELDS = ("loss", "ce", "kv", "codi", "logit_kd", "cka", "attention", "cos_sim", "cos_sim_centered")
 # A chart a few hundred pixels wide shows no more; a step logged every time would make the page megabytes.
 POINTS = 200
 
@@ -31,21 +32,21 @@ def _row(logged: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _not_finite(training: Training, where: str) -> list[str]:
-    sentences = []
+def _not_finite(training: Training, head: Mapping[str, str]) -> list[Notice]:
+    found = []
     for field in FIELDS:
         steps = [
             row["step"] for row in training.metrics if row.get(field) is not None and not math.isfinite(row[field])
         ]
         if steps:
-            sentences.append(
-                f"{where}: {field} was not a finite number, logged steps affected: {len(steps)}, "
-                f"the first at step {steps[0]}."
+            text = (
+                f"{field} was not a finite number, logged steps affected: {len(steps)}, the first at step {steps[0]}."
             )
-    return sentences
+            found.append(Notice(**head, text=text))
+    return found
 
 
-def curves(runs: Mapping[str, Mapping[str, Run]]) -> tuple[list[dict[str, Any]], list[str]]:
+def curves(runs: Mapping[str, Mapping[str, Run]]) -> tuple[list[dict[str, Any]], list[Notice]]:
     """Logged curves of all runs.
 
     Parameters
@@ -56,13 +57,13 @@ def curves(runs: Mapping[str, Mapping[str, Run]]) -> tuple[list[dict[str, Any]],
     Returns
     -------
     rows : list of dict
-        One per arm, seed, stage (`pretrain` or `distill`) and step, with `loss`, `ce`, `kv`, `cos_sim` and
-        `cos_sim_centered` (None where not logged or not finite); at most `POINTS` steps of each run.
-    warnings : list of str
-        A sentence for each curve with values that are not finite.
+        One per arm, seed, stage (`pretrain` or `distill`) and step, with `FIELDS` (None where not logged or not
+        finite); at most `POINTS` steps of each run.
+    notices : list of Notice
+        One for each curve with values that are not finite.
     """
     rows: list[dict[str, Any]] = []
-    warnings: list[str] = []
+    notices: list[Notice] = []
     for arm, seeds in runs.items():
         for seed, run in seeds.items():
             for stage, training in (("pretrain", run.pretrain), ("distill", run.distill)):
@@ -70,5 +71,5 @@ def curves(runs: Mapping[str, Mapping[str, Run]]) -> tuple[list[dict[str, Any]],
                     continue
                 head = {"arm": arm, "seed": seed, "stage": stage}
                 rows += [{**head, **_row(row)} for row in _thin(training.metrics, POINTS)]
-                warnings += _not_finite(training, f"{arm} (seed {seed}, {stage})")
-    return rows, warnings
+                notices += _not_finite(training, head)
+    return rows, notices

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 NONE = "–"
 
 
@@ -31,6 +33,11 @@ def points(value: float | None) -> str:
         return NONE
     rounded = round(100 * value, 1)
     return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
+
+
+def spread(value: float | None) -> str:
+    """A standard deviation or error of shares in percentage points, unsigned."""
+    return NONE if value is None else f"{100 * value:.1f}"
 
 
 def probability(value: float | None) -> str:
@@ -66,3 +73,8 @@ def size(bytes_: float | None) -> str:
     if bytes_ < 1024**2:
         return f"{bytes_ / 1024:.1f} KiB"
     return mebibytes(bytes_ / 1024**2) if bytes_ >= 100 * 1024**2 else f"{bytes_ / 1024**2:.1f} MiB"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as in a sentence: a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -6,7 +6,7 @@ import base64
 import functools
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kava.report import format as formats
-from kava.report.charts import accuracy_chart, arm_styles, loss_charts, similarity_charts
+from kava.report.charts import accuracy_chart, arm_styles, highlighted, many_arms, ranked
 from kava.report.clean import flatten
+from kava.report.curve_charts import loss_charts, similarity_charts
 from kava.report.fidelity_chart import fidelity_chart
-from kava.report.verdict import winner_of
+from kava.report.heatmap import heat_map, layer_by_head
+from kava.report.shown import winner_of
+from kava.report.verdict_many import FEW
 
 HERE = Path(__file__).parent
 # Longer answers are folded: a summary of this many characters, the rest on demand.
@@ -55,6 +58,40 @@ def _against_controls(report: Mapping[str, Any]) -> dict[str, list[tuple[str, fl
     return table
 
 
+def _maps(report: Mapping[str, Any], order: Sequence[str]) -> dict[str, list[Markup]]:
+    """Arm → its heat maps by layer and head, for the arms whose manifests hold them."""
+    titles = {"cos_sim_centered": "Centred cosine", "r2": "r²"}
+    maps = {}
+    for name in order:
+        per_head = (report["arms"][name]["alignment"] or {}).get("per_head") or {}
+        found = [Markup(layer_by_head(per_head[key], title)) for key, title in titles.items() if per_head.get(key)]
+        if found:
+            maps[name] = found
+    return maps
+
+
+def _cka_maps(report: Mapping[str, Any]) -> list[Markup]:
+    maps = []
+    for tensor, values in (report["cka"] or {}).items():
+        rows, columns = ([str(i) for i in range(n)] for n in (len(values), len(values[0])))
+        maps.append(Markup(heat_map(values, rows, columns, f"CKA of {tensor}", 0.0, 1.0)))
+    return maps
+
+
+def _departures(differences: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The most common value of each setting in which arms differ, and arm → where it has another."""
+    usual = {}
+    arms: dict[str, dict[str, Any]] = {name: {} for row in differences.values() for name in row}
+    for key, row in differences.items():
+        values = list(row.values())
+        usual[key] = max(values, key=values.count)
+        for name, value in row.items():
+            if value != usual[key]:
+                arms[name][key] = value
+    # A setting that most arms do not have says nothing in the list of common ones.
+    return {key: value for key, value in usual.items() if value is not None}, arms
+
+
 def render_html(report: Mapping[str, Any]) -> str:
     """One self-contained HTML page.
 
@@ -82,12 +119,19 @@ def render_html(report: Mapping[str, Any]) -> str:
         "percent",
         "interval",
         "points",
+        "spread",
         "probability",
         "duration",
         "mebibytes",
         "size",
     ):
         environment.filters[name] = getattr(formats, name)
+    order = ranked(report)
+    sort_comparisons = len(report["comparisons"]) > FEW
+    comparisons = list(report["comparisons"])
+    if sort_comparisons:
+        comparisons.sort(key=lambda row: (row["delta"] is None, -(row["delta"] or 0.0)))
+    usual, departures = _departures(report["arm_differences"])
     script = (HERE / "page.js").read_text(encoding="utf-8")
     library = _library()
     return environment.get_template("page.html.j2").render(
@@ -100,9 +144,20 @@ def render_html(report: Mapping[str, Any]) -> str:
         losses=loss_charts(report),
         similarities=similarity_charts(report),
         fidelity=fidelity_chart(report),
-        styles=arm_styles(list(report["arms"])),
+        styles=arm_styles(report),
         against_controls=_against_controls(report),
-        winners=[winner_of(row) for row in report["comparisons"]],
+        order=order,
+        many=many_arms(report),
+        highlighted=highlighted(report),
+        seeds=list(dict.fromkeys(seed for arm in report["arms"].values() for seed in arm["seeds"])),
+        comparisons=comparisons,
+        comparisons_sorted=sort_comparisons,
+        winner_of=winner_of,
+        collapses=[name for name in order if (report["arms"][name]["alignment"] or {}).get("collapsed")],
+        maps=_maps(report, order),
+        cka_maps=_cka_maps(report),
+        usual=usual,
+        departures=departures,
         configuration=yaml.safe_dump(report["configuration"], sort_keys=False, allow_unicode=True, width=100),
         provenance=flatten(report["provenance"]),
         fold=FOLD,

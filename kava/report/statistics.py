@@ -1,4 +1,9 @@
-"""Intervals and tests for arms that answered the same questions; computed by SciPy and statsmodels."""
+"""Intervals and tests for arms that answered the same questions; computed by SciPy and statsmodels.
+
+Two tests of one difference ask two things. The permutation test over questions takes the trained students as they
+are: would *these* students differ on other questions? The paired t-test over seeds takes the questions as they are:
+would the arms differ if they were *trained again*? A difference worth having passes both.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from kava.report.over_seeds import SeedLevel, seed_level
 
 # seed → doc_id → 0 or 1
 Scores = Mapping[str, Mapping[str, int]]
@@ -29,7 +36,9 @@ class Comparison:
     ci95 : (float, float)
         Paired bootstrap interval of `delta` over questions.
     p_value : float
-        Two-sided sign-flip permutation test.
+        Two-sided sign-flip permutation test over questions; treats the trained students as fixed.
+    seed_level : SeedLevel or None
+        The same difference with seeds as observations; None with fewer than two common seeds.
     mcnemar : dict
         seed → p of the exact McNemar test.
     discordant : dict
@@ -43,6 +52,7 @@ class Comparison:
     delta: float
     ci95: tuple[float, float]
     p_value: float
+    seed_level: SeedLevel | None
     mcnemar: dict[str, float]
     discordant: dict[str, tuple[int, int]]
     n: int
@@ -191,6 +201,7 @@ def compare(a: str, b: str, scores_a: Scores, scores_b: Scores) -> Comparison:
         delta=float(summed.mean() / len(seeds)),
         ci95=(low / len(seeds), high / len(seeds)),
         p_value=sign_flip_p(summed),
+        seed_level=seed_level([only_a - only_b for only_a, only_b in discordant.values()], len(questions)),
         mcnemar={seed: mcnemar_p(*counts) for seed, counts in discordant.items()},
         discordant=discordant,
         n=len(questions),

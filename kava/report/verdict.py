@@ -7,14 +7,22 @@ other. The first rule that applies decides the outcome:
    "No arm answers these questions: nothing can be concluded from accuracy".
 2. KV arms were compared with controls and none is shown to be better than all controls it was compared with:
    *no KV arm beats its control*. Whatever the KV arms show among themselves follows after it.
-3. Pairs of a `flat*` and a `structured` aligner: *structured beats flat* or *flat beats structured* if all
+3. More than 6 comparisons are declared, and some KV arms are shown to be better than all controls they were
+   compared with, though others are not: *a and b beat c*, with the names of those arms and of their controls.
+4. Pairs of a `flat*` and a `structured` aligner: *structured beats flat* or *flat beats structured* if all
    declared pairs show it, else *no difference shown*. (One pair of several may owe its result to the
    parameter count, so a verdict on structure needs all of them.)
-4. No such pair: the other declared comparisons, "a beats b" for each that shows a difference, or *no
+5. More than 6 comparisons, no such pair, and every KV arm beats its controls: as rule 3.
+6. No such pair: the other declared comparisons, "a beats b" for each that shows a difference, or *no
    difference shown*.
 
+The numbers of up to 6 comparisons follow in the sentence. Of more, it says how many KV arms were compared with each
+control, which are shown to be better, which worse, and that the others show no difference (`verdict_many`); the
+numbers stand in the table.
+
 Fewer than 3 seeds, fewer than 200 questions, unequal terms and comparisons that could not be made are said in
-the same sentence.
+the same sentence. So are shown differences that a paired t-test over seeds does not confirm (p above 0.05): the
+question-level test takes the trained students as they are, and only seeds tell whether others would differ too.
 """
 
 from __future__ import annotations
@@ -23,19 +31,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kava.report.format import percent, points, probability
+from kava.report.format import listed, percent, points, probability
+from kava.report.shown import (
+    NO_CONTROL_BEATEN,
+    NO_DIFFERENCE,
+    Row,
+    Shown,
+    outcome_of,
+    sort_out,
+    structure,
+    unrepeated,
+    winner_of,
+)
+from kava.report.verdict_many import FEW, many
 
-ALPHA = 0.05
 FLOOR = 0.02
 ENOUGH_SEEDS = 3
 ENOUGH_QUESTIONS = 200
-
-STRUCTURED = "structured beats flat"
-FLAT = "flat beats structured"
-NO_DIFFERENCE = "no difference shown"
-NO_CONTROL_BEATEN = "no KV arm beats its control"
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,72 +71,6 @@ class Verdict:
         return asdict(self)
 
 
-def winner_of(row: Row) -> str | None:
-    """The arm that the comparison shows to be better, None if it shows no difference."""
-    if row["p_value_holm"] is None or row["p_value_holm"] >= ALPHA or row["delta"] == 0:
-        return None
-    return row["a"] if row["delta"] > 0 else row["b"]
-
-
-def _numbers(row: Row, arms: Mapping[str, Row], first: str) -> str:
-    """The row's numbers in words, turned round where needed so that `first` is named first."""
-    a, b, sign = (row["a"], row["b"], 1) if row["a"] == first else (row["b"], row["a"], -1)
-    low, high = sorted(sign * edge for edge in row["ci95"])
-    rates = [arms[name]["strict_match_mean"] for name in (a, b)]
-    return (
-        f"strict match is {percent(rates[0])} for {a} and {percent(rates[1])} for {b}, a difference of "
-        f"{points(sign * row['delta'])} points (95% interval {points(low)} to {points(high)}, "
-        f"Holm-adjusted p = {probability(row['p_value_holm'])})"
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _claim(rows: Sequence[Row], arms: Mapping[str, Row]) -> list[str]:
-    return [_numbers(row, arms, winner_of(row) or row["a"]) for row in rows]
-
-
-def _caveats(arms: Mapping[str, Row], unusable: Sequence[Row], controls: Sequence[str], unequal: int) -> list[str]:
-    seeds = min((len(arm["seeds"]) for arm in arms.values() if arm["seeds"]), default=0)
-    n = min((s["n"] for arm in arms.values() for s in arm["seeds"].values()), default=0)
-    caveats = [f"{n:,} questions" if n >= ENOUGH_QUESTIONS else f"only {n} questions, under {ENOUGH_QUESTIONS}"]
-    if seeds == 1:
-        caveats.append("one seed: the interval does not cover seed noise")
-    elif seeds < ENOUGH_SEEDS:
-        caveats.append(f"only {seeds} seeds: the interval does not cover seed noise")
-    else:
-        caveats.append(f"{seeds} seeds")
-    if not controls:
-        caveats.append("no control arm was run")
-    if unusable:
-        pairs = ", ".join(f"{row['a']} and {row['b']}" for row in unusable)
-        caveats.append(f"not comparable: {pairs}")
-    if unequal:
-        caveats.append(f"the terms were not equal: {unequal} mismatch{'es' if unequal > 1 else ''}")
-    return caveats
-
-
-def _about_zero(arms: Mapping[str, Row]) -> bool:
-    runs = [run for arm in arms.values() for run in arm["seeds"].values()]
-    return bool(runs) and all(
-        run["strict_match"] is not None and run["strict_match"] < max(FLOOR, 2 / max(run["n"], 1)) for run in runs
-    )
-
-
-def _structure(pairs: Sequence[Row], arms: Mapping[str, Row]) -> tuple[str, str]:
-    kinds = {arms[winner]["aligner"] if (winner := winner_of(row)) else None for row in pairs}
-    sides = {kind if kind in (None, "structured") else "flat" for kind in kinds}
-    if sides == {"structured"}:
-        return STRUCTURED, "Structured beats flat"
-    if sides == {"flat"}:
-        return FLAT, "Flat beats structured"
-    if sides == {None}:
-        return NO_DIFFERENCE, "No difference shown between structured and flat"
-    return NO_DIFFERENCE, "No consistent difference shown between structured and flat"
-
-
 def decide(
     arms: Mapping[str, Row],
     comparisons: Sequence[Row],
@@ -143,9 +89,7 @@ def decide(
         Sentences of the fairness checks; their number is said in the verdict.
     """
     usable = [row for row in comparisons if row["delta"] is not None]
-    unusable = [row for row in comparisons if row["delta"] is None]
-    caveats = _caveats(arms, unusable, controls, len(mismatches))
-
+    caveats = _caveats(arms, comparisons, controls, len(mismatches))
     if _about_zero(arms):
         top = max(run["strict_match"] for arm in arms.values() for run in arm["seeds"].values())
         caveats.insert(0, f"the best run has a strict match of {percent(top)}")
@@ -153,44 +97,85 @@ def decide(
         return Verdict(NO_DIFFERENCE, headline, [], caveats)
     if not usable:
         return Verdict(NO_DIFFERENCE, "Nothing shown: no declared comparison could be made", [], caveats)
+    shown = sort_out(arms, usable, controls)
+    return Verdict(*(many if len(comparisons) > FEW else _few)(shown, arms), caveats)
 
-    against: dict[str, list[Row]] = {}
-    between: list[Row] = []
-    for row in usable:
-        kv = [name for name in (row["a"], row["b"]) if name not in controls]
-        if len(kv) == 1:
-            against.setdefault(kv[0], []).append(row)
-        elif len(kv) == 2:
-            between.append(row)
-    better = [name for name, rows in against.items() if all(winner_of(row) == name for row in rows)]
 
-    def is_pair(row: Row) -> bool:
-        kinds = sorted(arms[name]["aligner"] or "" for name in (row["a"], row["b"]))
-        return kinds[0].startswith("flat") and kinds[1] == "structured"
-
-    pairs = [row for row in between if is_pair(row)]
-    if against and not better:
+def _few(shown: Shown, arms: Mapping[str, Row]) -> tuple[str, str, list[str]]:
+    """Outcome, headline and the numbers of every comparison behind them."""
+    against, pairs = shown.against, shown.pairs
+    if against and not shown.better:
         numbers = [_numbers(row, arms, name) for name, rows in against.items() for row in rows]
         if pairs:
-            headline = _structure(pairs, arms)[1]
+            headline = structure(pairs, arms)[1]
             numbers.append(f"among the KV arms: {headline[0].lower()}{headline[1:]}, {_claim(pairs, arms)[0]}")
-        return Verdict(NO_CONTROL_BEATEN, "No KV arm beats its control", numbers, caveats)
-
+        return NO_CONTROL_BEATEN, "No KV arm beats its control", numbers
     if pairs:
-        outcome, headline = _structure(pairs, arms)
-        numbers = _claim(pairs, arms)
-        if against:
-            worse = [name for name in against if name not in better]
-            faced = dict.fromkeys(c for rows in against.values() for r in rows for c in (r["a"], r["b"]))
-            named = ", ".join(name for name in faced if name in controls)
-            said = f"of the KV arms, {_listed(better)} beat{'s' if len(better) == 1 else ''} control ({named})"
-            numbers.append(f"{said}, {_listed(worse)} not shown to" if worse else said)
-        return Verdict(outcome, headline, numbers, caveats)
+        return *structure(pairs, arms), _claim(pairs, arms) + _beside(shown)
+    rows = shown.between or [row for rows in against.values() for row in rows]
+    beside = _beside(shown) if shown.between else []
+    differing = [row for row in rows if winner_of(row)]
+    if not differing:
+        return NO_DIFFERENCE, "No difference shown", _claim(rows, arms) + beside
+    headline = "; ".join(f"{winner} beats {loser}" for winner, loser in map(outcome_of, differing))
+    return headline, headline[0].upper() + headline[1:], _claim(differing, arms) + beside
 
-    rows = between or [row for rows in against.values() for row in rows]
-    shown = [row for row in rows if winner_of(row)]
-    if not shown:
-        return Verdict(NO_DIFFERENCE, "No difference shown", _claim(rows, arms), caveats)
-    claims = [f"{w} beats {row['b'] if w == row['a'] else row['a']}" for row in shown if (w := winner_of(row))]
-    headline = "; ".join(claims)
-    return Verdict(headline, headline[0].upper() + headline[1:], _claim(shown, arms), caveats)
+
+def _beside(shown: Shown) -> list[str]:
+    """What the KV arms did against their controls, said after a claim about the KV arms themselves."""
+    if not shown.against:
+        return []
+    faced = dict.fromkeys(name for rows in shown.against.values() for row in rows for name in (row["a"], row["b"]))
+    named = ", ".join(name for name in faced if name in shown.controls)
+    said = f"of the KV arms, {listed(shown.better)} beat{'s' if len(shown.better) == 1 else ''} control ({named})"
+    return [f"{said}, {listed(shown.missed)} not shown to" if shown.missed else said]
+
+
+def _claim(rows: Sequence[Row], arms: Mapping[str, Row]) -> list[str]:
+    return [_numbers(row, arms, winner_of(row) or row["a"]) for row in rows]
+
+
+def _numbers(row: Row, arms: Mapping[str, Row], first: str) -> str:
+    """The row's numbers in words, turned round where needed so that `first` is named first."""
+    a, b, sign = (row["a"], row["b"], 1) if row["a"] == first else (row["b"], row["a"], -1)
+    low, high = sorted(sign * edge for edge in row["ci95"])
+    rates = [arms[name]["strict_match_mean"] for name in (a, b)]
+    return (
+        f"strict match is {percent(rates[0])} for {a} and {percent(rates[1])} for {b}, a difference of "
+        f"{points(sign * row['delta'])} points (95% interval {points(low)} to {points(high)}, "
+        f"Holm-adjusted p = {probability(row['p_value_holm'])})"
+    )
+
+
+def _caveats(arms: Mapping[str, Row], rows: Sequence[Row], controls: Sequence[str], unequal: int) -> list[str]:
+    seeds = min((len(arm["seeds"]) for arm in arms.values() if arm["seeds"]), default=0)
+    n = min((s["n"] for arm in arms.values() for s in arm["seeds"].values()), default=0)
+    caveats = [f"{n:,} questions" if n >= ENOUGH_QUESTIONS else f"only {n} questions, under {ENOUGH_QUESTIONS}"]
+    if seeds == 1:
+        caveats.append("one seed: the interval does not cover seed noise")
+    elif seeds < ENOUGH_SEEDS:
+        caveats.append(f"only {seeds} seeds: the interval does not cover seed noise")
+    else:
+        caveats.append(f"{seeds} seeds")
+    if not controls:
+        caveats.append("no control arm was run")
+    if unusable := [row for row in rows if row["delta"] is None]:
+        caveats.append(f"not comparable: {_pairs(unusable)}")
+    if doubtful := [row for row in rows if unrepeated(row)]:
+        differing = sum(winner_of(row) is not None for row in rows)
+        said = _pairs(doubtful) if len(rows) <= FEW else f"{len(doubtful)} of {differing} differences"
+        caveats.append(f"not shown to repeat over seeds: {said}")
+    if unequal:
+        caveats.append(f"the terms were not equal: {unequal} mismatch{'es' if unequal > 1 else ''}")
+    return caveats
+
+
+def _pairs(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{row['a']} and {row['b']}" for row in rows)
+
+
+def _about_zero(arms: Mapping[str, Row]) -> bool:
+    runs = [run for arm in arms.values() for run in arm["seeds"].values()]
+    return bool(runs) and all(
+        run["strict_match"] is not None and run["strict_match"] < max(FLOOR, 2 / max(run["n"], 1)) for run in runs
+    )

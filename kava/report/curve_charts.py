@@ -1,0 +1,172 @@
+"""The training curves: a small chart for each part of the loss that any arm logged.
+
+Of few arms every seed is a line of its own. Of many, an arm is its mean over seeds; those picked in the legend stand
+out in colour with the range of their seeds, and the others stay as thin grey lines to compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from kava.report.charts import CURVE_HEIGHT, Chart, arm_styles, colour_of, finish, highlighted, many_arms
+
+# The name under which the page's script finds the chosen arms in every chart.
+CHOICE = "highlighted"
+GREY = "#8a8f98"
+
+
+class Curve(NamedTuple):
+    """One logged quantity."""
+
+    name: str
+    stage: str
+    field: str
+    title: str
+    caption: str
+
+
+LOSSES = (
+    Curve("ce", "distill", "ce", "Cross entropy", "The one loss that every arm shares, so the one to compare."),
+    Curve("kv", "distill", "kv", "KV loss", "Each arm's own KV loss, before its weight."),
+    Curve("codi", "distill", "codi", "CODI loss", "Hidden states before the answer, before the weight."),
+    Curve("logit_kd", "distill", "logit_kd", "Logit KD loss", "KL to the teacher's stored top-k, before the weight."),
+    Curve("cka", "distill", "cka", "CKA loss", "1 − linear CKA with the teacher's KV, before the weight."),
+    Curve("attention", "distill", "attention", "Attention KL", "The attention part of the structural loss."),
+    Curve("pretrain", "pretrain", "loss", "Projector loss", "Pretraining against the frozen student."),
+)
+SIMILARITIES = (
+    Curve(
+        "cos_sim_centered",
+        "distill",
+        "cos_sim_centered",
+        "Centred cosine",
+        "Channel means removed: predicting the mean scores 0.",
+    ),
+    Curve("cos_sim", "distill", "cos_sim", "Raw cosine", "Close to 1 for a constant prediction where keys are biased."),
+)
+
+
+def loss_charts(report: Mapping[str, Any]) -> list[Chart]:
+    """The parts of the loss that any arm logged."""
+    return [chart for curve in LOSSES if (chart := curve_chart(curve, report))]
+
+
+def similarity_charts(report: Mapping[str, Any]) -> list[Chart]:
+    """Centred and raw cosine during distillation, on one scale."""
+    values = [row[curve.field] for row in report["curves"] for curve in SIMILARITIES if row["stage"] == curve.stage]
+    low = min([value for value in values if value is not None], default=0.0)
+    domain = (max(-1.0, int(10 * low - 1) / 10), 1.0)
+    return [chart for curve in SIMILARITIES if (chart := curve_chart(curve, report, domain))]
+
+
+def curve_chart(curve: Curve, report: Mapping[str, Any], domain: tuple[float, float] | None = None) -> Chart | None:
+    """One logged quantity against the optimizer step; None where no arm logged it."""
+    import altair as alt
+
+    runs: dict[str, dict[str, dict[int, float]]] = {}
+    for row in report["curves"]:
+        if row["stage"] == curve.stage and row[curve.field] is not None:
+            runs.setdefault(row["arm"], {}).setdefault(row["seed"], {})[row["step"]] = row[curve.field]
+    if not runs:
+        return None
+    # Given, not derived: a layer whose arms are not chosen has no values to derive it from.
+    seen = [value for seeds in runs.values() for line in seeds.values() for value in line.values()]
+    y_scale = alt.Scale(domain=list(domain or (min(seen), max(seen))), nice=domain is None, zero=False)
+    steps = [step for seeds in runs.values() for line in seeds.values() for step in line]
+    x = alt.X(
+        "step:Q",
+        title="optimizer step",
+        scale=alt.Scale(domain=[0, max(steps)]),
+        axis=alt.Axis(tickCount=5, format="d"),
+    )
+    draw = _means if many_arms(report) else _seeds
+    chart = draw(curve, report, runs, x, y_scale).properties(height=CURVE_HEIGHT)
+    return Chart(
+        curve.name, curve.title, curve.caption, finish(chart, f"{curve.title} against optimizer step. {curve.caption}")
+    )
+
+
+def _table(rows: list[dict[str, Any]], columns: list[str]) -> Any:
+    """A row per line with lists as its cells, taken apart by the chart: a tenth of the bytes of a row per point."""
+    import altair as alt
+
+    return alt.Chart(alt.Data(values=rows)).transform_flatten(columns)
+
+
+def _seeds(curve: Curve, report: Mapping[str, Any], runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
+    import altair as alt
+
+    rows = [
+        {"arm": arm, "seed": seed, "step": list(line), "value": list(line.values())}
+        for arm, seeds in runs.items()
+        for seed, line in seeds.items()
+    ]
+    styles = arm_styles(report)
+    base = _table(rows, ["step", "value"]).encode(
+        x=x, y=_value("value", y_scale), color=colour_of(styles), detail="seed:N"
+    )
+    line = base.mark_line(strokeWidth=1.8, opacity=0.9).encode(strokeDash=_dash(styles))
+    return alt.layer(line, _points(base, ["step"], _tooltip(curve, alt.Tooltip("seed:N", title="seed"))))
+
+
+def _means(curve: Curve, report: Mapping[str, Any], runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
+    import altair as alt
+
+    rows = [_mean_line(arm, list(seeds.values())) for arm, seeds in runs.items()]
+    styles = arm_styles(report)
+    chosen = alt.param(name=CHOICE, value=highlighted(report))
+    is_chosen = f"indexof({CHOICE}, datum.arm) >= 0"
+    table = _table(rows, ["step", "value", "low", "high"])
+    base = table.encode(x=x, y=_value("value", y_scale), detail="arm:N")
+    context = base.mark_line(strokeWidth=1, opacity=0.45, color=GREY)
+    in_colour = base.transform_filter(is_chosen).encode(color=colour_of(styles))
+    line = in_colour.mark_line(strokeWidth=2.2).encode(strokeDash=_dash(styles))
+    band = in_colour.mark_area(opacity=0.14, line=False).encode(y=_value("low", y_scale), y2="high:Q")
+    spread = [alt.Tooltip(f"{edge}:Q", title=f"{edge}est seed", format=".4~g") for edge in ("low", "high")]
+    points = _points(base.encode(color=colour_of(styles)), ["step", "arm"], _tooltip(curve, *spread))
+    return alt.layer(context, band, line, points).add_params(chosen)
+
+
+def _mean_line(arm: str, seeds: list[dict[int, float]]) -> dict[str, Any]:
+    """Mean and range over seeds, at the steps that all of them logged."""
+    steps = [step for step in seeds[0] if all(step in line for line in seeds)]
+    values = [[line[step] for line in seeds] for step in steps]
+    return {
+        "arm": arm,
+        "step": steps,
+        "value": [float(f"{sum(each) / len(each):.4g}") for each in values],
+        "low": [float(f"{min(each):.4g}") for each in values],
+        "high": [float(f"{max(each):.4g}") for each in values],
+    }
+
+
+def _value(field: str, scale: Any) -> Any:
+    import altair as alt
+
+    return alt.Y(f"{field}:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5))
+
+
+def _dash(styles: Mapping[str, Mapping[str, Any]]) -> Any:
+    import altair as alt
+
+    scale = alt.Scale(domain=list(styles), range=[style["dash"] for style in styles.values()])
+    return alt.StrokeDash("arm:N", scale=scale, legend=None)
+
+
+def _tooltip(curve: Curve, *further: Any) -> list[Any]:
+    import altair as alt
+
+    value = alt.Tooltip("value:Q", title=curve.title.lower(), format=".4~g")
+    return [alt.Tooltip("arm:N", title="arm"), alt.Tooltip("step:Q", title="step"), value, *further]
+
+
+def _points(base: Any, near_by: list[str], tooltip: list[Any]) -> Any:
+    """Points that show where the pointer is near, and only there."""
+    import altair as alt
+
+    near = alt.selection_point(
+        name="near", on="pointerover", nearest=True, clear="pointerout", fields=near_by, empty=False
+    )
+    shown = alt.condition(near, alt.value(1), alt.value(0))
+    return base.mark_point(filled=True, size=44).encode(opacity=shown, tooltip=tooltip).add_params(near)
