@@ -71,7 +71,7 @@ def alignment_metrics(
     for batch in training_slice:
         fit.add(predict(batch))
     student_mean, projected_mean, scale = fit.result()
-    spread = _Moments()
+    spread = _HeadStatistics()
     sums: dict[str, Tensor | float] = {}
     for batch in held_out:
         pair = predict(batch)
@@ -152,44 +152,26 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-class _Moments:
-    """Sum and sum of squares of vectors `[2, B, L, H, T, D]` per head, in float64."""
-
-    def __init__(self) -> None:
-        self.channels = ChannelStatistics()
-        self.square: Tensor | float = 0.0
-
-    def add(self, vectors: KeysValues, mask_BT: Tensor) -> None:
-        self.channels.add(vectors, mask_BT)
-        weight = mask_BT[:, None, None, :]
-        squares = [(tensor.double().square().sum(-1) * weight).sum((0, 3)) for tensor in vectors]
-        self.square = self.square + torch.stack(squares)
-
-    @property
-    def tokens(self) -> int:
-        return self.channels.tokens
-
-    @property
-    def mean(self) -> Tensor:
-        """`[2, L, H, D]`, float64: the float32 one is too coarse to be squared and subtracted."""
-        return torch.as_tensor(self.channels.sum) / self.tokens
+class _HeadStatistics(ChannelStatistics):
+    """What the heads' vectors vary by, about their mean."""
 
     @property
     def centred_square(self) -> Tensor:
         """Sum of squares about the mean, `[2, L, H]`."""
-        return torch.as_tensor(self.square) - self.tokens * self.mean.square().sum(-1)
+        mean, square = self.moments
+        return self.tokens * (square - mean.square()).sum(-1)
 
     @property
     def varies(self) -> Tensor:
         """True for heads whose vectors vary by more than rounding, `[2, L, H]`."""
-        return self.centred_square > ROUNDING * torch.as_tensor(self.square)
+        return self.centred_square > ROUNDING * self.tokens * self.moments[1].sum(-1)
 
 
 class _Fit:
     """Means of both sides, and the scale per layer and head that maps the projection onto the student."""
 
     def __init__(self) -> None:
-        self.student, self.projected = _Moments(), _Moments()
+        self.student, self.projected = _HeadStatistics(), _HeadStatistics()
         self.cross: Tensor | float = 0.0
 
     def add(self, pair: Pair) -> None:
@@ -200,10 +182,10 @@ class _Fit:
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         student, projected = self.student, self.projected
-        cross = self.cross - student.tokens * (student.mean * projected.mean).sum(-1)
+        cross = self.cross - student.tokens * (student.moments[0] * projected.moments[0]).sum(-1)
         # A constant projection explains nothing: scale 0, not a quotient of rounding errors.
         scale = torch.where(projected.varies, cross / projected.centred_square, 0.0)
-        return student.channels.mean, projected.channels.mean, scale.float()[..., None, None]
+        return student.mean, projected.mean, scale.float()[..., None, None]
 
 
 def _scores(pair: Pair, student_mean: Tensor, projected_mean: Tensor, scale: Tensor) -> dict[str, Tensor]:

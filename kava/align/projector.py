@@ -136,15 +136,16 @@ class ChannelStatistics:
     @property
     def mean(self) -> Tensor:
         """`[2, L, H, 1, D]`, float32."""
-        return self._moments[0].float().unsqueeze(-2)
+        return self.moments[0].float().unsqueeze(-2)
 
     @property
     def std(self) -> Tensor:
         """`[2, L, H, 1, D]`, float32."""
-        mean, square = self._moments
+        mean, square = self.moments
         return (square - mean.square()).clamp(min=0).sqrt().float().unsqueeze(-2)
 
     @property
-    def _moments(self) -> Tensor:
+    def moments(self) -> Tensor:
+        """Means of the channels and of their squares, float64 `[2, 2, L, H, D]`: float32 is too coarse to subtract."""
         assert isinstance(self.sums, Tensor), "no batch was added"
         return self.sums / self.tokens

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from kava.profile.show import LEGEND, TENSORS, better, layers, mean, sentences, tables
 from kava.report import charts
-from kava.report.charts import Chart, arm_styles, finish
+from kava.report.charts import Chart, finish, series_styles
 from kava.report.heatmap import heat_map
 
 WIDTH, HEIGHT = 420, 210
@@ -188,7 +188,7 @@ def _lines(name: str, title: str, caption: str, series: Mapping[str, Sequence[fl
     import altair as alt
     import vl_convert
 
-    styles = arm_styles(list(series))
+    styles = series_styles(list(series))
     rows = [
         {"series": of, "layer": layer, "value": value}
         for of, values in series.items()

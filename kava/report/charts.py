@@ -7,7 +7,7 @@ the SVG's own attributes and so follows the reader's light or dark scheme and pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,9 +64,14 @@ def arm_styles(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     arms = list(report["arms"])
     grey = [name for name in arms if many_arms(report) and name in report["controls"]]
     coloured = [name for name in ranked(report) if name not in grey]
-    styles = {name: _style(PALETTE[i % len(PALETTE)], i + i // len(PALETTE)) for i, name in enumerate(coloured)}
+    styles = series_styles(coloured)
     styles |= {name: _style(CONTROL_GREY, i + 1) for i, name in enumerate(grey)}
     return {name: styles[name] for name in arms}
+
+
+def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Name → `colour` and `dash`, in the order of the palette."""
+    return {name: _style(PALETTE[i % len(PALETTE)], i + i // len(PALETTE)) for i, name in enumerate(names)}
 
 
 def _style(colour: str, dash: int) -> dict[str, Any]:

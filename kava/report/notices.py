@@ -73,10 +73,10 @@ def lost_numbers(places: Sequence[str]) -> list[str]:
         file, _, inside = place.rpartition(": ")
         files.setdefault(file, []).append(inside)
     lines = []
-    for file, inside in files.items():
-        where = f"{file}: {inside[0]}" if file else inside[0]
-        if len(inside) == 1:
+    for file, numbers in files.items():
+        where = f"{file}: {numbers[0]}" if file else numbers[0]
+        if len(numbers) == 1:
             lines.append(f"{where} is not a finite number; it is left out.")
         else:
-            lines.append(f"{where} and {len(inside) - 1} more are not finite numbers; they are left out.")
+            lines.append(f"{where} and {len(numbers) - 1} more are not finite numbers; they are left out.")
     return lines

@@ -62,7 +62,7 @@ def model_card(base: str, spec: dict[str, Any], manifest: dict[str, Any], folder
     header = yaml.safe_dump({"base_model": base, "library_name": "transformers", "tags": ["kava", "distillation"]})
     arm = yaml.safe_dump(spec["arm"], sort_keys=False)
     alignment = {k: v for k, v in (manifest["alignment"] or {}).items() if k != "per_head"}
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in alignment.items())
+    rows = "\n".join(f"| {name} | {'none' if value is None else f'{value:.4f}'} |" for name, value in alignment.items())
     measured = f"| held-out alignment | |\n|---|---|\n{rows}\n" if rows else "No KV loss: this arm is a control.\n"
     return f"""---
 {header}---

@@ -71,11 +71,7 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     alignment = measure_alignment(model, plain, Batches(tokens, "validation", store), settings["batch_size"])
     warnings = facts.pop("warnings")
     if alignment and projector is not None:
-        log.info(" ".join(f"{name}={_shown(alignment[name])}" for name in alignment if name != "per_head"))
-        found = warnings_for(alignment)
-        for warning in found:
-            log.warning("warning: %s", warning)
-        warnings = warnings + found
+        warnings = warnings + judge(alignment)
         facts["cka"] = dict(zip(TENSORS, projector.cka.tolist(), strict=True))
     manifest = {
         "stage": stage,
@@ -88,6 +84,15 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
         **facts,
     }
     return model, tokenizer, manifest
+
+
+def judge(alignment: dict[str, Any]) -> list[str]:
+    """Log alignment metrics, and the sentences on what is wrong with them, which are returned."""
+    log.info(" ".join(f"{name}={_shown(alignment[name])}" for name in alignment if name != "per_head"))
+    found = warnings_for(alignment)
+    for sentence in found:
+        log.warning("warning: %s", sentence)
+    return found
 
 
 def _shown(value: float | None) -> str:
