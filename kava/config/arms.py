@@ -171,18 +171,18 @@ class Arm(Settings):
 
     aligner: Aligner | None = Field(description="teacher geometry → student geometry; null: no KV loss")
     loss: Loss = Field(MercatorLoss(), description="distance between projected teacher KV and student KV")
-    kv_weight: float = Field(1.0, ge=0, description="weight of the KV loss beside the cross entropy")
+    kv_weight: float = Field(3.0, ge=0, description="weight of the KV loss beside the cross entropy")
     kv_warmup_ratio: Share = Field(0.0, description="share of the steps in which that weight rises from 0")
     kv_decay_ratio: Share = Field(0.0, description="share of the steps, before kv_until, in which it falls to 0")
-    kv_until: Share = Field(1.0, gt=0, description="share of the steps after which the student trains without KV loss")
+    kv_until: Share = Field(0.3, gt=0, description="share of the steps after which the student trains without KV loss")
     tensors: Literal["both", "keys", "values"] = Field("both", description="what the KV loss compares")
     segments: list[Literal["prompt", "reasoning", "answer"]] = Field(
         ["prompt", "reasoning", "answer"], min_length=1, description="tokens that the KV loss compares"
     )
     pretrain_projector: bool = Field(
-        True, description="false: the projector is stored and measured as it was drawn, without a step"
+        False, description="fit the projector to the base student's KV first; false: leave it as it was drawn"
     )
-    train_projector: bool = Field(True, description="false: joint training leaves the projector as it was pretrained")
+    train_projector: bool = Field(False, description="train the projector jointly with the student")
     auxiliary: Auxiliaries = Auxiliaries()
     time_warp: TimeWarp = TimeWarp()
     select: Selection | None = Field(
