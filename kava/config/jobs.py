@@ -6,7 +6,7 @@ Snakemake's rules and `kava STAGE` at a prompt take their paths and parameters f
 import ast
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,10 @@ class Plan:
     def _folder(self, arm: str, seed: int) -> Path:
         return self.experiment / arm / f"seed-{seed}"
 
+    @cached_property
+    def _student(self) -> dict[str, Any]:
+        return model_identity(self.config.student)
+
     @property
     def _teacher_and_tokens(self) -> dict[str, Any]:
         """What the teacher's KV of the training data depends on; not the test questions."""
@@ -233,7 +237,7 @@ class Plan:
             "name": arm,
             "arm": self.config.arms[arm].model_dump(),
             "seed": seed,
-            "student": model_identity(self.config.student),
+            "student": self._student,
             "code": _code_digest(),
         }
 
@@ -251,6 +255,7 @@ def _keyed(parent: Path, name: str, key: dict[str, Any]) -> Path:
     return parent / f"{name}-{sha256_json(key)[:16]}"
 
 
+@cache
 def _code_digest() -> str:
     """Digest of the modules that define training numbers, blind to comments, docstrings and layout.
 
