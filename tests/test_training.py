@@ -74,7 +74,7 @@ STRUCTURED = StructuredAligner()
 def make_model(aligner: Any = STRUCTURED, train_student: bool = True, **arm: Any) -> DistillationModel:
     student = tiny_model("qwen2")
     torch.manual_seed(0)
-    settings = Arm(aligner=aligner, **arm).model_dump()
+    settings = Arm(**{"aligner": aligner, "train_projector": True, "kv_until": 1.0} | arm).model_dump()
     projector = None
     if aligner:
         projector = Projector(settings["aligner"], TEACHER, geometry(student.config), settings["loss"]["center"])

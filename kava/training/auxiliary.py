@@ -1,5 +1,6 @@
 """The auxiliary losses of one arm: hidden states, answer logits, and similarity without a projector."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class AuxiliaryLosses(nn.Module):
 
     def forward(
         self,
-        due: list[str],
+        due: Collection[str],
         kv: KeysValues,
         hidden: tuple[Tensor, ...],
         answer_BT: Tensor,

@@ -27,6 +27,9 @@ from kava.training.weights import (
 
 PADDING = -1  # no `Segment`
 
+# Losses that read anything of the teacher.
+TEACHER_LOSSES = frozenset({"kv", "codi", "logit_kd", "cka"})
+
 
 class Batch(TypedDict, total=False):
     """What one step reads; T are the student's tokens.
@@ -117,8 +120,8 @@ class Batches:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def collate(self, examples: list[int]) -> Batch:
-        """Batch of examples, padded on the right."""
+    def collate(self, examples: list[int], due: frozenset[str] = TEACHER_LOSSES) -> Batch:
+        """Batch of examples, padded on the right, with what the arm's losses in `due` read of the teacher."""
         input_ids, mask = pad_ids([self.ids[example] for example in examples])
         segments, _ = pad_ids([self.segments[example] for example in examples])
         batch: Batch = {
@@ -129,11 +132,11 @@ class Batches:
             "kv_mask": torch.zeros_like(mask),
             "kv_weight": torch.zeros(mask.shape),
         }
-        if self._reads_kv:
+        if self._reads_kv and due & {"kv", "cka"}:
             self._add_kv(batch, examples)
-        if self._reads_hidden:
+        if self._reads_hidden and "codi" in due:
             batch["teacher_hidden"] = torch.stack([self._store.hidden_states(self.split, i).float() for i in examples])
-        if self._reads_logits:
+        if self._reads_logits and "logit_kd" in due:
             ids, logprobs = zip(*(self._store.topk_logits(self.split, i) for i in examples), strict=True)
             batch["topk_ids"], batch["topk_logprobs"] = torch.cat(ids).long(), torch.cat(logprobs).float()
         return batch
@@ -215,7 +218,7 @@ def teacher_kv(batch: Batch, device: torch.device) -> KeysValues:
     return KeysValues(batch["teacher_keys"].to(device), batch["teacher_values"].to(device))
 
 
-def reader_onto(device: torch.device, read: Callable[[list[int]], Batch]) -> Callable[[list[int]], Batch]:
+def reader_onto(device: torch.device, read: Callable[[Any], Batch]) -> Callable[[Any], Batch]:
     """`read`, followed on a GPU by the copy to it, for a background thread to call.
 
     Decoding and copying run on a stream of their own, or they would queue behind the kernels of the step that is being
@@ -225,9 +228,9 @@ def reader_onto(device: torch.device, read: Callable[[list[int]], Batch]) -> Cal
         return read
     stream = torch.cuda.Stream(device)
 
-    def read_and_copy(examples: list[int]) -> Batch:
+    def read_and_copy(items: Any) -> Batch:
         with torch.cuda.stream(stream):
-            batch = read(examples)
+            batch = read(items)
             copied = {name: _copied(x, device) for name, x in batch.items()}  # type: ignore
         stream.synchronize()
         for tensor in copied.values():

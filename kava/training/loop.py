@@ -13,7 +13,7 @@ import torch
 from kava.errors import UserError
 from kava.files import sha256_file, sha256_json
 from kava.metrics import alignment_metrics
-from kava.training.batches import Batches
+from kava.training.batches import Batch, Batches
 from kava.training.calibrate import CALIBRATION_EXAMPLES
 from kava.training.model import DistillationModel
 from kava.training.order import data_order
@@ -64,14 +64,21 @@ def train(
     if settings["steps"] == 0:
         metrics.resume_at(0)
         return _facts(model, batches, order, settings, metrics)
+    per_step = settings["batch_size"] * settings["accumulation"]
+
+    def read(items: list[tuple[int, int]]) -> Batch:
+        """Batch of examples with the step in which they are due; they are read ahead of it."""
+        weights = model.weights(items[0][1] / settings["steps"])
+        return batches.collate([example for example, _ in items], frozenset(weights))
+
     trainer = KavaTrainer(
         model,
         settings,
         metrics,
         arm,
-        batches.collate,
+        read,
         args=training_arguments(settings, checkpoints, seed, device, tracker),
-        train_dataset=order,
+        train_dataset=[(example, index // per_step) for index, example in enumerate(order)],
     )
     step = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
     trainer.seconds_before = metrics.resume_at(step)

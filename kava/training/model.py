@@ -1,5 +1,6 @@
 """One training step: student forward, projected teacher KV, cross entropy, KV loss and auxiliary losses."""
 
+from collections.abc import Collection
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -98,30 +99,27 @@ class DistillationModel(nn.Module):
         if self.train_student:
             parts["ce"] = self._cross_entropy(own.hidden[-1], batch["input_ids"], batch["label_mask"])
             loss = loss + parts["ce"]
-        # A loss whose time is over is not computed: the rest of the run is as cheap as the control.
-        if self.projector is not None and (weight := self.kv_weight):
+        # A loss whose time is over is neither read for nor computed: the rest of the run is as cheap as the control.
+        weights = self.weights(self.progress)
+        if self.projector is not None and "kv" in weights:
             found, kv = self._kv(own, batch)
             parts |= found
-            loss = loss + weight * kv
-        for name, part in self._auxiliary(own, batch).items():
+            loss = loss + weights["kv"] * kv
+        for name, part in self._auxiliary(weights.keys(), own, batch).items():
             parts[name] = part
-            loss = loss + self.auxiliary_weight(name) * part
+            loss = loss + weights[name] * part
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
-    @property
-    def kv_weight(self) -> float:
-        """Weight of the KV loss at this point of the phase."""
-        if not self.train_student:
-            return 1.0
-        arm = self.arm
-        return weight_at(
-            arm["kv_weight"], self.progress, arm["kv_warmup_ratio"], arm["kv_decay_ratio"], arm["kv_until"]
-        )
-
-    def auxiliary_weight(self, name: str) -> float:
-        """Weight of an auxiliary loss at this point of the phase."""
-        settings = self.arm["auxiliary"][name]
-        return weight_at(settings["weight"], self.progress, settings["warmup_ratio"], until=settings["until"])
+    def weights(self, progress: float) -> dict[str, float]:
+        """Losses on what the teacher left that count at a share of the phase, with their weights."""
+        arm, found = self.arm, {}
+        if self.projector is not None:
+            schedule = arm["kv_warmup_ratio"], arm["kv_decay_ratio"], arm["kv_until"]
+            found["kv"] = weight_at(arm["kv_weight"], progress, *schedule) if self.train_student else 1.0
+        for name in self.auxiliary.used:
+            settings = arm["auxiliary"][name]
+            found[name] = weight_at(settings["weight"], progress, settings["warmup_ratio"], until=settings["until"])
+        return {name: weight for name, weight in found.items() if weight}
 
     def predict(self, batch: Batch) -> Pair:
         """Student KV and projected teacher KV of a batch, for the metrics."""
@@ -162,10 +160,9 @@ class DistillationModel(nn.Module):
             total = total + self.arm["loss"]["attention"] * parts["attention"]
         return parts | self._similarity(own.kv, projected, batch["kv_mask"]), total
 
-    def _auxiliary(self, own: StudentPass, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _auxiliary(self, due: Collection[str], own: StudentPass, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         answer = batch["segments"] == Segment.ANSWER
         head = self.student.get_output_embeddings()
-        due = [name for name in self.auxiliary.used if self.auxiliary_weight(name)]
         return self.auxiliary(due, own.kv, own.hidden, answer, head, batch)
 
     def _cross_entropy(self, hidden_BTW: Tensor, ids_BT: Tensor, label_mask_BT: Tensor) -> Tensor:

@@ -65,9 +65,9 @@ class KavaTrainer(Trainer):
     arm
         Name of the arm, for status lines.
     read
-        Examples → batch; called in a background thread.
+        Items of the data order → batch; called in a background thread.
     **options
-        Of `transformers.Trainer`; `train_dataset` is the data order, a list of examples.
+        Of `transformers.Trainer`; `train_dataset` is the data order, a list with an item per example.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -78,7 +78,7 @@ class KavaTrainer(Trainer):
         optimization: dict[str, Any],
         metrics: MetricsFile,
         arm: str,
-        read: Callable[[list[int]], Batch],
+        read: Callable[[Any], Batch],
         **options: Any,
     ) -> None:
         # The Trainer's data loader deals in examples alone, so that what it skips on resume is never read.
