@@ -10,6 +10,13 @@ from kava.config.load import load_config, parse_assignments
 from kava.errors import UserError
 
 
+def command_parser(program: str, documentation: str | None) -> argparse.ArgumentParser:
+    """Parser whose help is a module's docstring, as it stands."""
+    return argparse.ArgumentParser(
+        prog=program, description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def add_configuration_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a configuration."""
     parser.add_argument("--configfile", default="config.yaml", help="configuration (default: %(default)s)")

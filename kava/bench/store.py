@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kava.commandline import exit_status
+from kava.commandline import command_parser, exit_status
 from kava.errors import UserError
 
 log = logging.getLogger("kava")
@@ -25,9 +25,7 @@ TOKENS = 32768
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="kava bench store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("kava bench store", __doc__)
     parser.add_argument("--model", default="kava:teacher", help="directory or hub id (default: the demo's teacher)")
     parser.add_argument("--data", help="directory with GSM8K's train.jsonl and test.jsonl (default: the demo's)")
     parser.add_argument("--quantization", choices=["nf4", "none"], default="none", help="default: %(default)s")

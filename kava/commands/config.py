@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from kava.commandline import add_configuration_options, exit_status, load_plan
+from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
 from kava.config.load import REPOSITORY
 from kava.config.schema import Config
 from kava.files import write_atomic
@@ -27,9 +27,7 @@ TABLE_FILE = REPOSITORY / "docs" / "configuration.md"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="kava config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("kava config", __doc__)
     add_configuration_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON in place of YAML")
     parser.add_argument("--write-docs", action="store_true", help="write the generated schema and documentation")

@@ -9,13 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from kava.commandline import exit_status
+from kava.commandline import command_parser, exit_status
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="kava init-student", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("kava init-student", __doc__)
     parser.add_argument("--like", required=True, help="directory whose family, vocabulary and tokenizer are taken")
     parser.add_argument("--output", required=True, type=Path, help="directory to write")
     for name, default in (("layers", 3), ("hidden", 48), ("heads", 4), ("kv-heads", 2), ("seed", 0)):

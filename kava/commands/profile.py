@@ -13,7 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from kava.commandline import add_configuration_options, exit_status, load_plan
+from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
 from kava.config.jobs import Plan
 from kava.errors import UserError
 
@@ -22,9 +22,7 @@ TOKENS = 4096
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="kava profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("kava profile", __doc__)
     add_configuration_options(parser)
     parser.add_argument(
         "--tokens", type=int, default=TOKENS, help="training tokens, to whole examples (default: %(default)s)"

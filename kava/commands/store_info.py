@@ -9,14 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kava.commandline import exit_status
+from kava.commandline import command_parser, exit_status
 from kava.commands.text import size, table
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="kava store info", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("kava store info", __doc__)
     parser.add_argument("path", type=Path, help="folder of the store, or its manifest.json")
     parser.add_argument("--json", action="store_true", help="print JSON on stdout")
     arguments = parser.parse_args(argv)

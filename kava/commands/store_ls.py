@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kava.commandline import add_configuration_options, exit_status, load_plan
+from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
 from kava.commands.text import size, table
 
 if TYPE_CHECKING:
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="kava store ls", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("kava store ls", __doc__)
     add_configuration_options(parser)
     parser.add_argument("--cache-dir", type=Path, help="folder to list (default: the configuration's)")
     parser.add_argument("--json", action="store_true", help="print a JSON list on stdout")

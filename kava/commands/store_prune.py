@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kava.commandline import add_configuration_options, exit_status, load_plan
+from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
 from kava.commands.text import size
 from kava.errors import UserError
 
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="kava store prune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("kava store prune", __doc__)
     parser.add_argument("keys", nargs="*", metavar="KEY", help="key, or name-key, as `kava store ls` shows it")
     add_configuration_options(parser)
     parser.add_argument("--cache-dir", type=Path, help="folder to prune (default: the configuration's)")

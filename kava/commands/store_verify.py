@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kava.commandline import exit_status
+from kava.commandline import command_parser, exit_status
 from kava.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="kava store verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("kava store verify", __doc__)
     parser.add_argument("path", type=Path, help="folder of the store, or its manifest.json")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     arguments = parser.parse_args(argv)

@@ -5,18 +5,17 @@
 A plain run after `kill -9` meets a stale lock. It is removed unless a live Snakemake works in this folder.
 """
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 
+from kava.commandline import command_parser
+
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="kava unlock", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("kava unlock", __doc__)
     parser.add_argument("--snakefile", default="Snakefile", help="default: %(default)s")
     arguments = parser.parse_args(argv)
     if not any(Path(".snakemake/locks").glob("*")):

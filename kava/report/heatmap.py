@@ -30,7 +30,7 @@ STYLE = """
 .heat .wide thead th { padding: .1rem 0; font-size: .6rem; }
 .heat td.none { color: #444; background: repeating-linear-gradient(45deg, #d2d2d2 0 3px, #b4b4b4 3px 6px); }
 .heat .key { display: inline-block; width: 5rem; height: .6rem; margin: 0 .35rem; }
-.heat small { display: block; }
+.heat small { display: block; white-space: nowrap; }
 @media print { .heat { overflow: visible; break-inside: avoid; } }
 """
 

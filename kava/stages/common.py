@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from kava.cache.inventory import SHARED_MARK
-from kava.commandline import add_configuration_options, exit_status, load_plan
+from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
 from kava.config.jobs import Job, Plan, Runtime
 from kava.errors import UserError
 from kava.files import read_json, write_json
@@ -56,9 +56,7 @@ def stage_main(
         While another process works in the output folder: `refuse` to start, `wait` for it (it does the same work in a
         shared cache), or `share` the work, of which the stage takes care.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"kava {stage}", description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(f"kava {stage}", documentation)
     for name, text in (options or {}).items():
         parser.add_argument(f"--{name}", help=text)
     add_configuration_options(parser)
