@@ -1,8 +1,8 @@
 """What one arm of an experiment is: aligner, loss, auxiliary losses, and when and where they apply."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kava.config.base import Positive, Settings
 from kava.config.kv import Selection
@@ -119,8 +119,16 @@ class HybridLoss(LossSettings):
     alpha: float = Field(1.0, ge=0, description="weight of direction in mercator")
     beta: float = Field(0.01, ge=0, description="weight of magnitude in mercator")
     schedule: Literal["none", "linear"] = Field(
-        "none", description="linear: from mse alone at the first step to mercator alone at the last"
+        "none",
+        description="linear: from mse alone at the first step to mercator alone at kv_until, in place of weights",
     )
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        given = self.model_fields_set & {"mercator", "mse"}
+        if self.schedule == "linear" and given:
+            raise ValueError(f"schedule: linear sets the weights {', '.join(sorted(given))} itself; remove them")
+        return self
 
 
 class StructuralLoss(LossSettings):
@@ -192,6 +200,17 @@ class Arm(Settings):
         "matched", description="shuffled: the KV of another example of like length, a control"
     )
 
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> Self:
+        if self.teacher_kv == "shuffled" and self.aligner is None and self.auxiliary.cka is None:
+            raise ValueError("teacher_kv: shuffled changes nothing in an arm that reads no KV; give it an aligner")
+        if self.kv_warmup_ratio + self.kv_decay_ratio > self.kv_until:
+            raise ValueError(
+                f"kv_warmup_ratio={self.kv_warmup_ratio} and kv_decay_ratio={self.kv_decay_ratio} leave no step at "
+                f"full weight before kv_until={self.kv_until}; shorten them or raise kv_until"
+            )
+        return self
+
     @property
     def reads_store(self) -> bool:
         """Whether training needs anything of the teacher."""
@@ -200,4 +219,5 @@ class Arm(Settings):
     @property
     def is_control(self) -> bool:
         """No usable KV signal: no loss on KV, or the KV of another example."""
-        return self.teacher_kv == "shuffled" or (self.aligner is None and self.auxiliary.cka is None)
+        compared = self.aligner is not None and self.kv_weight > 0
+        return self.teacher_kv == "shuffled" or not (compared or self.auxiliary.cka)

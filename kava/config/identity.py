@@ -13,7 +13,8 @@ from kava.errors import UserError
 from kava.files import read_json, sha256_file, write_json
 
 WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model",
+             "special_tokens_map.json", "added_tokens.json")  # fmt: skip
 BUILTIN = "kava:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

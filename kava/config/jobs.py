@@ -3,29 +3,24 @@
 Snakemake's rules and `kava STAGE` at a prompt take their paths and parameters from here, so both do the same.
 """
 
-import ast
 import re
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from kava.config.benchmark import REPORT_TOKENS, codecs_for_report
+from kava.config.code import code_digest
 from kava.config.identity import TOKENIZER, WEIGHTS, data_identity, display_name, model_identity
-from kava.config.load import REPOSITORY
 from kava.config.schema import Config, ModelSettings
 from kava.errors import UserError
-from kava.files import canonical_json, sha256_bytes, sha256_json
+from kava.files import canonical_json, sha256_json
 
 TOKENS_FORMAT = 3
 STORE_FORMAT = 2
 BENCH_FORMAT = 1
 REFERENCES = ("teacher", "student_base")
 CHECKPOINTING = {"save_every", "keep_checkpoints"}
-NUMERIC_MODULES = (
-    "align", "cache/capture.py", "cache/codecs", "cache/reader.py", "cache/scores.py", "cache/select", "cka.py",
-    "losses", "metrics.py", "training",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,10 @@ class Plan:
         return Job("extract", job.spec, output, job.inputs)
 
     def pretrain(self, arm: str, seed: int) -> Job:
-        spec = self._training(arm, seed) | {"pretrain": self.config.pretrain.model_dump(exclude=CHECKPOINTING)}
+        settings = self.config.pretrain.model_dump(exclude=CHECKPOINTING)
+        if not self.config.arms[arm].pretrain_projector:
+            settings = {"steps": 0} | {name: settings[name] for name in ("batch_size", "log_every")}
+        spec = self._training(arm, seed) | {"pretrain": settings}
         folder = self._folder(arm, seed) / "projector"
         inputs = {"tokens": self.tokenize.output, "store": self.extract.output}
         return Job("pretrain", spec, folder / "manifest.json", inputs)
@@ -238,7 +236,7 @@ class Plan:
             "arm": self.config.arms[arm].model_dump(),
             "seed": seed,
             "student": self._student,
-            "code": _code_digest(),
+            "code": code_digest(),
         }
 
 
@@ -253,27 +251,3 @@ def _short_name(settings: ModelSettings) -> str:
 
 def _keyed(parent: Path, name: str, key: dict[str, Any]) -> Path:
     return parent / f"{name}-{sha256_json(key)[:16]}"
-
-
-@cache
-def _code_digest() -> str:
-    """Digest of the modules that define training numbers, blind to comments, docstrings and layout.
-
-    Snakemake does not see edits of imported modules; this param makes it see those that change a result.
-    """
-    package = REPOSITORY / "kava"
-    parts = []
-    for name in NUMERIC_MODULES:
-        path = package / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            tree = ast.parse(file.read_text())
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list) and body and _is_docstring(body[0]):
-                    body[0] = ast.Pass()
-            parts.append(f"{file.relative_to(package)}\n{ast.unparse(tree)}")
-    return sha256_bytes("\n".join(parts).encode())[:16]
-
-
-def _is_docstring(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -146,11 +146,21 @@ class Config(Settings):
         for name, arm in self.arms.items():
             self._check_selection_on_reading(name, arm)
             self._check_signals(name, arm)
-        for pair in self.comparisons or []:
+        self._check_comparisons(self.comparisons or [])
+        return self
+
+    def _check_comparisons(self, pairs: list[tuple[str, str]]) -> None:
+        for pair in pairs:
             for name in pair:
                 if name not in self.arms:
                     raise ValueError(f"comparisons name the arm {name!r}; arms are: {', '.join(self.arms)}")
-        return self
+        twice = [pair for i, pair in enumerate(pairs) if set(pair) in map(set, pairs[:i])]
+        same = [pair for pair in pairs if pair[0] == pair[1]]
+        if wrong := same + twice:
+            raise ValueError(
+                f"comparisons hold {list(wrong[0])}, {'an arm and itself' if same else 'two arms more than once'}; "
+                "remove it, since every comparison makes the others' adjusted p-values larger"
+            )
 
     def _check_selection_on_reading(self, name: str, arm: Arm) -> None:
         """A store that cannot serve an arm's selection would be found out hours after it was extracted."""

@@ -58,7 +58,9 @@ def encode_example(tokenizer: Any, template: str, row: Mapping[str, str]) -> dic
         segments.append(
             Segment.PROMPT if end <= prompt_end else Segment.REASONING if end <= answer_start else Segment.ANSWER
         )
-    if ids[-1] != tokenizer.eos_token_id:
+    if ids[-1] == tokenizer.eos_token_id:
+        segments[-1] = Segment.ANSWER  # the tokenizer's own end token stands at no place in the text
+    else:
         ids.append(tokenizer.eos_token_id)
         segments.append(Segment.ANSWER)
     return {"input_ids": ids, "segments": [int(segment) for segment in segments]}

@@ -51,6 +51,10 @@ def train(
     arm, device, tracker
         Name for status lines, where to run, and where to log.
     """
+    metrics = MetricsFile(folder / "metrics.jsonl")
+    if settings["steps"] == 0:
+        metrics.resume_at(0)
+        return _facts(model, batches, [], metrics, settings)
     if tracker == "tensorboard":
         _prepare_tensorboard(folder / "tensorboard")
     count = settings["steps"] * settings["batch_size"] * settings["accumulation"]
@@ -60,10 +64,6 @@ def train(
         if other != checkpoints:
             shutil.rmtree(other)
     checkpoint = last_checkpoint(checkpoints)
-    metrics = MetricsFile(folder / "metrics.jsonl")
-    if settings["steps"] == 0:
-        metrics.resume_at(0)
-        return _facts(model, batches, order, settings, metrics)
     per_step = settings["batch_size"] * settings["accumulation"]
 
     def read(items: list[tuple[int, int]]) -> Batch:
@@ -83,11 +83,11 @@ def train(
     step = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
     trainer.seconds_before = metrics.resume_at(step)
     trainer.train(resume_from_checkpoint=checkpoint)
-    return _facts(model, batches, order, settings, metrics)
+    return _facts(model, batches, order, metrics, settings)
 
 
 def _facts(
-    model: DistillationModel, batches: Batches, order: list[int], settings: dict[str, Any], metrics: MetricsFile
+    model: DistillationModel, batches: Batches, order: list[int], metrics: MetricsFile, settings: dict[str, Any]
 ) -> dict[str, Any]:
     return {
         "optimizer_steps": settings["steps"],

@@ -152,7 +152,9 @@ class DistillationModel(nn.Module):
         assert self.objective is not None
         projected = self.projector(KeysValues(batch["teacher_keys"], batch["teacher_values"]))
         weight = batch["kv_weight"]
-        parts = {"kv": self.objective.distance(own.kv, projected, weight, self.projector, self.progress)}
+        # A schedule within the loss is over when the loss is.
+        share = min(1.0, self.progress / self.arm["kv_until"]) if self.train_student else self.progress
+        parts = {"kv": self.objective.distance(own.kv, projected, weight, self.projector, share)}
         total = parts["kv"]
         if self.objective.reads_attention:
             keys = projected.keys if self.keys == "post_rope" else rotate(self.student, projected.keys)

@@ -42,8 +42,6 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     stage, spec, inputs = job.stage, job.spec, job.inputs
     arm, seed = spec["arm"], spec["seed"]
     settings = spec[stage] | runtime.checkpoints[stage]
-    if stage == "pretrain" and not arm["pretrain_projector"]:
-        settings = settings | {"steps": 0}
     device = choose_device(runtime.device)
     tokens = TokenSet(inputs["tokens"])
     tokenizer = load_tokenizer(runtime.student)
@@ -61,14 +59,16 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     model = DistillationModel(student, projector, arm, stage == "distill", keys, width).to(device)
     shuffled = seed if arm["teacher_kv"] == "shuffled" else None
     batches = Batches(tokens, "train", store, arm, shuffled)
-    plain = Batches(tokens, "train", store)
+    # Whatever an arm selects, it is measured on all tokens that the store has: its figures stand beside the others'.
+    whole = StoreReader(inputs["store"], device) if arm["select"] else store
+    plain = Batches(tokens, "train", whole)
     if projector is not None:
         model.eval()
         read = partial(plain.slice, range(min(CALIBRATION_EXAMPLES, len(plain))), settings["batch_size"])
         calibrate(projector, student, read, keys, base_student=stage == "pretrain")
     fingerprint = run_fingerprint(spec, inputs)
     facts = train(model, batches, settings, seed, job.output.parent, fingerprint, spec["name"], device, runtime.tracker)
-    alignment = measure_alignment(model, plain, Batches(tokens, "validation", store), settings["batch_size"])
+    alignment = measure_alignment(model, plain, Batches(tokens, "validation", whole), settings["batch_size"])
     warnings = facts.pop("warnings")
     if alignment and projector is not None:
         warnings = warnings + judge(alignment)
