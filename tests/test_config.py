@@ -37,6 +37,18 @@ def test_every_preset_is_valid(preset: str) -> None:
     }
 
 
+def test_an_arm_without_kv_loss_is_a_control_whatever_it_is_called() -> None:
+    config = load("arms={flat: {kv_weight: 0}, structured: {auxiliary: {cka: {}}}, sft: {auxiliary: {cka: {}}}}")
+    assert config.controls == ["flat"]
+
+
+def test_steps_of_pretraining_concern_only_arms_that_are_pretrained() -> None:
+    arms = "arms={flat: {pretrain_projector: true}}"
+    short, long = (Plan(load(arms, f"pretrain.steps={steps}")) for steps in (100, 200))
+    assert short.pretrain("flat", 42).params != long.pretrain("flat", 42).params
+    assert short.pretrain("structured", 42).params == long.pretrain("structured", 42).params
+
+
 def test_reference_preset_is_the_one_that_the_readme_promises() -> None:
     config = load("preset=qwen2.5-8gb")
     assert (config.distill.steps, config.distill.batch_size, config.distill.accumulation) == (1000, 2, 16)
@@ -61,6 +73,17 @@ def test_reference_preset_is_the_one_that_the_readme_promises() -> None:
         ("template='{answer} {question}'", "must contain {question} once and end in {answer}"),
         ("seeds=[1, 1]", "repeat a value"),
         ("comparisons=[[flat, none]]", "comparisons name the arm 'none'"),
+        ("comparisons=[[flat, flat]]", "an arm and itself"),
+        ("comparisons=[[flat, sft], [sft, flat]]", "two arms more than once"),
+        ("arms={sft: {teacher_kv: shuffled}}", "changes nothing in an arm that reads no KV"),
+        ("arms={flat: {kv_warmup_ratio: 0.5}}", "leave no step at full weight before kv_until=0.3"),
+        ("arms={flat: {loss: {kind: hybrid, schedule: linear, mse: 0.5}}}", "sets the weights mse itself"),
+        ("arms={flat: {loss: {kind: structural}, tensors: values}}", "compares the attention to keys"),
+        ("arms={flat: {auxiliary: {cka: {warmup_ratio: 0.5, until: 0.2}}}}", "ends after until=0.2"),
+        ("arms={flat: {auxiliary: {codi: {}}}}", "set kv.signals.hidden_states: true"),
+        ("arms={flat: {auxiliary: {logit_kd: {}}}}", "set kv.signals.topk_logits"),
+        ("arms={flat: {loss: {kind: mse, weights: importance}}}", "needs kv.signals.importance"),
+        ("kv={select: {kind: random, scope: head}}", "compares KV token by token"),
         ("distill.save_every=15", "no multiple of log_every"),
         ("distill.steps=5", "steps=5 is no multiple of log_every=10"),
         ("seeds=[-1]", "greater than or equal to 0"),

@@ -130,6 +130,31 @@ def test_a_loss_whose_time_is_over_is_not_computed(stores: Any) -> None:  # noqa
         assert set(model(**batch)) & {"kv", "cka"} == parts
 
 
+@pytest.mark.parametrize("kind", ["flat", "linear", "flat_matched", "structured"])
+def test_a_drawn_projector_has_the_base_students_means_and_spread(kind: str, stores: Any) -> None:  # noqa: F811
+    model, batches = prepare(stores["full"], arm({"kind": kind}))
+    model.eval()
+    pair = model.predict(batches.collate(list(range(6))))
+    for student, projected in zip(pair.student, pair.projected, strict=True):
+        real = pair.mask.bool()[:, None, None, :, None].expand_as(student)
+        for side in (student, projected):
+            side[~real] = float("nan")
+        s, p = (x.transpose(1, 3).flatten(0, 1) for x in (student, projected))  # [B·T, H, L, D]
+        torch.testing.assert_close(s.nanmean(0), p.nanmean(0), atol=1e-4, rtol=0)
+        spread = [(x - x.nanmean(0)).square().nanmean(0).mean(-1).sqrt() for x in (s, p)]
+        torch.testing.assert_close(spread[0], spread[1], atol=1e-4, rtol=1e-3)
+
+
+def test_the_schedule_of_hybrid_ends_with_the_kv_loss(stores: Any) -> None:  # noqa: F811
+    model, batches = prepare(stores["full"], arm(loss={"kind": "hybrid", "schedule": "linear"}, kv_until=0.5))
+    batch = batches.collate([0, 1])
+    alone = {kind: prepare(stores["full"], arm(loss={"kind": kind}))[0].eval() for kind in ("mse", "mercator")}
+    model.eval()
+    for progress, kind in ((0.0, "mse"), (0.4999999, "mercator")):
+        model.progress = progress
+        torch.testing.assert_close(model(**batch)["kv"], alone[kind](**batch)["kv"], rtol=1e-4, atol=1e-5)
+
+
 def test_weights_rise_stay_fall_and_end() -> None:
     at = [weight_at(2.0, progress / 10, 0.2, 0.2, until=0.8) for progress in range(11)]
     assert at == pytest.approx([0, 1, 2, 2, 2, 2, 2, 1, 0, 0, 0])

@@ -40,6 +40,10 @@ class Projector(nn.Module):
         Channel statistics of the base student, `[2, L_s, H_s, 1, D_s]`; index 0 keys, 1 values.
     output_mean
         Channel means of the aligners' own output at the start of the phase, same shape.
+    output_scale
+        Factor per layer and head, `[2, L_s, H_s, 1, 1]`, that gives a drawn aligner's output the spread of the base
+        student: by initialisation alone it is 0.17 for `flat` and 1.0 for `structured`, and losses that see magnitude
+        would compare that.
     cka
         CKA of the base student's layers with the teacher's, `[2, L_s, L_t]`.
     """
@@ -49,6 +53,7 @@ class Projector(nn.Module):
     student_mean: Tensor
     student_std: Tensor
     output_mean: Tensor
+    output_scale: Tensor
     cka: Tensor
 
     def __init__(self, settings: dict[str, Any], teacher: Geometry, student: Geometry, center: bool = True) -> None:
@@ -62,6 +67,7 @@ class Projector(nn.Module):
         self.register_buffer("student_mean", torch.zeros(student_shape))
         self.register_buffer("student_std", torch.ones(student_shape))
         self.register_buffer("output_mean", torch.zeros(student_shape))
+        self.register_buffer("output_scale", torch.ones(2, student.layers, student.kv_heads, 1, 1))
         self.register_buffer("cka", torch.zeros(2, student.layers, teacher.layers))
 
     def set_teacher_statistics(self, mean: dict[str, Tensor], std: dict[str, Tensor]) -> None:
@@ -77,20 +83,33 @@ class Projector(nn.Module):
         for aligner, similarity in zip(self.aligners, self.cka, strict=True):
             aligner.set_layer_similarity(similarity)  # type: ignore[operator]
 
+    def set_output_statistics(self, mean: Tensor, std: Tensor | None) -> None:
+        """Take the statistics of `raw`, shaped as the attributes; std only of an aligner as it was drawn."""
+        self.output_mean.copy_(mean)
+        if std is not None:
+            spread = (x.square().mean(-1, keepdim=True).sqrt() for x in (self.student_std, std))
+            student, drawn = spread
+            self.output_scale.copy_(student / drawn.clamp(min=STD_FLOOR))
+
     def forward(self, teacher: KeysValues) -> KeysValues:
         """Project teacher KV `[B, L_t, H_t, T, D_t]` to the student's coordinates `[B, L_s, H_s, T, D_s]`."""
-        projected = [
-            aligner((tensor - self.teacher_mean[i]) / self.teacher_std[i]) + self.shift(i)
-            for i, (aligner, tensor) in enumerate(zip(self.aligners, teacher, strict=True))
-        ]
+        projected = []
+        for i, raw in enumerate(self.raw(teacher)):
+            if self.center:
+                projected.append(self.output_scale[i] * (raw - self.output_mean[i]) + self.student_mean[i])
+            else:
+                projected.append(self.output_scale[i] * raw)
         return KeysValues(*projected)
 
-    def shift(self, i: int) -> Tensor | float:
-        """What is added to the output of aligner i, `[L_s, H_s, 1, D_s]`."""
-        return self.student_mean[i] - self.output_mean[i] if self.center else 0.0
+    def raw(self, teacher: KeysValues) -> list[Tensor]:
+        """The aligners' own output on standardised teacher KV."""
+        return [
+            aligner((tensor - self.teacher_mean[i]) / self.teacher_std[i])
+            for i, (aligner, tensor) in enumerate(zip(self.aligners, teacher, strict=True))
+        ]
 
     @property
-    def trainable_parameters(self) -> int:
+    def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
     def save(self, folder: Path) -> None:

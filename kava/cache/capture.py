@@ -141,8 +141,8 @@ def observed_attention(model: Any, observe: Observer) -> Iterator[None]:
         window, tokens = options.get("sliding_window"), query.shape[2]
         if window is not None and tokens > window:
             raise UserError(
-                f"attention reaches back {window} tokens and an example has {tokens}; scores need attention over the "
-                f"whole example: set max_length to at most {window}, or choose a selection without scores"
+                f"attention reaches back {window} tokens and an example has {tokens}; scores and the loss structural "
+                f"need attention over the whole example: set max_length to at most {window}, or do without them"
             )
         # Every n-th head undoes `repeat_kv`, where a family has applied it already.
         observe(module.layer_idx, query, key[:, :: key.shape[1] // kv_heads], options["scaling"])

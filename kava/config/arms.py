@@ -132,7 +132,7 @@ class HybridLoss(LossSettings):
 
 
 class StructuralLoss(LossSettings):
-    """Cosine of keys and of values, and KL between the attention that student queries pay to either keys."""
+    """Mean cosine distance of keys and of values, plus KL between the attention that student queries pay to each."""
 
     kind: Literal["structural"] = "structural"
     attention: float = Field(1.0, ge=0, description="weight of the attention KL")
@@ -145,6 +145,14 @@ class AuxiliaryLoss(Settings):
     weight: float = Field(1.0, ge=0, description="weight beside the cross entropy")
     warmup_ratio: Share = Field(0.0, description="share of the steps in which the weight rises from 0")
     until: Share = Field(1.0, gt=0, description="share of the steps after which the weight is 0")
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.warmup_ratio > self.until:
+            raise ValueError(
+                f"warmup_ratio={self.warmup_ratio} ends after until={self.until}; shorten it or raise until"
+            )
+        return self
 
 
 class Codi(AuxiliaryLoss):
@@ -204,6 +212,8 @@ class Arm(Settings):
     def _check_across_fields(self) -> Self:
         if self.teacher_kv == "shuffled" and self.aligner is None and self.auxiliary.cka is None:
             raise ValueError("teacher_kv: shuffled changes nothing in an arm that reads no KV; give it an aligner")
+        if self.loss.kind == "structural" and self.loss.attention > 0 and self.tensors == "values":
+            raise ValueError("loss structural compares the attention to keys, and tensors: values; set attention: 0")
         if self.kv_warmup_ratio + self.kv_decay_ratio > self.kv_until:
             raise ValueError(
                 f"kv_warmup_ratio={self.kv_warmup_ratio} and kv_decay_ratio={self.kv_decay_ratio} leave no step at "

@@ -160,7 +160,7 @@ class Signals(Settings):
         None, description="scores of tokens, so that a selection can be made on reading a full store"
     )
     hidden_states: bool = Field(False, description="of all layers at the last token before the answer")
-    topk_logits: int = Field(0, ge=0, description="largest log-probabilities kept per answer token; 0: none")
+    topk_logits: int = Field(0, ge=0, le=1024, description="largest log-probabilities kept per answer token; 0: none")
 
 
 class KvStore(Settings):

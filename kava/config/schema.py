@@ -165,8 +165,18 @@ class Config(Settings):
     def _check_selection_on_reading(self, name: str, arm: Arm) -> None:
         """A store that cannot serve an arm's selection would be found out hours after it was extracted."""
         select, where = arm.select, f"arms.{name}.select"
+        reads_kv = arm.aligner or arm.auxiliary.cka
+        if reads_kv and isinstance(self.kv.select, ScopedSelection) and self.kv.select.scope == "head":
+            raise ValueError(
+                f"kv.select {self.kv.select.kind} with scope: head keeps other tokens in each head, and arms.{name} "
+                "compares KV token by token; set scope: example"
+            )
+        if reads_kv and self.student_reasoning != "full" and self.kv.keys == "post_rope":
+            raise ValueError(
+                f"student_reasoning: {self.student_reasoning} moves keys to other positions, and kv.keys: post_rope "
+                "stores them rotated to their own; set kv.keys: pre_rope"
+            )
         if select is None or select.kind == "full":
-            reads_kv = arm.aligner or arm.auxiliary.cka
             if self.student_reasoning != "full" and self.kv.select.kind != "full" and reads_kv:
                 raise ValueError(
                     f"student_reasoning: {self.student_reasoning} interpolates between neighbouring tokens, and "

@@ -63,7 +63,11 @@ def model_card(base: str, spec: dict[str, Any], manifest: dict[str, Any], folder
     arm = yaml.safe_dump(spec["arm"], sort_keys=False)
     alignment = {k: v for k, v in (manifest["alignment"] or {}).items() if k != "per_head"}
     rows = "\n".join(f"| {name} | {'none' if value is None else f'{value:.4f}'} |" for name, value in alignment.items())
-    measured = f"| held-out alignment | |\n|---|---|\n{rows}\n" if rows else "No KV loss: this arm is a control.\n"
+    measured = (
+        f"| held-out alignment | |\n|---|---|\n{rows}\n"
+        if rows
+        else "Trained without a projector; its losses stand below.\n"
+    )
     return f"""---
 {header}---
 # {base}, distilled with KAVA (arm `{spec["name"]}`, seed {spec["seed"]})

@@ -36,7 +36,6 @@ def calibrate(
     """
     device = projector.student_mean.device
     statistics, output, layers = ChannelStatistics(), ChannelStatistics(), LayerFeatures()
-    projector.output_mean.zero_()
     if base_student:
         for batch in read():
             mask, teacher = batch["kv_mask"].to(device), teacher_kv(batch, device)
@@ -45,10 +44,8 @@ def calibrate(
             layers.add(captured, teacher, mask)
         projector.set_student_statistics(statistics.mean, statistics.std, layers.cka())
     for batch in read():
-        projected = projector(teacher_kv(batch, device))
-        own = [tensor - projector.shift(i) for i, tensor in enumerate(projected)]
-        output.add(own, batch["kv_mask"].to(device))
-    projector.output_mean.copy_(output.mean)
+        output.add(projector.raw(teacher_kv(batch, device)), batch["kv_mask"].to(device))
+    projector.set_output_statistics(output.mean, output.std if base_student else None)
 
 
 class LayerFeatures:
@@ -64,7 +61,7 @@ class LayerFeatures:
         chosen = mask_BT.bool()
         for side, kv in zip(self._sides, (student, teacher), strict=True):
             rows = [tensor.permute(0, 3, 1, 2, 4)[chosen].flatten(2) for tensor in kv]  # [N, L, H · D]
-            side.append(torch.stack(rows)[:, : CKA_TOKENS - self._tokens].float().cpu())
+            side.append(torch.stack(rows)[:, : CKA_TOKENS - self._tokens].float())
         self._tokens += int(chosen.sum())
 
     def cka(self) -> Tensor:

@@ -27,7 +27,7 @@ class KvObjective:
     @property
     def reads_attention(self) -> bool:
         """Whether the student's queries are needed."""
-        return self.loss["kind"] == "structural"
+        return self.loss["kind"] == "structural" and self.loss["attention"] > 0
 
     def distance(
         self, student: KeysValues, projected: KeysValues, weight_BT: Tensor, projector: Projector, progress: float
@@ -51,8 +51,7 @@ class KvObjective:
         weight_BT: Tensor,
     ) -> Tensor:
         """KL between the attention that the student's queries pay to projected keys and to its own, after RoPE."""
-        queries, keys, scalings = zip(*observed, strict=True)
-        # With a gradient, queries of norm zero would bring the loss to zero.
-        fixed = torch.stack(queries, dim=1).detach()
-        own = torch.stack(keys, dim=1)
-        return attention_kl(fixed, own, projected_keys, attention_mask_BT, weight_BT, scalings[0])
+        # With a gradient, queries of norm zero would bring the loss to zero. Layers may scale in ways of their own.
+        queries = torch.stack([queries * scaling for queries, _, scaling in observed], dim=1).detach()
+        own = torch.stack([keys for _, keys, _ in observed], dim=1)
+        return attention_kl(queries, own, projected_keys, attention_mask_BT, weight_BT, scaling=1.0)

@@ -93,7 +93,7 @@ def _facts(
         "optimizer_steps": settings["steps"],
         "train_tokens": sum(len(batches.ids[example]) for example in order),
         "data_order_sha256": sha256_json(order),
-        "projector_parameters": model.projector.trainable_parameters if model.projector else None,
+        "projector_parameters": model.projector.parameter_count if model.projector else None,
         "warnings": first_warnings(metrics.read(), settings["log_every"]),
     }
 
@@ -107,10 +107,8 @@ def _prepare_tensorboard(folder: Path) -> None:
 
 def measure_alignment(
     model: DistillationModel, training: Batches, held_out: Batches, batch_size: int
-) -> dict[str, Any] | None:
-    """Alignment metrics of a trained model; None without a projector."""
-    if model.projector is None:
-        return None
+) -> dict[str, Any]:
+    """Alignment metrics of a model with a projector."""
     model.eval()
     # The Trainer's optimizer states hang in reference cycles; on a small GPU they would still be there.
     gc.collect()

@@ -92,15 +92,15 @@ class DistillationModel(nn.Module):
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         """Loss of a `Batch`; its detached parts, of `PARTS`, stand beside it."""
+        # A loss whose time is over is neither read for nor computed: the rest of the run is as cheap as the control.
+        weights = self.weights(self.progress)
         with torch.set_grad_enabled(self.train_student and torch.is_grad_enabled()):
-            own = self._read(batch)
+            own = self._read(batch, weights)
         parts: dict[str, Tensor] = {}
         loss = own.hidden[-1].new_zeros(())
         if self.train_student:
             parts["ce"] = self._cross_entropy(own.hidden[-1], batch["input_ids"], batch["label_mask"])
             loss = loss + parts["ce"]
-        # A loss whose time is over is neither read for nor computed: the rest of the run is as cheap as the control.
-        weights = self.weights(self.progress)
         if self.projector is not None and "kv" in weights:
             found, kv = self._kv(own, batch)
             parts |= found
@@ -129,17 +129,17 @@ class DistillationModel(nn.Module):
         captured, _ = capture(self.student, ids, batch["attention_mask"].to(device), self.keys)
         return Pair(captured, self.projector(teacher_kv(batch, device)), ids, batch["kv_mask"].to(device))
 
-    def _read(self, batch: dict[str, Tensor]) -> StudentPass:
+    def _read(self, batch: dict[str, Tensor], due: Collection[str]) -> StudentPass:
         attention: list[tuple[Tensor, Tensor, float]] = []
 
         def observe(layer: int, queries: Tensor, keys: Tensor, scaling: float) -> None:
             assert layer == len(attention), f"layer {layer} attends after {len(attention)} others"
             attention.append((queries, keys, scaling))
 
-        seen = self.objective is not None and self.objective.reads_attention
+        seen = "kv" in due and self.objective is not None and self.objective.reads_attention
         inputs = self.student, batch["input_ids"], batch["attention_mask"], self.keys
         with observed_attention(self.student, observe) if seen else nullcontext():
-            if self.auxiliary.reads_hidden:
+            if "codi" in due:
                 captured, hidden = capture_with_hidden(*inputs)
             else:
                 captured, last = capture(*inputs)
@@ -157,7 +157,9 @@ class DistillationModel(nn.Module):
         parts = {"kv": self.objective.distance(own.kv, projected, weight, self.projector, share)}
         total = parts["kv"]
         if self.objective.reads_attention:
-            keys = projected.keys if self.keys == "post_rope" else rotate(self.student, projected.keys)
+            # In fp32, as the student's: an aligner under autocast gives bf16, and cos and sin would follow it.
+            keys = projected.keys.float()
+            keys = keys if self.keys == "post_rope" else rotate(self.student, keys)
             parts["attention"] = self.objective.attention(own.attention, keys, batch["kv_mask"], weight)
             total = total + self.arm["loss"]["attention"] * parts["attention"]
         return parts | self._similarity(own.kv, projected, batch["kv_mask"]), total

@@ -54,23 +54,26 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     student = load_student(runtime.student, device)
     torch.manual_seed(seed)
     projector = _projector(stage, arm, inputs, store, student)
-    keys = store.keys_form if store else "post_rope"  # nobody reads them without a store
+    # Keys that nobody compares are left as they are: their family's RoPE need not be known.
+    keys = store.keys_form if store and (projector or arm["auxiliary"]["cka"]) else "post_rope"
     width = store.contents.hidden_width if store else None
     model = DistillationModel(student, projector, arm, stage == "distill", keys, width).to(device)
     shuffled = seed if arm["teacher_kv"] == "shuffled" else None
     batches = Batches(tokens, "train", store, arm, shuffled)
-    # Whatever an arm selects, it is measured on all tokens that the store has: its figures stand beside the others'.
-    whole = StoreReader(inputs["store"], device) if arm["select"] else store
-    plain = Batches(tokens, "train", whole)
+    measured: dict[str, Batches] = {}
     if projector is not None:
+        # Whatever an arm selects is measured on all tokens of the store: its figures stand beside the other arms'.
+        whole = StoreReader(inputs["store"], device) if arm["select"] else store
+        measured = {split: Batches(tokens, split, whole) for split in ("train", "validation")}
         model.eval()
-        read = partial(plain.slice, range(min(CALIBRATION_EXAMPLES, len(plain))), settings["batch_size"])
+        first = range(min(CALIBRATION_EXAMPLES, len(measured["train"])))
+        read = partial(measured["train"].slice, first, settings["batch_size"])
         calibrate(projector, student, read, keys, base_student=stage == "pretrain")
     fingerprint = run_fingerprint(spec, inputs)
     facts = train(model, batches, settings, seed, job.output.parent, fingerprint, spec["name"], device, runtime.tracker)
-    alignment = measure_alignment(model, plain, Batches(tokens, "validation", whole), settings["batch_size"])
-    warnings = facts.pop("warnings")
-    if alignment and projector is not None:
+    alignment, warnings = None, facts.pop("warnings")
+    if projector is not None:
+        alignment = measure_alignment(model, measured["train"], measured["validation"], settings["batch_size"])
         warnings = warnings + judge(alignment)
         facts["cka"] = dict(zip(TENSORS, projector.cka.tolist(), strict=True))
     manifest = {

@@ -1,5 +1,6 @@
 """What to make of a running alignment: a word for how far it is, and warnings."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,14 +22,10 @@ def warnings_at(record: dict[str, Any], log_every: int) -> list[str]:
     if magnitude is not None and magnitude > MAGNITUDE_LIMIT:
         found.append(
             f"magnitude: the squared difference of log norms is {magnitude:.2f} at step {step}, over "
-            f"{MAGNITUDE_LIMIT:g}; norms differ by a factor of {2.718281828 ** (magnitude**0.5):.1f}: raise beta, or "
-            "lower the learning rates"
+            f"{MAGNITUDE_LIMIT:g}; norms differ by a factor of {math.exp(magnitude**0.5):.1f}"
         )
     if cosine is not None and LATE_STEP <= step < LATE_STEP + log_every and cosine < LATE_COSINE:
-        found.append(
-            f"slow alignment: the centred cosine is {cosine:.2f} at step {step}, under {LATE_COSINE:g}; pretrain "
-            "longer, or raise projector_lr"
-        )
+        found.append(f"slow alignment: the centred cosine is {cosine:.2f} at step {step}, under {LATE_COSINE:g}")
     return found
 
 
