@@ -52,7 +52,7 @@ def rows_of(geometry: Geometry, batch: int = 2, tokens: int = 6) -> Tensor:
 def numel(settings: Any, teacher: Geometry, student: Geometry) -> int:
     """Parameters of keys and values together."""
     with torch.device("meta"):
-        return Projector(settings.model_dump(), teacher, student).trainable_parameters
+        return Projector(settings.model_dump(), teacher, student).parameter_count
 
 
 def test_every_aligner_has_settings_under_test() -> None:
