@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
-from kava.commands.text import table
 from kava.report.format import number
+from kava.text import table
 
 TENSORS = ("keys", "values")
 INFLATED = 0.3  # a floor from which a raw cosine misleads

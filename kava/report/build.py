@@ -89,7 +89,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     )
     report["curves"] = logged
     report["warnings"] = merged(run_notices(runs) + broken) + lost_numbers(lost)
-    verdict = decide(report["arms"], report["comparisons"], inputs.controls, mismatches)
+    verdict = decide(report["arms"], report["comparisons"], inputs.controls, inputs.arms, mismatches)
     return report | {"verdict": verdict.sentence, "verdict_parts": verdict.to_dict()}
 
 
