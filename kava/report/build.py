@@ -74,7 +74,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             "comparisons": comparisons,
             "controls": inputs.controls,
             "retrieval_over_shuffled": over_shuffled(inputs.arms, alignments),
-            "cka": first_cka(runs),
+            "cka": first_cka(runs, inputs.arms),
             "stores": stores,
             "fidelity": fidelity,
             "fairness": {"equal": not mismatches, "mismatches": mismatches},
