@@ -71,7 +71,7 @@ def test_retrieval_is_measured_against_the_shuffled_arm_with_the_same_kind_of_al
 def test_cka_is_that_of_the_first_run_that_has_it_and_none_in_older_manifests() -> None:
     cka = {"keys": [[1.0]], "values": [[0.5]]}
     runs = {"sft": {"1": run()}, "old": {"1": run({}, {})}, "new": {"1": run({}, {"cka": cka})}}
-    configs: dict[str, Any] = dict.fromkeys([*runs, "some"], {"select": None})
+    configs: dict[str, Any] = {arm: {"select": None} for arm in runs}
     assert first_cka(runs, configs) == cka
     assert first_cka({"old": runs["old"]}, configs) is None
     some = {"some": {"1": run({}, {"cka": {"keys": [[0.2]], "values": [[0.1]]}})}}
