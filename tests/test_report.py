@@ -252,7 +252,7 @@ def test_invalid_utf8_and_surrogates_show_as_text(runs: ReportInputs) -> None:
     path.write_bytes(raw)
     html = render_html(build_report(runs))
     assert html.encode("utf-8").decode("utf-8") == html
-    assert "\ufffd\ufffd \ufffd" in html
+    assert "\ufffd\ufffd" in html
     assert "\x00" not in html
 
 
