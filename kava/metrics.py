@@ -6,13 +6,14 @@ therefore reported beside that floor, or measured after the channel means of the
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kava.align.projector import ChannelStatistics
 from kava.cache.capture import KeysValues
+from kava.grades import COLLAPSE, collapsed
 from kava.losses.masking import cosine
 
 NAMES = (
@@ -20,13 +21,9 @@ NAMES = (
     "retrieval_at_1", "mag_ratio",
 )  # fmt: skip
 ALIGNED = 0.95  # centred cosine from which a token counts as aligned
-COLLAPSE = (0.9, 0.05)  # a raw cosine above the first with an r2 below the second
 # Share of the mean square up to which variance is no more than the rounding of float32 vectors, squared, with a margin.
 ROUNDING = 1e-9
 NAMED = 4  # heads that a warning names
-
-Grade = Literal["excellent", "good", "pass", "fail"]
-GRADES: tuple[tuple[float, Grade], ...] = ((0.95, "excellent"), (0.90, "good"), (0.80, "pass"))
 
 
 class Pair(NamedTuple):
@@ -113,27 +110,20 @@ def warnings_for(metrics: dict[str, Any]) -> list[str]:
         )
     if len(constant) == len(heads):
         return [f"{found[0]}; no alignment metric has a value"]
-    if _collapsed(metrics["cos_sim"], metrics["r2"]):
+    if collapsed(metrics["cos_sim"], metrics["r2"]):
         found.append(
             f"collapse: raw cosine {metrics['cos_sim']:.3f} with r2 {metrics['r2']:.3f}; predicting a constant scores "
             f"{metrics['cos_sim_constant']:.3f}"
         )
-    elif collapsed := [name for name, cos_sim, r2 in heads if r2 is not None and _collapsed(cos_sim, r2)]:
-        noun = "head" if len(collapsed) == 1 else "heads"
+    elif fallen := [name for name, cos_sim, r2 in heads if collapsed(cos_sim, r2)]:
+        noun = "head" if len(fallen) == 1 else "heads"
         found.append(
-            f"collapse of {len(collapsed)} {noun} of {len(heads)}, with a raw cosine above {COLLAPSE[0]} and r2 below "
-            f"{COLLAPSE[1]}: {_some(collapsed)}"
+            f"collapse of {len(fallen)} {noun} of {len(heads)}, with a raw cosine above {COLLAPSE[0]} and r2 below "
+            f"{COLLAPSE[1]}: {_some(fallen)}"
         )
     if not 0.1 <= metrics["mag_ratio"] <= 10:
         found.append(f"magnitude ratio {metrics['mag_ratio']:.3g} is outside 0.1 to 10")
     return found
-
-
-def grade(cos_sim_centered: float | None) -> Grade | None:
-    """Word for a mean centred cosine: excellent from 0.95, good from 0.90, pass from 0.80, else fail; None for None."""
-    if cos_sim_centered is None:
-        return None
-    return next((word for limit, word in GRADES if cos_sim_centered >= limit), "fail")
 
 
 def nested(values: Tensor, defined: Tensor) -> list[Any]:
@@ -141,10 +131,6 @@ def nested(values: Tensor, defined: Tensor) -> list[Any]:
     if values.dim() == 1:
         return [value if known else None for value, known in zip(values.tolist(), defined.tolist(), strict=True)]
     return [nested(row, known) for row, known in zip(values, defined, strict=True)]
-
-
-def _collapsed(cos_sim: float, r2: float) -> bool:
-    return cos_sim > COLLAPSE[0] and r2 < COLLAPSE[1]
 
 
 def _some(names: Sequence[str]) -> str:

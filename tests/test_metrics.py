@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kava.cache.capture import KeysValues
-from kava.metrics import NAMES, Pair, alignment_metrics, grade, nested, warnings_for
+from kava.grades import grade
+from kava.metrics import NAMES, Pair, alignment_metrics, nested, warnings_for
 
 BIAS = 20 * torch.randn(2, 2, 1, 8, generator=torch.Generator().manual_seed(1))
 

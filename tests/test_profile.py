@@ -182,6 +182,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_writes_numbers_and_a_page_that_loads_nothing(results: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(results)
     assert main(["profile", *SMALL, "--tokens", "600", "--json", "profile.json"]) == 0
@@ -207,6 +208,7 @@ def test_a_missing_store_is_one_sentence_with_the_commands_that_make_it(tmp_path
     assert "--preset demo" in line
 
 
+@pytest.mark.slow
 def test_a_store_that_lost_its_manifest_needs_extract_alone(results: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     shutil.copytree(results / "results" / "tokens", tmp_path / "results" / "tokens")
     monkeypatch.chdir(tmp_path)

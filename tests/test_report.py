@@ -16,6 +16,7 @@ from kava.report import ReportInputs, build_report, render_html
 
 SEED_KEYS = {
     *("strict_match", "flexible_extract", "n", "cos_sim", "cos_sim_centered", "cos_sim_constant", "r2"),
+    *("angular_distance", "alignment_accuracy", "grade", "collapsed"),
     *("retrieval_at_1", "mag_ratio", "train_seconds", "train_tokens", "optimizer_steps", "peak_memory_mib"),
 }
 ARM_KEYS = {"aligner", "loss", "projector_parameters", "strict_match_mean", "strict_match_ci95", "seeds"}
@@ -90,7 +91,9 @@ def test_numbers_are_those_of_the_files(report: dict[str, Any]) -> None:
     assert report["comparisons"][0]["delta"] == pytest.approx(delta)
     assert report["stores"]["demo"]["codec"] == "int8"
     assert report["fairness"] == {"equal": True, "mismatches": []}
-    assert report["verdict"].startswith("Structured beats flat")
+    # Two seeds: what these students did, and no claim about the arms.
+    assert report["verdict"].startswith("The flat and structured students beat the sft ones; the structured students")
+    assert "(not shown for students trained anew: 2 seeds)" in report["verdict"]
 
 
 def test_size_and_fidelity_are_those_of_the_bench_file_and_the_runs_codec_is_marked(report: dict[str, Any]) -> None:
@@ -247,7 +250,47 @@ def test_invalid_utf8_and_surrogates_show_as_text(runs: ReportInputs) -> None:
     path = runs.runs["flat"]["42"].evaluation / "samples.jsonl"
     raw = path.read_bytes().replace(b"She has", b"\xff\xfe \\ud800 \\u0000 She has")
     path.write_bytes(raw)
-    render_html(build_report(runs)).encode("utf-8")
+    html = render_html(build_report(runs))
+    assert html.encode("utf-8").decode("utf-8") == html
+    assert "\ufffd\ufffd" in html
+    assert "\x00" not in html
+
+
+def test_an_arm_whose_projector_was_not_pretrained_is_reported_like_any_other(runs: ReportInputs) -> None:
+    projector = runs.runs["structured"]["42"].projector
+    assert projector is not None
+    edit_lines(projector / "metrics.jsonl", lambda _: [])
+    edit_json(projector / "cost.json", seconds=0.0)
+    report = build_report(runs)
+    assert report["cost"]["structured"]["42"]["pretrain_seconds"] == 0
+    assert report["arms"]["structured"]["seeds"]["42"]["train_seconds"] == pytest.approx(41.5)
+    assert {row["arm"] for row in report["curves"] if row["stage"] == "pretrain"} == {"flat"}
+    assert '<td class="n">0.0 s</td>' in render_html(report)
+
+
+def test_an_arm_whose_alignment_is_unknown_throughout_shows_dashes_and_no_grade(runs: ReportInputs) -> None:
+    manifest = runs.runs["structured"]["42"].student / "manifest.json"
+    alignment = json.loads(manifest.read_text())["alignment"]
+    unknown = {name: None for name in alignment if name != "per_head"}
+    heads = {name: [[[None] * 2] * 3] * 2 for name in alignment["per_head"]}
+    edit_json(manifest, alignment={**unknown, "per_head": heads})
+    report = build_report(runs)
+    row = report["arms"]["structured"]["alignment"]
+    assert row["grade"] is row["cos_sim_centered"] is None
+    assert row["collapsed"] is False
+    assert render_html(report).count('<td class="none">n/a</td>') == 2 * 2 * 3 * 2
+
+
+def test_a_sample_without_its_doc_id_is_refused_with_its_line(runs: ReportInputs) -> None:
+    path = runs.runs["sft"]["42"].evaluation / "samples.jsonl"
+    edit_lines(path, lambda rows: [rows[0], {k: v for k, v in rows[1].items() if k != "doc_id"}, *rows[2:]])
+    with pytest.raises(ValueError, match=r"samples.jsonl, line 2, has no doc_id; rerun the evaluation"):
+        build_report(runs)
+
+
+def test_arms_with_aligners_that_never_finished_are_not_said_to_have_none(runs: ReportInputs) -> None:
+    report = build_report(replace(runs, runs={"sft": runs.runs["sft"]}))
+    assert "no arm with an aligner has a finished run" in render_html(report)
 
 
 def test_sample_questions_prefer_disagreement(report: dict[str, Any]) -> None:

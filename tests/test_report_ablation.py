@@ -13,6 +13,8 @@ from report_fixtures import edit_json, edit_lines
 from kava.report import build_report, render_html
 from kava.report.charts import arm_styles, highlighted, ranked
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:

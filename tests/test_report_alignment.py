@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from kava.report.alignment import arm_alignment, first_cka, grade, over_shuffled
+from kava.grades import grade
+from kava.report.alignment import arm_alignment, first_cka, over_shuffled
 from kava.report.notices import Notice, lost_numbers, merged, run_notices
 from kava.report.read import Evaluation, Run, Training
 
@@ -60,6 +61,9 @@ def test_retrieval_is_measured_against_the_shuffled_arm_with_the_same_kind_of_al
     rates = {"a": 0.6, "b": 0.5, "c": 0.2}
     alignments: dict[str, Any] = {arm: {"retrieval_at_1": rate} for arm, rate in rates.items()} | {"sft": None}
     assert over_shuffled(configs, alignments) == {"a": {"control": "c", "ratio": pytest.approx(3.0)}}
+    configs["a"]["select"] = {"kind": "random"}
+    assert over_shuffled(configs, alignments) == {}
+    del configs["a"]["select"]
     alignments["c"] = {"retrieval_at_1": None}
     assert over_shuffled(configs, alignments) == {}
 
@@ -67,8 +71,12 @@ def test_retrieval_is_measured_against_the_shuffled_arm_with_the_same_kind_of_al
 def test_cka_is_that_of_the_first_run_that_has_it_and_none_in_older_manifests() -> None:
     cka = {"keys": [[1.0]], "values": [[0.5]]}
     runs = {"sft": {"1": run()}, "old": {"1": run({}, {})}, "new": {"1": run({}, {"cka": cka})}}
-    assert first_cka(runs) == cka
-    assert first_cka({"old": runs["old"]}) is None
+    configs: dict[str, Any] = {arm: {"select": None} for arm in runs}
+    assert first_cka(runs, configs) == cka
+    assert first_cka({"old": runs["old"]}, configs) is None
+    some = {"some": {"1": run({}, {"cka": {"keys": [[0.2]], "values": [[0.1]]}})}}
+    configs["some"] = {"select": {"kind": "random"}}
+    assert first_cka(some | runs, configs) == cka
 
 
 def test_one_sentence_of_many_seeds_is_one_line_with_the_seeds_and_ranges_of_numbers() -> None:
@@ -79,6 +87,14 @@ def test_one_sentence_of_many_seeds_is_one_line_with_the_seeds_and_ranges_of_num
         "b (seeds 3, 1, 2, distill): r2 is 0.01 to 0.03 at step 200",
         "b (seed 1, pretrain): r2 is 1 at step 200",
     ]
+
+
+def test_sentences_about_different_heads_are_never_merged() -> None:
+    texts = [f"collapse of {n} heads: K layer {n} head {1 - n}" for n in (0, 1)]
+    notices = [Notice("a", str(seed), None, text) for seed, text in enumerate(texts)]
+    assert merged(notices) == [f"a (seed {seed}): {text}" for seed, text in enumerate(texts)]
+    same = [Notice("a", str(seed), None, f"r2 {seed} in V layer 10 head 2") for seed in (0, 1)]
+    assert merged(same) == ["a (seeds 0, 1): r2 0 to 1 in V layer 10 head 2"]
 
 
 def test_collapse_that_the_stage_named_is_not_named_twice() -> None:

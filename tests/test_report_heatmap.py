@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from kava.report import heatmap
 from kava.report.heatmap import SCALE, heat_map, layer_by_head
 
 
@@ -46,7 +48,9 @@ def test_scale_rises_in_lightness_and_numbers_contrast_with_every_colour_of_it()
 def test_unknown_cell_is_hatched_and_says_so() -> None:
     html = heat_map([[None, 0.5]], ["a"], ["b", "c"], "t", 0.0, 1.0)
     assert cells(html)[0] == '<td class="none">n/a</td>'
-    assert "repeating-linear-gradient" in html
+    style = Path(heatmap.__file__).with_name("page.css").read_text()
+    assert ".heat td.none { color: #444; background: repeating-linear-gradient" in style
+    assert "<style" not in html
 
 
 @pytest.mark.parametrize(("width", "hovered"), [(16, 0), (17, 17)])

@@ -6,20 +6,66 @@ from typing import Any
 
 import pytest
 
-from kava.report.shown import FLAT, NO_CONTROL_BEATEN, NO_DIFFERENCE, STRUCTURED, unrepeated
-from kava.report.verdict import decide
+from kava.report.shown import (
+    FLAT,
+    NO_CONTROL_BEATEN,
+    NO_DIFFERENCE,
+    STRUCTURED,
+    TOO_FEW_SEEDS,
+    about_structure,
+    doubt,
+    repeated,
+    unrepeated,
+)
+from kava.report.verdict import Verdict
+from kava.report.verdict import decide as decide_by_configs
 
 KINDS = {"A": "flat", "matched": "flat_matched", "B": "structured", "sft": None, "shuffled": "structured"}
+KINDS |= {"logit_kd": None} | {f"x{i}": "linear" for i in range(9)}
+RATES = {"A": 0.51, "matched": 0.47, "B": 0.58, "sft": 0.43, "shuffled": 0.42, "logit_kd": 0.44}
 
 
-def arms(n: int = 500, seeds: int = 3, rate: float = 0.5, names: str = "A B sft") -> dict[str, Any]:
-    rows = {str(s): {"strict_match": rate, "n": n} for s in range(seeds)}
-    return {name: {"aligner": KINDS[name], "strict_match_mean": rate, "seeds": rows} for name in names.split()}
+def arms(n: int = 500, seeds: int = 3, rate: float | None = None, names: str = "A B sft") -> dict[str, Any]:
+    def arm(name: str) -> dict[str, Any]:
+        reached = RATES.get(name, 0.5) if rate is None else rate
+        rows = {str(s): {"strict_match": reached, "n": n} for s in range(seeds)}
+        return {"aligner": KINDS[name], "strict_match_mean": reached, "seeds": rows}
+
+    return {name: arm(name) for name in names.split()}
 
 
-def row(a: str, b: str, delta: float | None, p: float | None = 0.001) -> dict[str, Any]:
-    ci = None if delta is None else [delta - 0.03, delta + 0.03]
-    return {"a": a, "b": b, "delta": delta, "ci95": ci, "p_value": p, "p_value_holm": p, "seed_level": None}
+def row(
+    a: str, b: str, delta: float | None, p: float | None = 0.001, seeds: int = 3, anew: float | None = 0.01
+) -> dict[str, Any]:
+    """A comparison with Holm-adjusted `p` over questions, and p `anew` of the t-test over seeds."""
+    if delta is None:
+        return {
+            "a": a,
+            "b": b,
+            "delta": None,
+            **dict.fromkeys(("ci95", "p_value", "p_value_holm", "seed_level")),
+            "seeds": [],
+        }
+    over = {"mean": delta, "se": 0.01, "p_value": anew} if seeds > 1 else None
+    edges = [delta - 0.03, delta + 0.03]
+    named = [str(s) for s in range(seeds)]
+    return {
+        "a": a,
+        "b": b,
+        "delta": delta,
+        "ci95": edges,
+        "p_value": p,
+        "p_value_holm": p,
+        "seed_level": over,
+        "seeds": named,
+    }
+
+
+def decide(
+    table: dict[str, Any], rows: list[dict[str, Any]], controls: list[str], mismatches: tuple[str, ...] = ()
+) -> Verdict:
+    configs = {name: {"aligner": kind and {"kind": kind}} for name, kind in KINDS.items()}
+    return decide_by_configs(table, rows, controls, configs, mismatches)
 
 
 BOTH_BEAT_SFT = [row("A", "sft", 0.1), row("B", "sft", 0.1)]
@@ -28,7 +74,7 @@ BOTH_BEAT_SFT = [row("A", "sft", 0.1), row("B", "sft", 0.1)]
 def test_structured_beats_flat_with_the_numbers_in_one_sentence() -> None:
     verdict = decide(arms(), [row("B", "A", 0.07, 0.012), *BOTH_BEAT_SFT], ["sft"])
     assert verdict.outcome == STRUCTURED
-    assert verdict.sentence.startswith("Structured beats flat: ")
+    assert verdict.sentence.startswith("A and B beat sft; structured beats flat: ")
     for part in ("+7.0 points", "+4.0 to +10.0", "p = 0.012", "500 questions", "3 seeds"):
         assert part in verdict.sentence
     assert verdict.sentence.count(". ") == 0
@@ -45,39 +91,48 @@ def test_flat_beats_structured_whichever_way_the_pair_was_declared() -> None:
 
 @pytest.mark.parametrize("p", [0.05, 0.2, 1.0])
 def test_no_difference_at_five_per_cent_or_more(p: float) -> None:
-    assert decide(arms(), [row("B", "A", 0.07, p), *BOTH_BEAT_SFT], ["sft"]).outcome == NO_DIFFERENCE
+    assert decide(arms(), [row("B", "A", 0.07, p)], ["sft"]).outcome == NO_DIFFERENCE
+    verdict = decide(arms(), [row("B", "A", 0.07, p), *BOTH_BEAT_SFT], ["sft"])
+    assert verdict.outcome == "A and B beat sft"
+    assert verdict.headline == "A and B beat sft; no difference shown between structured and flat"
 
 
 def test_control_message_goes_first_even_if_structured_beats_flat() -> None:
     rows = [row("B", "A", 0.1), row("A", "sft", -0.08), row("B", "sft", 0.02, 0.4)]
     verdict = decide(arms(), rows, ["sft"])
     assert verdict.outcome == NO_CONTROL_BEATEN
-    assert verdict.sentence.startswith("No KV arm beats its control: ")
+    assert verdict.sentence.startswith("No KV arm is shown to beat its control: ")
     assert "among the KV arms: structured beats flat" in verdict.sentence
 
 
 def test_a_kv_arm_must_beat_every_control_it_meets() -> None:
     table = arms(names="B sft shuffled")
     rows = [row("B", "sft", 0.1), row("shuffled", "B", 0.0, 0.9)]
-    assert decide(table, rows, ["sft", "shuffled"]).outcome == NO_CONTROL_BEATEN
+    verdict = decide(table, rows, ["sft", "shuffled"])
+    assert verdict.outcome == NO_CONTROL_BEATEN
+    assert verdict.headline == "No KV arm is shown to beat all its controls"
 
 
 def test_shuffled_structured_arm_is_a_control_and_no_structure_pair() -> None:
-    rows = [row("B", "A", 0.01, 0.8), row("A", "shuffled", 0.2)]
-    assert decide(arms(names="A B shuffled"), rows, ["shuffled"]).outcome == NO_DIFFERENCE
+    rows = [row("B", "A", 0.01, 0.8), row("A", "shuffled", -0.2)]
+    verdict = decide(arms(names="A B shuffled"), rows, ["shuffled"])
+    assert verdict.outcome == NO_CONTROL_BEATEN
+    assert "among the KV arms: no difference shown between structured and flat" in verdict.sentence
 
 
 def test_arm_that_missed_its_control_is_named() -> None:
     rows = [row("B", "A", 0.1), row("A", "sft", 0.0, 0.9), row("B", "sft", 0.1)]
-    sentence = decide(arms(), rows, ["sft"]).sentence
-    assert "B beats control (sft), A not shown to" in sentence
+    verdict = decide(arms(), rows, ["sft"])
+    assert verdict.headline == "B beats sft; structured beats flat"
+    assert verdict.numbers[0] == "A is not shown to beat its control"
 
 
 def test_structure_needs_all_its_pairs() -> None:
     table = arms(names="A matched B sft")
     mixed = [row("B", "A", 0.01, 0.7), row("B", "matched", 0.1), *BOTH_BEAT_SFT]
-    assert decide(table, mixed, ["sft"]).outcome == NO_DIFFERENCE
-    assert "No consistent difference" in decide(table, mixed, ["sft"]).sentence
+    assert decide(table, mixed[:2], ["sft"]).outcome == NO_DIFFERENCE
+    assert decide(table, mixed, ["sft"]).outcome == "A and B beat sft"
+    assert "no consistent difference" in decide(table, mixed, ["sft"]).headline
     agreed = [row("B", "A", 0.08), row("B", "matched", 0.1), *BOTH_BEAT_SFT]
     assert decide(table, agreed, ["sft"]).outcome == STRUCTURED
 
@@ -99,11 +154,12 @@ def test_accuracy_about_zero_allows_no_conclusion(n: int, rate: float) -> None:
 
 def test_few_seeds_few_questions_and_unequal_terms_are_admitted() -> None:
     rows = [row("B", "A", 0.07), *BOTH_BEAT_SFT]
-    assert "one seed: the interval does not cover seed noise" in decide(arms(seeds=1), rows, ["sft"]).sentence
-    assert "only 2 seeds" in decide(arms(seeds=2), rows, ["sft"]).sentence
+    for seeds, said in ((1, "one seed, which cannot show"), (2, "only 2 seeds, too few to show")):
+        few = [row("B", "A", 0.07, seeds=seeds)]
+        assert said in decide(arms(seeds=3), few, ["sft"]).sentence
     assert "only 199 questions" in decide(arms(n=199), rows, ["sft"]).sentence
     assert "only" not in decide(arms(n=200), rows, ["sft"]).sentence
-    assert "not equal: 1 mismatch" in decide(arms(), rows, ["sft"], ["steps differ."]).sentence
+    assert "not equal: 1 mismatch" in decide(arms(), rows, ["sft"], ("steps differ.",)).sentence
 
 
 def test_comparison_that_could_not_be_made_shows_nothing() -> None:
@@ -113,11 +169,8 @@ def test_comparison_that_could_not_be_made_shows_nothing() -> None:
 
 
 def many(n: int, names: str) -> dict[str, Any]:
-    """`n` further KV arms beside the named ones, of kind structured but for these."""
-    rows = {str(s): {"strict_match": 0.5, "n": 500} for s in range(5)}
-    arm = {"strict_match_mean": 0.5, "seeds": rows}
-    kinds = dict.fromkeys([f"x{i}" for i in range(n)], "linear") | {name: KINDS[name] for name in names.split()}
-    return {name: {**arm, "aligner": kind} for name, kind in kinds.items()}
+    """`n` linear KV arms beside the named ones."""
+    return arms(seeds=5, names=" ".join([*(f"x{i}" for i in range(n)), *names.split()]))
 
 
 ALIKE = [row(f"x{i}", control, 0.0, 0.9) for i in range(6) for control in ("sft", "shuffled")]
@@ -138,10 +191,10 @@ def test_many_arms_an_arm_that_misses_one_control_is_no_winner_and_a_worse_one_i
     rows = [row("A", "sft", 0.1), row("A", "shuffled", 0.0, 0.9), row("sft", "B", 0.1), row("B", "shuffled", 0.0, 0.9)]
     verdict = decide(many(6, "A B sft shuffled"), [*ALIKE, *rows], ["sft", "shuffled"])
     assert verdict.outcome == NO_CONTROL_BEATEN
-    assert verdict.headline == "No KV arm beats its control"
+    assert verdict.headline == "No KV arm is shown to beat all its controls"
     assert verdict.numbers == [
         "of 8 KV arms compared with sft, 1 is better (A), 1 is worse (B) and the other 6 show no difference",
-        "of 8 KV arms compared with shuffled, none is better and the other 8 show no difference",
+        "of 8 KV arms compared with shuffled, none is shown to be better and 8 show no difference",
     ]
 
 
@@ -154,7 +207,8 @@ def test_many_arms_winners_over_different_controls_are_named_apart() -> None:
 def test_many_arms_what_kv_arms_show_among_themselves_follows_after_the_controls() -> None:
     rows = [*BOTH_BEAT_SFT, row("B", "A", 0.1), row("x0", "x1", 0.1), row("x2", "x1", 0.0, 0.9)]
     verdict = decide(many(6, "A B sft shuffled"), [*ALIKE, *rows], ["sft", "shuffled"])
-    assert verdict.outcome == "A and B beat sft"
+    assert verdict.outcome == STRUCTURED
+    assert verdict.headline == "A and B beat sft; structured beats flat"
     assert verdict.numbers[-1] == (
         "among the KV arms, structured beats flat, x0 beats x1 and no difference shown in 1 other comparison"
     )
@@ -170,18 +224,115 @@ def test_many_arms_without_controls_name_only_the_differences() -> None:
     rows = [row(f"x{i}", f"x{i + 1}", 0.0, 0.9) for i in range(7)]
     assert decide(many(9, ""), rows, []).outcome == NO_DIFFERENCE
     verdict = decide(many(9, ""), [*rows, row("x0", "x8", 0.1)], [])
-    assert (verdict.outcome, verdict.numbers) == ("x0 beats x8", ["no difference shown in 7 other comparisons"])
+    assert (verdict.outcome, verdict.numbers) == (
+        "x0 beats x8",
+        ["among the KV arms, x0 beats x8 and no difference shown in 7 other comparisons"],
+    )
 
 
-def test_difference_that_does_not_repeat_over_seeds_is_a_caveat_and_still_shown() -> None:
-    doubtful = {**row("B", "A", 0.07), "seed_level": {"mean": 0.07, "se": 0.06, "p_value": 0.3}}
-    verdict = decide(arms(), [doubtful, *BOTH_BEAT_SFT], ["sft"])
-    assert verdict.outcome == STRUCTURED
+def test_a_difference_is_repeated_by_a_t_test_over_three_seeds_or_more_and_not_before() -> None:
+    assert repeated(row("B", "A", 0.07, anew=0.05))
+    assert repeated(row("B", "A", 0.07, anew=None))  # every seed has the same difference
+    for doubtful in (row("B", "A", 0.07, anew=0.06), row("B", "A", 0.07, seeds=2), row("B", "A", 0.07, seeds=1)):
+        assert unrepeated(doubtful)
+        assert not repeated(doubtful)
+    nothing = row("B", "A", 0.07, 0.2)
+    assert not unrepeated(nothing)
+    assert not repeated(nothing)
+    assert doubt(nothing) is doubt(row("B", "A", 0.07)) is None
+    assert doubt(row("B", "A", 0.07, anew=0.3)) == "differs in these students; not shown to repeat over seeds"
+    assert doubt(row("B", "A", 0.07, seeds=1)) == "differs in these students; one seed cannot show that it repeats"
+
+
+def test_one_seed_tells_of_these_students_and_never_that_an_arm_beats_another() -> None:
+    rows = [row("B", "A", 0.07, seeds=1), row("A", "sft", 0.0, 0.9, seeds=1), row("B", "sft", 0.1, seeds=1)]
+    ahead = decide(arms(seeds=1), rows, ["sft"])
+    assert ahead.outcome == TOO_FEW_SEEDS
+    assert ahead.headline == (
+        "The B students beat the sft ones; the structured students beat the flat ones "
+        "(not shown for students trained anew: one seed)"
+    )
+    assert "+7.0 points" in ahead.sentence
+    behind = decide(arms(seeds=1), [rows[0], rows[1], row("B", "sft", -0.1, seeds=1)], ["sft"])
+    assert behind.outcome == NO_CONTROL_BEATEN
+    assert behind.numbers[-1].startswith(
+        "among the KV arms: the structured students beat the flat ones (not shown for students trained anew: one seed)"
+    )
+    assert decide(arms(seeds=1), rows[:1], []).outcome == TOO_FEW_SEEDS
+
+
+def test_a_difference_that_the_seeds_do_not_confirm_is_no_claim_about_structure() -> None:
+    doubtful = row("B", "A", 0.07, anew=0.3)
+    verdict = decide(arms(), [doubtful], [])
+    assert verdict.outcome == NO_DIFFERENCE
+    assert verdict.headline == (
+        "The structured students beat the flat ones (not shown for students trained anew: p = 0.3 over 3 seeds)"
+    )
     assert "not shown to repeat over seeds: B and A" in verdict.caveats
-    assert unrepeated(doubtful)
-    assert not unrepeated({**doubtful, "seed_level": {"mean": 0.07, "se": 0.01, "p_value": 0.05}})
-    assert not unrepeated({**doubtful, "p_value_holm": 0.2})
-    assert not unrepeated({**doubtful, "seed_level": None})
-    rows = [{**doubtful, "a": name, "b": "sft"} for name in "AB"]
+    assert decide(arms(), [doubtful, *BOTH_BEAT_SFT], ["sft"]).outcome == "A and B beat sft"
+    rows = [row(name, "sft", 0.07, anew=0.3) for name in "AB"]
     verdict = decide(many(6, "A B sft shuffled"), [*ALIKE, *rows], ["sft", "shuffled"])
+    assert verdict.outcome == NO_CONTROL_BEATEN
+    assert "2 are better in these students only (A, B)" in verdict.numbers[0]
     assert "not shown to repeat over seeds: 2 of 2 differences" in verdict.caveats
+
+
+def test_intervals_are_always_said_to_be_of_these_students() -> None:
+    for seeds in (1, 3, 5):
+        caveats = decide(arms(), [row("B", "A", 0.07, seeds=seeds)], []).caveats
+        assert "intervals and their p are over questions, of these students" in caveats
+
+
+def test_kv_arms_that_beat_their_controls_come_first_with_few_and_with_many_comparisons() -> None:
+    few = [row("A", "sft", 0.1), row("matched", "sft", 0.1), row("A", "matched", 0.0, 0.9)]
+    alone = decide(arms(names="A matched sft"), few[:2], ["sft"])
+    assert alone.outcome == "A and matched beat sft"
+    verdict = decide(arms(names="A matched sft"), few, ["sft"])
+    assert verdict.outcome == alone.outcome
+    assert verdict.headline == "A and matched beat sft; no difference shown among the KV arms"
+    assert len(verdict.numbers) == 3
+    more = [*few, *(row(f"x{i}", "sft", 0.1) for i in range(4))]
+    said = decide(many(4, "A matched sft"), more, ["sft"])
+    assert said.outcome == "A, matched, x0, x1, x2 and x3 beat sft"
+    assert said.headline.endswith("; no difference shown among the KV arms")
+
+
+def test_controls_compared_with_each_other_are_told_of() -> None:
+    rows = [row("logit_kd", "sft", 0.05), row("A", "sft", 0.1)]
+    few = decide(arms(names="A sft logit_kd"), rows, ["sft", "logit_kd"])
+    assert few.outcome == "A beats sft"
+    assert few.numbers[-1].startswith("among the controls: strict match is 44.0% for logit_kd and 43.0% for sft")
+    lone = decide(arms(names="sft logit_kd"), rows[:1], ["sft", "logit_kd"])
+    assert lone.outcome == "logit_kd beats sft"
+    table = many(6, "A sft shuffled logit_kd")
+    numbers = decide(table, [*ALIKE, *rows], ["sft", "shuffled", "logit_kd"]).numbers
+    assert numbers[-1] == "among the controls, logit_kd beats sft"
+
+
+def test_an_arm_is_said_to_beat_no_control_that_it_never_met() -> None:
+    rows = [row("A", "sft", 0.1), row("B", "shuffled", 0.1)]
+    verdict = decide(arms(names="A B sft shuffled"), rows, ["sft", "shuffled"])
+    assert verdict.outcome == "A beats sft; B beats shuffled"
+
+
+def test_a_pair_about_structure_differs_in_nothing_but_the_aligner() -> None:
+    flat, structured = (
+        {"aligner": {"kind": "flat"}, "kv_weight": 1.0},
+        {"aligner": {"kind": "structured"}, "kv_weight": 1.0},
+    )
+    assert about_structure(flat, structured)
+    assert not about_structure(flat, {**structured, "kv_weight": 2.0})
+    assert not about_structure(flat, flat)
+    configs = {"A": flat, "B": {**structured, "kv_weight": 2.0}}
+    assert decide_by_configs(arms(names="A B"), [row("B", "A", 0.07)], [], configs).outcome == "B beats A"
+
+
+def test_seeds_are_those_of_the_arms_that_were_compared() -> None:
+    table = arms(names="A B sft") | arms(names="matched", seeds=1)
+    assert "3 seeds" in decide(table, [row("B", "A", 0.07)], []).caveats
+
+
+def test_a_p_at_the_floor_of_the_permutation_test_is_a_bound() -> None:
+    floor = decide(arms(), [row("B", "A", 0.07, 0.0002)], [])
+    assert "Holm-adjusted p ≤ 0.0002" in floor.sentence
+    assert "Holm-adjusted p = 0.00021" in decide(arms(), [row("B", "A", 0.07, 0.00021)], []).sentence

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.commandline import command_parser, exit_status
-from kava.commands.text import size, table
+from kava.text import size, table
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
-from kava.commands.text import size, table
+from kava.text import size, table
 
 if TYPE_CHECKING:
     from kava.cache.inventory import Entry

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
-from kava.commands.text import size
 from kava.errors import UserError
+from kava.text import size
 
 if TYPE_CHECKING:
     from kava.cache.prune import Candidate

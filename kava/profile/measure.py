@@ -15,7 +15,7 @@ from kava.cka import cka_matrix
 from kava.errors import UserError
 from kava.losses.masking import cosine
 from kava.metrics import ROUNDING, nested
-from kava.profile.probe import Halves, LinearProbe
+from kava.profile.probe import Halves, LinearProbe, Prediction
 
 # The smallest number of examples of which both folds of the fitted half and the scored half have one.
 FEWEST_EXAMPLES = 4
@@ -40,7 +40,8 @@ def measure(sample: Sample) -> dict[str, Any]:
         `tokens`: `{"fitted", "scored"}`; `teacher` and `student`: `keys` and `values` → what `describe` returns;
         `pair`: `keys` and `values` → `cka` `[L_s][L_t]`, `cos_sim_constant` `[L_s][H_s]`, `ratio_layer` `[L_s]` and
         the linear probes `one_layer` (from that layer of the teacher) and `all_layers`, of which each holds `r2`,
-        `cos_sim` and `cos_sim_centered` `[L_s][H_s]`, None for heads that do not vary.
+        `cos_sim` and `cos_sim_centered` of the scored half and `fold_r2` within the fitted half, each `[L_s][H_s]`,
+        None for heads that do not vary.
 
     Raises
     ------
@@ -114,7 +115,9 @@ def relate(teacher_NLHD: Tensor, student_NLHD: Tensor, halves: Halves) -> dict[s
     single = {layer: LinearProbe(features[layer], halves) for layer in set(nearest)}
     everything = LinearProbe(teacher_NLHD.double().flatten(1), halves)
     # All student layers at once, as if they were heads: a few large products instead of many small ones.
-    from_all = everything.predict(student.transpose(0, 1).flatten(1, 2)).unflatten(1, student_NLHD.shape[1:3])
+    from_all = everything.predict(student.transpose(0, 1).flatten(1, 2))
+    sizes = student_NLHD.shape[1:3]
+    by_layer = zip(from_all.scored.unflatten(1, sizes).unbind(1), from_all.fold_r2.unflatten(0, sizes), strict=True)
     return {
         "cka": cka_matrix(student.flatten(2), features).tolist(),
         "cos_sim_constant": [constant_floor(layer, halves).tolist() for layer in student],
@@ -122,7 +125,7 @@ def relate(teacher_NLHD: Tensor, student_NLHD: Tensor, halves: Halves) -> dict[s
         "one_layer": _scores(
             [single[i].predict(layer) for i, layer in zip(nearest, student, strict=True)], student, halves
         ),
-        "all_layers": _scores(from_all.unbind(1), student, halves),
+        "all_layers": _scores([Prediction(*layer) for layer in by_layer], student, halves),
     }
 
 
@@ -131,21 +134,22 @@ def constant_floor(x_NHD: Tensor, halves: Halves) -> Tensor:
     return cosine(x_NHD[halves.score], x_NHD[halves.fit].mean(0)).mean(0)
 
 
-def _scores(predicted: Sequence[Tensor], student_LNHD: Tensor, halves: Halves) -> dict[str, list[Any]]:
+def _scores(predicted: Sequence[Prediction], student_LNHD: Tensor, halves: Halves) -> dict[str, list[Any]]:
     layers = [score(of_layer, target, halves) for of_layer, target in zip(predicted, student_LNHD, strict=True)]
     return {name: [layer[name] for layer in layers] for name in layers[0]}
 
 
-def score(predicted_MHD: Tensor, target_NHD: Tensor, halves: Halves) -> dict[str, list[Any]]:
-    """`r2`, `cos_sim` and `cos_sim_centered` per head of a prediction of the scored tokens; None if none varies."""
+def score(predicted: Prediction, target_NHD: Tensor, halves: Halves) -> dict[str, list[Any]]:
+    """`r2`, `cos_sim` and `cos_sim_centered` per head of the scored tokens, and `fold_r2`; None if none varies."""
     fitted, scored = target_NHD[halves.fit], target_NHD[halves.score]
     mean = fitted.mean(0)
     known = _varies(fitted) & _varies(scored)
-    error, variance = ((scored - x).square().sum((0, 2)) for x in (predicted_MHD, mean))
+    error, variance = ((scored - x).square().sum((0, 2)) for x in (predicted.scored, mean))
     return {
         "r2": nested(1 - error / variance, known),
-        "cos_sim": nested(cosine(scored, predicted_MHD).mean(0), known),
-        "cos_sim_centered": nested(cosine(scored - mean, predicted_MHD - mean).mean(0), known),
+        "cos_sim": nested(cosine(scored, predicted.scored).mean(0), known),
+        "cos_sim_centered": nested(cosine(scored - mean, predicted.scored - mean).mean(0), known),
+        "fold_r2": nested(predicted.fold_r2, known & predicted.fold_r2.isfinite()),
     }
 
 

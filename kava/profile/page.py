@@ -6,97 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from kava.profile.show import LEGEND, TENSORS, better, layers, mean, sentences, tables
+from kava.profile.show import LEGEND, TENSORS, better, layers, mean_of_known, reach, sentences, tables
 from kava.report import charts
 from kava.report.charts import Chart, finish, series_styles
 from kava.report.heatmap import heat_map
 
 WIDTH, HEIGHT = 420, 210
+HERE = Path(__file__).parent
 STYLE = Path(charts.__file__).with_name("page.css")
-TEMPLATE = """\
-{% macro swatch(style) %}
-<svg class="swatch" viewBox="0 0 24 8" width="24" height="8" aria-hidden="true">
-<line x1="0" y1="4" x2="24" y2="4" stroke="{{ style.colour }}" stroke-width="2.5"
-{%+ if style.dash[1] %}stroke-dasharray="{{ style.dash | join(' ') }}"{% endif %}/></svg>
-{%- endmacro %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Profile · {{ p.experiment }} · KAVA</title>
-<style>{{ style }}
-.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }</style>
-</head>
-<body>
-<header>
-  <p class="eyebrow">KAVA profile
-    <span>experiment <b>{{ p.experiment }}</b></span>
-    <span>teacher <b>{{ p.teacher.model }}</b></span>
-    <span>student <b>{{ p.student.model }}</b></span></p>
-  <h1>What a cosine would mean for this pair</h1>
-  <ul class="lede">
-{% for sentence in sentences %}
-    <li>{{ sentence }}</li>
-{% endfor %}
-  </ul>
-</header>
-<main>
-{% for section in sections %}
-<section>
-<h2>{{ section.title }}</h2>
-<p>{{ section.text }}</p>
-<div class="charts two">
-{% for chart in section.charts %}
-<figure class="chart">
-  <h3>{{ chart.title }}</h3>
-  <div class="plot">{{ chart.svg }}</div>
-  <ul class="legend">
-{% for name, style in chart.styles.items() %}
-    <li>{{ swatch(style) }}{{ name }}</li>
-{% endfor %}
-  </ul>
-  <figcaption>{{ chart.caption }}</figcaption>
-</figure>
-{% endfor %}
-{% for map in section.maps %}
-{{ map }}
-{% endfor %}
-</div>
-</section>
-{% endfor %}
-<section>
-<h2>Numbers</h2>
-<p>Means over heads. {{ legend }}</p>
-{% for title, header, rows in tables %}
-<div class="scroll" tabindex="0" role="region" aria-label="{{ title }}">
-<table>
-<caption><span>{{ title[:1] | upper }}{{ title[1:] }}</span></caption>
-<thead><tr>
-{% for cell in header %}
-<th scope="col"{{ "" if loop.first else ' class="n"' | safe }}>{{ cell }}</th>
-{% endfor %}
-</tr></thead>
-<tbody>
-{% for row in rows %}
-<tr><th scope="row">{{ row[0] }}</th>{% for cell in row[1:] %}<td class="n">{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody>
-</table>
-</div>
-{% endfor %}
-</section>
-</main>
-<footer><p>{{ "{:,}".format(p.tokens.fitted) }} tokens fitted, {{ "{:,}".format(p.tokens.scored) }} scored, of other
-examples; store {{ p.store }}, keys {{ p.keys_form }}. The page loads nothing from anywhere.</p></footer>
-</body>
-</html>
-"""
 
 
 def page(profile: Mapping[str, Any]) -> str:
@@ -105,9 +25,7 @@ def page(profile: Mapping[str, Any]) -> str:
     sections = [
         {
             "title": "What can be predicted",
-            "text": "A raw cosine tells something between the score of a constant and 1. What a linear map of the "
-            "teacher predicts of the base student is the ceiling of a linear aligner, as long as the student does not "
-            "move.",
+            "text": f"A raw cosine tells something between the score of a constant and 1. {reach(profile)}",
             "charts": [_explained(pair), _cosines(pair)],
             "maps": [],
         },
@@ -125,8 +43,14 @@ def page(profile: Mapping[str, Any]) -> str:
         },
         *(_model(profile, role) for role in ("teacher", "student")),
     ]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE).render(
+    environment = Environment(
+        loader=FileSystemLoader([HERE, STYLE.parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("profile.html.j2").render(
         p=profile,
         sections=sections,
         sentences=sentences(profile),
@@ -166,7 +90,9 @@ def _cka(values: Sequence[Sequence[float]], name: str) -> Markup:
 def _explained(pair: Mapping[str, Any]) -> dict[str, Any]:
     probes = (("all_layers", "all teacher layers"), ("one_layer", "the one at the ratio of depth"))
     series = {
-        f"{name}, {what}": [mean(row) for row in pair[name][probe]["r2"]] for name in TENSORS for probe, what in probes
+        f"{name}, {what}": [mean_of_known(row) for row in pair[name][probe]["r2"]]
+        for name in TENSORS
+        for probe, what in probes
     }
     caption = "Share of the base student’s variance that a ridge regression predicts on examples it was not fitted on."
     return _lines("explained", "r2 of a linear map", caption, series)
@@ -175,11 +101,11 @@ def _explained(pair: Mapping[str, Any]) -> dict[str, Any]:
 def _cosines(pair: Mapping[str, Any]) -> dict[str, Any]:
     series = {}
     for name in TENSORS:
-        series[f"{name}, best linear map"] = better(pair[name], "cos_sim")
-        series[f"{name}, a constant"] = [mean(row) for row in pair[name]["cos_sim_constant"]]
+        series[f"{name}, ridge regression"] = better(pair[name], "cos_sim")
+        series[f"{name}, a constant"] = [mean_of_known(row) for row in pair[name]["cos_sim_constant"]]
     assert all(len(values) == layers(pair["keys"]) for values in series.values())
     return _lines(
-        "cosines", "Raw cosine", "What predicting the mean scores, and what the better linear map does.", series
+        "cosines", "Raw cosine", "What predicting the mean scores, and what the better ridge regression does.", series
     )
 
 

@@ -30,6 +30,16 @@ class Halves(NamedTuple):
         return cls(torch.cat(folds), torch.cat((rows[1], rows[3])), folds)
 
 
+class Prediction(NamedTuple):
+    """Scored tokens `[M, H, D]` as predicted, and how well the folds of the fitted half predict each other.
+
+    `fold_r2` `[H]` is the share of variance explained; not finite for heads that do not vary.
+    """
+
+    scored: Tensor
+    fold_r2: Tensor
+
+
 class LinearProbe:
     """Ridge regression from fixed features to any target.
 
@@ -52,12 +62,14 @@ class LinearProbe:
         ]
         self.outer = _Ridge(features_NP[halves.fit], features_NP[halves.score])
 
-    def predict(self, target_NHD: Tensor) -> Tensor:
-        """Prediction `[M, H, D]` of the scored tokens of a target that is given for all tokens."""
+    def predict(self, target_NHD: Tensor) -> Prediction:
+        """Predict a target that is given for all tokens."""
         errors = target_NHD.new_zeros(len(STRENGTHS), target_NHD.shape[1])
+        variance = target_NHD.new_zeros(target_NHD.shape[1])
         for fit, score, ridge in self.inner:
             mean = target_NHD[fit].mean(0)
             loadings, wanted = ridge.loadings(target_NHD[fit] - mean), target_NHD[score] - mean
+            variance += wanted.square().sum((0, 2))
             for i, strength in enumerate(STRENGTHS):
                 errors[i] += (ridge.combine(loadings, strength) - wanted).square().sum((0, 2))
         best = errors.argmin(0)
@@ -66,7 +78,7 @@ class LinearProbe:
         predicted = torch.empty_like(target_NHD[self.halves.score])
         for i in best.unique().tolist():
             predicted[:, best == i] = self.outer.combine(loadings[:, best == i], STRENGTHS[i])
-        return predicted + fitted.mean(0)
+        return Prediction(predicted + fitted.mean(0), 1 - errors.amin(0) / variance)
 
 
 class _Ridge:

@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
-from kava.commands.text import table
 from kava.report.format import number
+from kava.text import table
 
 TENSORS = ("keys", "values")
 INFLATED = 0.3  # a floor from which a raw cosine misleads
 DOMINANT = 0.25  # share of the squared norm from which a single channel is worth a sentence
+
+# Fitted tokens per input from which what a linear map reaches is near the most that it could.
+PLENTY = 10
 
 LINE = 120  # width of a terminal
 LEGEND = (
@@ -21,16 +24,22 @@ LEGEND = (
 Table = tuple[str, list[str], list[list[str]]]
 
 
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are there."""
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there; heads that do not vary have none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def better(relation: Mapping[str, Any], score: str) -> list[float | None]:
-    """Score of the better of the two linear probes in each student layer, mean over heads."""
+    """Score of the better of the two linear probes in each student layer, mean over heads.
+
+    Which is better is decided by `fold_r2`, within the fitted half: the better on the scored half would flatter itself.
+    """
     probes = (relation["one_layer"], relation["all_layers"])
-    return [mean(max(probes, key=lambda probe: mean(probe["r2"][i]) or 0.0)[score][i]) for i in range(layers(relation))]
+    return [
+        mean_of_known(max(probes, key=lambda probe: mean_of_known(probe["fold_r2"][i]) or 0.0)[score][i])
+        for i in range(layers(relation))
+    ]
 
 
 def layers(relation: Mapping[str, Any]) -> int:
@@ -65,8 +74,8 @@ def _of_model(profile: Mapping[str, Any], role: str) -> Table:
         for name in TENSORS:
             facts = side[name]
             row += [
-                number(mean(facts["norm"][layer]), 1),
-                number(mean(facts["bias_share"][layer]), 2),
+                number(mean_of_known(facts["norm"][layer]), 1),
+                number(mean_of_known(facts["bias_share"][layer]), 2),
                 number(facts["effective_rank"][layer], 1),
             ]
         rows.append(row)
@@ -83,9 +92,9 @@ def _of_pair(pair: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             relation = pair[name]
             alike = _nearest(relation["cka"][layer])
             row += [
-                number(mean(relation["cos_sim_constant"][layer]), 2),
+                number(mean_of_known(relation["cos_sim_constant"][layer]), 2),
                 f"{alike} ({number(relation['cka'][layer][alike], 2)})",
-                *(number(mean(relation[probe]["r2"][layer]), 2) for probe in ("one_layer", "all_layers")),
+                *(number(mean_of_known(relation[probe]["r2"][layer]), 2) for probe in ("one_layer", "all_layers")),
                 number(better(relation, "cos_sim_centered")[layer], 2),
             ]
         rows.append(row)
@@ -104,8 +113,10 @@ def sentences(profile: Mapping[str, Any]) -> list[str]:
 
 
 def _floor(pair: Mapping[str, Any]) -> str:
-    overall = {name: mean(_flat(pair[name]["cos_sim_constant"])) for name in TENSORS}
-    top, name, layer = _extreme(max, {name: [mean(row) for row in pair[name]["cos_sim_constant"]] for name in TENSORS})
+    overall = {name: mean_of_known(_flat(pair[name]["cos_sim_constant"])) for name in TENSORS}
+    top, name, layer = _extreme(
+        max, {name: [mean_of_known(row) for row in pair[name]["cos_sim_constant"]] for name in TENSORS}
+    )
     averages = f"over all keys {number(overall['keys'], 2)}, over all values {number(overall['values'], 2)}"
     if top < INFLATED:
         return (
@@ -119,9 +130,9 @@ def _floor(pair: Mapping[str, Any]) -> str:
 
 
 def _nine_tenths(pair: Mapping[str, Any]) -> str:
-    floor = mean(value for name in TENSORS for value in _flat(pair[name]["cos_sim_constant"]))
+    floor = mean_of_known(value for name in TENSORS for value in _flat(pair[name]["cos_sim_constant"]))
     raw, centred, r2 = (
-        mean(value for name in TENSORS for value in better(pair[name], score))
+        mean_of_known(value for name in TENSORS for value in better(pair[name], score))
         for score in ("cos_sim", "cos_sim_centered", "r2")
     )
     assert floor is not None, "a model without layers"
@@ -135,24 +146,35 @@ def _nine_tenths(pair: Mapping[str, Any]) -> str:
     if raw is None:
         return f"{meaning}."
     return (
-        f"{meaning}; the best linear maps of the teacher reach {number(raw, 2)} raw and {number(centred, 2)} centred, "
+        f"{meaning}; ridge regressions from the teacher reach {number(raw, 2)} raw and {number(centred, 2)} centred, "
         f"with r2 {number(r2, 2)}."
     )
 
 
 def _hardest(profile: Mapping[str, Any]) -> str:
-    pair, tokens = profile["pair"], profile["tokens"]
-    explained = {name: better(pair[name], "r2") for name in TENSORS}
+    explained = {name: better(profile["pair"][name], "r2") for name in TENSORS}
     if all(r2 is None for of_tensor in explained.values() for r2 in of_tensor):
         return ""
     lowest, name, layer = _extreme(min, explained)
-    inputs = profile["teacher"]["channels"]
-    caution = f" (fitted on {tokens['fitted']:,} tokens for {inputs:,} inputs: more --tokens may find more)"
-    return (
-        f"Hardest are the {name} of layer {layer}: the teacher predicts them with at most r2 {number(lowest, 2)} by a "
-        f"linear map{caution if tokens['fitted'] < 2 * inputs else ''}; more than that takes a nonlinear aligner, "
-        "other tokens, or a student that moves."
+    fitted, inputs = profile["tokens"]["fitted"], profile["teacher"]["channels"]
+    more = (
+        "; more than that takes a nonlinear aligner, other tokens, or a student that moves"
+        if fitted >= PLENTY * inputs
+        else f" (for {inputs:,} inputs: more --tokens may find more)"
     )
+    return (
+        f"Hardest are the {name} of layer {layer}: a ridge regression on {fitted:,} tokens reaches r2 "
+        f"{number(lowest, 2)} there{more}."
+    )
+
+
+def reach(profile: Mapping[str, Any]) -> str:
+    """What the linear probes say about linear aligners, which depends on the number of fitted tokens."""
+    fitted, inputs = profile["tokens"]["fitted"], profile["teacher"]["channels"]
+    said = f"What a ridge regression on {fitted:,} tokens reaches from {inputs:,} inputs of the teacher"
+    if fitted >= PLENTY * inputs:
+        return f"{said} is about the ceiling of a linear aligner, as long as the base student does not move."
+    return f"{said} is no ceiling: a linear aligner that is trained on more may exceed it."
 
 
 def _channel(teacher: Mapping[str, Any]) -> str:

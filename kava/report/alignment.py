@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kava.grades import collapsed, grade
 from kava.report.read import Run
 
 ALIGNMENT = (
@@ -13,15 +14,6 @@ ALIGNMENT = (
 )
 # What is shown by layer and head.
 MAPPED = ("cos_sim_centered", "r2")
-# Least centred cosine of each grade, best first.
-GRADES = ((0.95, "excellent"), (0.90, "good"), (0.80, "pass"))
-# A raw cosine above the first with r2 under the second: the projection predicts little but the channel means.
-COLLAPSE = (0.9, 0.05)
-
-
-def grade(centred: float | None) -> str | None:
-    """A word for a centred cosine: excellent from .95, good from .90, pass from .80, else fail."""
-    return None if centred is None else next((word for least, word in GRADES if centred >= least), "fail")
 
 
 def alignment_of(run: Run) -> dict[str, Any]:
@@ -30,10 +22,9 @@ def alignment_of(run: Run) -> dict[str, Any]:
     return found
 
 
-def collapsed(alignment: Mapping[str, Any]) -> bool:
-    """Whether a projection predicts little more than each channel's mean."""
-    cosine, r2 = alignment.get("cos_sim"), alignment.get("r2")
-    return cosine is not None and r2 is not None and cosine > COLLAPSE[0] and r2 < COLLAPSE[1]
+def has_collapsed(alignment: Mapping[str, Any]) -> bool:
+    """Whether one run's projection predicts little more than each channel's mean."""
+    return collapsed(alignment.get("cos_sim"), alignment.get("r2"))
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -59,7 +50,7 @@ def arm_alignment(runs: Sequence[Run]) -> dict[str, Any] | None:
     return {
         **means,
         "grade": grade(means["cos_sim_centered"]),
-        "collapsed": any(collapsed(alignment) for alignment in each),
+        "collapsed": any(has_collapsed(alignment) for alignment in each),
         "per_head": {name: None if None in found else _nested_mean(found) for name, found in maps.items()},
     }
 
@@ -75,6 +66,8 @@ def over_shuffled(
 ) -> dict[str, dict[str, Any]]:
     """How many times the retrieval of the shuffled arm with an aligner of the same kind each arm reaches.
 
+    Both must compare the same tokens, or retrieval has other odds: their `select` must be equal.
+
     Parameters
     ----------
     configs, alignments
@@ -86,13 +79,13 @@ def over_shuffled(
         Arm → `control` (name of the shuffled arm) and `ratio`, for the arms that have such a control.
     """
 
-    def kind(arm: str) -> str | None:
-        return (configs[arm].get("aligner") or {}).get("kind")
+    def terms(arm: str) -> tuple[str | None, Any]:
+        return (configs[arm].get("aligner") or {}).get("kind"), configs[arm].get("select")
 
     shuffled = [arm for arm, config in configs.items() if config.get("teacher_kv") == "shuffled"]
     ratios = {}
     for arm, alignment in alignments.items():
-        control = next((name for name in shuffled if kind(name) == kind(arm)), None)
+        control = next((name for name in shuffled if terms(name) == terms(arm)), None)
         if alignment is None or arm in shuffled or control is None:
             continue
         own, floor = alignment["retrieval_at_1"], (alignments.get(control) or {}).get("retrieval_at_1")
@@ -101,10 +94,12 @@ def over_shuffled(
     return ratios
 
 
-def first_cka(runs: Mapping[str, Mapping[str, Run]]) -> dict[str, Any] | None:
+def first_cka(runs: Mapping[str, Mapping[str, Run]], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """CKA of the base student's layers with the teacher's, `keys` and `values`, `[L_s][L_t]`.
 
-    It depends on the store and the base student alone, so that of the first run that has it is everyone's.
+    It depends on the store and the base student alone, so that of the first run that has it is everyone's; but an arm
+    with `select` measured it on some of the tokens, and is passed over.
     """
-    trained = (run.pretrain for seeds in runs.values() for run in seeds.values() if run.pretrain)
+    whole = [seeds for arm, seeds in runs.items() if configs[arm].get("select") is None]
+    trained = (run.pretrain for seeds in whole for run in seeds.values() if run.pretrain)
     return next((part.manifest["cka"] for part in trained if part.manifest.get("cka")), None)

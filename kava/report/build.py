@@ -74,7 +74,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             "comparisons": comparisons,
             "controls": inputs.controls,
             "retrieval_over_shuffled": over_shuffled(inputs.arms, alignments),
-            "cka": first_cka(runs),
+            "cka": first_cka(runs, inputs.arms),
             "stores": stores,
             "fidelity": fidelity,
             "fairness": {"equal": not mismatches, "mismatches": mismatches},
@@ -89,7 +89,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     )
     report["curves"] = logged
     report["warnings"] = merged(run_notices(runs) + broken) + lost_numbers(lost)
-    verdict = decide(report["arms"], report["comparisons"], inputs.controls, mismatches)
+    verdict = decide(report["arms"], report["comparisons"], inputs.controls, inputs.arms, mismatches)
     return report | {"verdict": verdict.sentence, "verdict_parts": verdict.to_dict()}
 
 

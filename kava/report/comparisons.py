@@ -8,7 +8,7 @@ from typing import Any
 
 from kava.report.read import Run
 from kava.report.results import METRIC
-from kava.report.shown import NOT_REPEATED, unrepeated
+from kava.report.shown import doubt
 from kava.report.statistics import TEST, compare, holm
 
 
@@ -33,5 +33,5 @@ def compare_arms(
     adjusted = iter(holm([row["p_value"] for row in rows if row["p_value"] is not None]))
     for row in rows:
         row["p_value_holm"] = None if row["p_value"] is None else next(adjusted)
-        row["caveat"] = NOT_REPEATED if unrepeated(row) else None
+        row["caveat"] = doubt(row)
     return rows, refusals

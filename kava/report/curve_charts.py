@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kava.report.charts import CURVE_HEIGHT, Chart, arm_styles, colour_of, finish, highlighted, many_arms
+from kava.report.format import listed
 
 # The name under which the page's script finds the chosen arms in every chart.
 CHOICE = "highlighted"
@@ -65,8 +66,12 @@ def curve_chart(curve: Curve, report: Mapping[str, Any], domain: tuple[float, fl
     import altair as alt
 
     runs: dict[str, dict[str, dict[int, float]]] = {}
+    logged: dict[str, set[str]] = {}
     for row in report["curves"]:
-        if row["stage"] == curve.stage and row[curve.field] is not None:
+        if row["stage"] != curve.stage:
+            continue
+        logged.setdefault(row["arm"], set()).add(row["seed"])
+        if row[curve.field] is not None:
             runs.setdefault(row["arm"], {}).setdefault(row["seed"], {})[row["step"]] = row[curve.field]
     if not runs:
         return None
@@ -80,11 +85,13 @@ def curve_chart(curve: Curve, report: Mapping[str, Any], domain: tuple[float, fl
         scale=alt.Scale(domain=[0, max(steps)]),
         axis=alt.Axis(tickCount=5, format="d"),
     )
+    # A mean over the seeds that happen to have the field would pass for that of the arm.
+    partial = [arm for arm, seeds in runs.items() if set(seeds) != logged[arm]] if many_arms(report) else []
+    runs = {arm: seeds for arm, seeds in runs.items() if arm not in partial}
+    caption = f"{curve.caption} Left out, as not every seed logged it: {listed(partial)}." if partial else curve.caption
     draw = _means if many_arms(report) else _seeds
     chart = draw(curve, report, runs, x, y_scale).properties(height=CURVE_HEIGHT)
-    return Chart(
-        curve.name, curve.title, curve.caption, finish(chart, f"{curve.title} against optimizer step. {curve.caption}")
-    )
+    return Chart(curve.name, curve.title, caption, finish(chart, f"{curve.title} against optimizer step. {caption}"))
 
 
 def _table(rows: list[dict[str, Any]], columns: list[str]) -> Any:

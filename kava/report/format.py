@@ -40,11 +40,19 @@ def spread(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.1f}"
 
 
-def probability(value: float | None) -> str:
-    """A p-value with two significant digits."""
+def probability(value: float | None, bound: bool = False) -> str:
+    """A p-value with two significant digits, three decimals around 0.05; `bound` marks one that p is at most."""
     if value is None:
         return NONE
-    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
+    if value < 0.0001:
+        return "< 0.0001"
+    return f"{'≤ ' if bound else ''}{value:.3f}" if 0.01 <= value < 0.1 else f"{'≤ ' if bound else ''}{value:.2g}"
+
+
+def p_equals(value: float | None, bound: bool = False) -> str:
+    """As in a sentence: p = 0.012, p ≤ 0.0002, p < 0.0001."""
+    said = probability(value, bound)
+    return f"p {said}" if said[0] in "≤<" else f"p = {said}"
 
 
 def duration(seconds: float | None) -> str:

@@ -1,4 +1,4 @@
-"""A matrix of numbers as a table with coloured cells, one HTML fragment that needs nothing beside it."""
+"""A matrix of numbers as a table with coloured cells, one HTML fragment; its style stands in `page.css`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,6 @@ SCALE = (
 )
 # More columns than this leave no room for digits; the number then shows on hover.
 WIDEST_WITH_NUMBERS = 16
-
-# Stands in every fragment, which may be the only one of its page. Backgrounds are no decoration here: they print.
-STYLE = """
-.heat { margin: 0 0 1.25rem; overflow-x: auto; max-width: 100%; }
-.heat table { width: auto; border-collapse: separate; border-spacing: 1px; font-size: .78rem; line-height: 1.2;
-  font-variant-numeric: tabular-nums; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-.heat caption { caption-side: top; padding: 0 0 .4rem; text-align: left; color: inherit; }
-.heat th { padding: .1rem .35rem; border: 0; font-size: inherit; font-weight: 400; text-align: right; opacity: .8;
-  white-space: nowrap; vertical-align: middle; }
-.heat thead td { border: 0; }
-.heat thead th { text-align: center; vertical-align: bottom; }
-.heat tbody td { padding: .16rem .4rem; border: 0; text-align: center; white-space: nowrap; vertical-align: middle; }
-.heat .wide tbody td { padding: 0; width: .95rem; min-width: .7rem; height: .8rem; font-size: 0; }
-.heat .wide thead th { padding: .1rem 0; font-size: .6rem; }
-.heat td.none { color: #444; background: repeating-linear-gradient(45deg, #d2d2d2 0 3px, #b4b4b4 3px 6px); }
-.heat .key { display: inline-block; width: 5rem; height: .6rem; margin: 0 .35rem; }
-.heat small { display: block; white-space: nowrap; }
-@media print { .heat { overflow: visible; break-inside: avoid; } }
-"""
 
 
 def heat_map(
@@ -84,7 +65,7 @@ def heat_map(
         f'style="background:linear-gradient(to right,{",".join(SCALE)})"></span>{number(high, digits)}{hidden}</small>'
     )
     return (
-        f'<div class="heat" tabindex="0" role="region" aria-label="{escape(title)}"><style>{STYLE}</style>\n'
+        f'<div class="heat" tabindex="0" role="region" aria-label="{escape(title)}">\n'
         f'<table class="{"wide" if wide else "numbered"}"><caption>{escape(title)}{key}</caption>\n'
         f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
     )

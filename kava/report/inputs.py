@@ -51,7 +51,7 @@ class ReportInputs:
     comparisons : list of (str, str)
         Declared pairs (a, b); the sign of a difference is a − b, the metric is strict match.
     controls : list of str
-        Arms that carry no usable KV signal (no aligner, or the KV of another example).
+        Arms without usable KV signal: neither an aligner nor a CKA loss, or the KV of another example.
     config, provenance : dict
         Shown as they are: the resolved configuration; versions, commit, hardware, command.
     bench : Path or None

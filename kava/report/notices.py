@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from kava.report.alignment import alignment_of, collapsed
+from kava.report.alignment import alignment_of, has_collapsed
 from kava.report.read import Run
 
-# Not the 2 of r2.
-NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
+# Not the 2 of r2, nor the number that names a layer or a head: sentences about different heads are never merged.
+NUMBER = re.compile(r"(?<![\w.])(?<!layer )(?<!head )-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 
 
 class Notice(NamedTuple):
@@ -32,7 +32,7 @@ def run_notices(runs: Mapping[str, Mapping[str, Run]]) -> list[Notice]:
                 found += [Notice(arm, seed, stage, text) for text in carried]
             alignment = alignment_of(run)
             named = any(n[:3] == (arm, seed, "distill") and n.text.startswith("collapse") for n in found)
-            if collapsed(alignment) and not named:
+            if has_collapsed(alignment) and not named:
                 text = (
                     f"collapse. The raw cosine is {alignment['cos_sim']:.2f} but r2 is {alignment['r2']:.2f}, so the "
                     "projection predicts little more than each channel’s mean."

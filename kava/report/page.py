@@ -20,7 +20,7 @@ from kava.report.clean import flatten
 from kava.report.curve_charts import loss_charts, similarity_charts
 from kava.report.fidelity_chart import fidelity_chart
 from kava.report.heatmap import heat_map, layer_by_head
-from kava.report.shown import winner_of
+from kava.report.shown import at_floor, winner_of
 from kava.report.verdict_many import FEW
 
 HERE = Path(__file__).parent
@@ -153,6 +153,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         comparisons=comparisons,
         comparisons_sorted=sort_comparisons,
         winner_of=winner_of,
+        at_floor=at_floor,
         collapses=[name for name in order if (report["arms"][name]["alignment"] or {}).get("collapsed")],
         maps=_maps(report, order),
         cka_maps=_cka_maps(report),

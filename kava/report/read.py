@@ -12,6 +12,7 @@ from kava.report.clean import clean_text, jsonable
 from kava.report.inputs import RunFiles
 
 METRICS = ("strict_match", "flexible_extract")
+FIELDS = ("doc_id", "question", "gold", "answer")
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,15 @@ def read_evaluation(directory: Path, lost: list[str]) -> Evaluation:
     Raises
     ------
     ValueError
-        If a line's marks are not 0 or 1.
+        If a line lacks its question, gold or answer or its doc_id, or its marks are not 0 or 1.
     """
     path = directory / "samples.jsonl"
     samples: dict[str, dict[str, Any]] = {}
     lines = 0
     for line in _read_lines(path):
         lines += 1
+        if missing := [key for key in FIELDS if key not in line]:
+            raise ValueError(f"{path}, line {lines}, has no {' and no '.join(missing)}; rerun the evaluation")
         for metric in METRICS:
             if line.get(metric) not in (0, 1):
                 raise ValueError(

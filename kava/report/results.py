@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kava.report.alignment import ALIGNMENT, alignment_of, arm_alignment, collapsed, grade, mean
+from kava.grades import grade
+from kava.report.alignment import ALIGNMENT, alignment_of, arm_alignment, has_collapsed, mean
 from kava.report.inputs import ReferenceFiles
 from kava.report.read import Evaluation, Run
 from kava.report.statistics import wilson
@@ -35,7 +36,7 @@ def _seed_row(run: Run) -> dict[str, Any]:
         "n": scores["n"],
         **{name: alignment.get(name) for name in ALIGNMENT},
         "grade": grade(alignment.get("cos_sim_centered")),
-        "collapsed": collapsed(alignment),
+        "collapsed": has_collapsed(alignment),
         "train_seconds": _sum([cost.get("seconds") for cost in stages]),
         "train_tokens": manifest.get("train_tokens"),
         "optimizer_steps": manifest.get("optimizer_steps"),

@@ -1,4 +1,8 @@
-"""What the declared comparisons show, before it is put into words."""
+"""What the declared comparisons show, before it is put into words.
+
+A comparison can show two things. *Shown*: the trained students differ on the questions (Holm-adjusted p under 0.05).
+*Repeated*: shown, and the paired t-test over at least three seeds says that students trained anew would differ too.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,71 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kava.report.statistics import RESAMPLES
+
 ALPHA = 0.05
+ENOUGH_SEEDS = 3
+# A two-sided permutation test that draws its sign patterns can give no smaller p.
+PERMUTATION_FLOOR = 2 / (RESAMPLES + 1)
 
 STRUCTURED = "structured beats flat"
 FLAT = "flat beats structured"
 NO_DIFFERENCE = "no difference shown"
 NO_CONTROL_BEATEN = "no KV arm beats its control"
-
-NOT_REPEATED = "differs in these students; not shown to repeat over seeds"
+TOO_FEW_SEEDS = "these students differ; too few seeds to show that it repeats"
 
 Row = Mapping[str, Any]
 
 
 def winner_of(row: Row) -> str | None:
-    """The arm that the comparison shows to be better, None if it shows no difference."""
+    """The arm whose trained students are shown to be better, None if the row shows no difference."""
     if row["p_value_holm"] is None or row["p_value_holm"] >= ALPHA or row["delta"] == 0:
         return None
-    return row["a"] if row["delta"] > 0 else row["b"]
+    return outcome_of(row)[0]
 
 
 def outcome_of(row: Row) -> tuple[str, str]:
-    """Winner and loser of a comparison that shows a difference."""
+    """The better arm and the other one of a comparison."""
     return (row["a"], row["b"]) if row["delta"] > 0 else (row["b"], row["a"])
 
 
+def shown(row: Row) -> bool:
+    """Whether these students are shown to differ."""
+    return winner_of(row) is not None
+
+
+def too_few_seeds(rows: Sequence[Row]) -> bool:
+    """Whether any of the comparisons has fewer seeds than a test over them needs."""
+    return any(len(row["seeds"]) < ENOUGH_SEEDS for row in rows)
+
+
+def repeated(row: Row) -> bool:
+    """Whether a shown difference is also shown for students trained anew: t-test over at least 3 seeds, p <= 0.05."""
+    if not shown(row) or row["seed_level"] is None or too_few_seeds([row]):
+        return False
+    p_value = row["seed_level"]["p_value"]
+    # Without a p, every seed has the same difference, and it is not zero where the row shows one: t is infinite.
+    return p_value is None or p_value <= ALPHA
+
+
 def unrepeated(row: Row) -> bool:
-    """Whether a shown difference fails the paired t-test over seeds; False where there are too few to test."""
-    over_seeds = row["seed_level"]
-    p_value = over_seeds and over_seeds["p_value"]
-    return winner_of(row) is not None and p_value is not None and p_value > ALPHA
+    """Whether a difference is shown of these students alone."""
+    return shown(row) and not repeated(row)
+
+
+def at_floor(row: Row) -> bool:
+    """Whether no sign pattern drawn was as extreme, so that p is an upper bound."""
+    return row["p_value"] is not None and row["p_value"] <= PERMUTATION_FLOOR * (1 + 1e-9)
+
+
+def doubt(row: Row) -> str | None:
+    """What limits a difference that is shown of these students alone; None for any other row."""
+    if not unrepeated(row):
+        return None
+    seeds = len(row["seeds"])
+    if seeds >= ENOUGH_SEEDS:
+        return "differs in these students; not shown to repeat over seeds"
+    return f"differs in these students; {'one seed' if seeds == 1 else f'{seeds} seeds'} cannot show that it repeats"
 
 
 @dataclass(frozen=True)
@@ -48,9 +88,15 @@ class Shown:
     between
         Comparisons of two KV arms.
     pairs
-        Those of them between a `flat*` and a `structured` aligner.
-    better, missed
-        KV arms shown to be better than all controls they were compared with, and the other keys of `against`.
+        Those of them between a `flat*` and a `structured` aligner whose arms differ in nothing else.
+    among_controls
+        Comparisons of two controls.
+    better
+        KV arms that beat, repeatedly, all controls they were compared with.
+    ahead
+        KV arms not among `better` whose trained students are shown to beat those of all these controls.
+    missed
+        The other keys of `against`.
     controls
         Names of the control arms.
     """
@@ -58,39 +104,46 @@ class Shown:
     against: dict[str, list[Row]]
     between: list[Row]
     pairs: list[Row]
+    among_controls: list[Row]
     better: list[str]
+    ahead: list[str]
     missed: list[str]
     controls: Sequence[str]
 
+    def met_by(self, name: str) -> tuple[str, ...]:
+        """The controls that a KV arm was compared with, in their order."""
+        others = {row["b"] if row["a"] == name else row["a"] for row in self.against[name]}
+        return tuple(control for control in self.controls if control in others)
 
-def sort_out(arms: Mapping[str, Row], rows: Sequence[Row], controls: Sequence[str]) -> Shown:
-    """Sort `rows`, all of which have a difference."""
+    @property
+    def what_is_beaten(self) -> str:
+        """In words: one control, or all of those that an arm met."""
+        return "all its controls" if any(len(self.met_by(name)) > 1 for name in self.against) else "its control"
+
+
+def sort_out(rows: Sequence[Row], controls: Sequence[str], configs: Mapping[str, Mapping[str, Any]]) -> Shown:
+    """Sort `rows`, all of which have a difference; `configs` is arm → its configuration."""
     against: dict[str, list[Row]] = {}
-    between: list[Row] = []
+    sorted_rows: dict[int, list[Row]] = {0: [], 2: []}
     for row in rows:
         kv = [name for name in (row["a"], row["b"]) if name not in controls]
-        if len(kv) == 1:
-            against.setdefault(kv[0], []).append(row)
-        elif len(kv) == 2:
-            between.append(row)
-    better = [name for name, met in against.items() if all(winner_of(row) == name for row in met)]
-
-    def is_pair(row: Row) -> bool:
-        kinds = sorted(arms[name]["aligner"] or "" for name in (row["a"], row["b"]))
-        return kinds[0].startswith("flat") and kinds[1] == "structured"
-
-    pairs = [row for row in between if is_pair(row)]
-    return Shown(against, between, pairs, better, [name for name in against if name not in better], controls)
+        (against.setdefault(kv[0], []) if len(kv) == 1 else sorted_rows[len(kv)]).append(row)
+    between = sorted_rows[2]
+    won = [name for name, met in against.items() if all(winner_of(row) == name for row in met)]
+    better = [name for name in won if all(repeated(row) for row in against[name])]
+    ahead = [name for name in won if name not in better]
+    missed = [name for name in against if name not in won]
+    pairs = [row for row in between if about_structure(configs[row["a"]], configs[row["b"]])]
+    return Shown(against, between, pairs, sorted_rows[0], better, ahead, missed, controls)
 
 
-def structure(pairs: Sequence[Row], arms: Mapping[str, Row]) -> tuple[str, str]:
-    """Outcome and headline of the pairs of a flat and a structured aligner."""
-    kinds = {arms[winner]["aligner"] if (winner := winner_of(row)) else None for row in pairs}
-    sides = {kind if kind in (None, "structured") else "flat" for kind in kinds}
-    if sides == {"structured"}:
-        return STRUCTURED, "Structured beats flat"
-    if sides == {"flat"}:
-        return FLAT, "Flat beats structured"
-    if sides == {None}:
-        return NO_DIFFERENCE, "No difference shown between structured and flat"
-    return NO_DIFFERENCE, "No consistent difference shown between structured and flat"
+def about_structure(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two arms have a `flat*` and a `structured` aligner and are otherwise configured alike."""
+    kinds = sorted(kind_of(config) for config in (a, b))
+    others = [{key: value for key, value in config.items() if key != "aligner"} for config in (a, b)]
+    return kinds[0].startswith("flat") and kinds[1] == "structured" and others[0] == others[1]
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """Kind of an arm's aligner, empty without one."""
+    return str((config.get("aligner") or {}).get("kind", ""))

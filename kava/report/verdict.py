@@ -1,28 +1,36 @@
 """The verdict: one sentence that says what the declared comparisons show, by rules written down here.
 
-"Shown" means a Holm-adjusted p below 0.05. A *control* is an arm without usable KV signal, a *KV arm* is any
-other. The first rule that applies decides the outcome:
+A *control* is an arm without usable KV signal, a *KV arm* is any other. A comparison can show two things:
+
+- *shown*: Holm-adjusted p below 0.05 in the permutation test over questions. It takes the trained students as they
+  are, so it says something about these students and nothing about others.
+- *repeated*: shown, there are at least 3 common seeds, and the paired t-test over them has p of at most 0.05. Only
+  this is a claim about the arms, "a beats b". (Where every seed has the same difference, t is infinite.)
+
+A difference that is shown but not repeated is told of the students, "the a students beat the b ones (not shown for
+students trained anew: one seed)". The first rule that applies decides the outcome:
 
 1. Every arm about zero (mean strict match under 2%, or under two right answers a run): *no difference shown*,
    "No arm answers these questions: nothing can be concluded from accuracy".
-2. KV arms were compared with controls and none is shown to be better than all controls it was compared with:
-   *no KV arm beats its control*. Whatever the KV arms show among themselves follows after it.
-3. More than 6 comparisons are declared, and some KV arms are shown to be better than all controls they were
-   compared with, though others are not: *a and b beat c*, with the names of those arms and of their controls.
-4. Pairs of a `flat*` and a `structured` aligner: *structured beats flat* or *flat beats structured* if all
-   declared pairs show it, else *no difference shown*. (One pair of several may owe its result to the
-   parameter count, so a verdict on structure needs all of them.)
-5. More than 6 comparisons, no such pair, and every KV arm beats its controls: as rule 3.
-6. No such pair: the other declared comparisons, "a beats b" for each that shows a difference, or *no
-   difference shown*.
+2. KV arms were compared with controls, and none beats, repeatedly, all controls it was compared with: *no KV arm
+   beats its control*, "No KV arm is shown to beat its control" (that it does not is not shown either). If trained
+   students of a KV arm are shown to beat those of all its controls, the headline says that instead; with fewer than 3
+   seeds the outcome is then *these students differ; too few seeds to show that it repeats*.
+3. Pairs about structure, that is of a `flat*` and a `structured` aligner in arms that are otherwise configured alike:
+   *structured beats flat* or *flat beats structured* if all declared pairs repeat it. (One pair of several may owe
+   its result to the parameter count, so a verdict on structure needs all of them.)
+4. KV arms beat, repeatedly, all controls they were compared with: *a and b beat c*, with their names.
+5. Otherwise, where the pairs, or without such the comparisons of KV arms (without those, of controls) show a
+   difference: *a beats b* for each that is repeated; if none is, *these students differ; too few seeds to show that
+   it repeats* with fewer than 3 seeds. Else *no difference shown*.
 
-The numbers of up to 6 comparisons follow in the sentence. Of more, it says how many KV arms were compared with each
-control, which are shown to be better, which worse, and that the others show no difference (`verdict_many`); the
-numbers stand in the table.
+The headline says first which KV arms beat their controls, then what the pairs show, or without pairs the comparisons
+among KV arms. The numbers of up to 6 comparisons follow. Of more, it says how many KV arms were compared with each
+control, which are better, which worse, and that the others show no difference (`verdict_many`); the numbers stand in
+the table. Comparisons of controls with each other follow last.
 
-Fewer than 3 seeds, fewer than 200 questions, unequal terms and comparisons that could not be made are said in
-the same sentence. So are shown differences that a paired t-test over seeds does not confirm (p above 0.05): the
-question-level test takes the trained students as they are, and only seeds tell whether others would differ too.
+The number of seeds and questions, that intervals are over questions, unequal terms, comparisons that could not be
+made and shown differences that are not repeated are said in the same sentence.
 """
 
 from __future__ import annotations
@@ -31,22 +39,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kava.report.format import listed, percent, points, probability
+from kava.report.conclusion import Configs, among_kv, conclude
+from kava.report.format import listed, p_equals, percent, points
 from kava.report.shown import (
-    NO_CONTROL_BEATEN,
+    ENOUGH_SEEDS,
     NO_DIFFERENCE,
     Row,
     Shown,
-    outcome_of,
+    at_floor,
+    shown,
     sort_out,
-    structure,
     unrepeated,
     winner_of,
 )
-from kava.report.verdict_many import FEW, many
+from kava.report.verdict_many import FEW, counts
 
 FLOOR = 0.02
-ENOUGH_SEEDS = 3
 ENOUGH_QUESTIONS = 200
 
 
@@ -75,6 +83,7 @@ def decide(
     arms: Mapping[str, Row],
     comparisons: Sequence[Row],
     controls: Sequence[str],
+    configs: Configs,
     mismatches: Sequence[str] = (),
 ) -> Verdict:
     """Apply the rules above.
@@ -85,6 +94,8 @@ def decide(
         As in `ab_report.json`; a comparison that could not be made has `delta` None.
     controls : sequence of str
         Names of the control arms.
+    configs : mapping
+        Arm → its configuration, by which a comparison is about structure or not.
     mismatches : sequence of str
         Sentences of the fairness checks; their number is said in the verdict.
     """
@@ -97,38 +108,23 @@ def decide(
         return Verdict(NO_DIFFERENCE, headline, [], caveats)
     if not usable:
         return Verdict(NO_DIFFERENCE, "Nothing shown: no declared comparison could be made", [], caveats)
-    shown = sort_out(arms, usable, controls)
-    return Verdict(*(many if len(comparisons) > FEW else _few)(shown, arms), caveats)
+    found = sort_out(usable, controls, configs)
+    outcome, headline = conclude(found, configs)
+    numbers = counts(found, configs) if len(comparisons) > FEW else _few(found, arms, configs)
+    return Verdict(outcome, headline, numbers, caveats)
 
 
-def _few(shown: Shown, arms: Mapping[str, Row]) -> tuple[str, str, list[str]]:
-    """Outcome, headline and the numbers of every comparison behind them."""
-    against, pairs = shown.against, shown.pairs
-    if against and not shown.better:
-        numbers = [_numbers(row, arms, name) for name, rows in against.items() for row in rows]
-        if pairs:
-            headline = structure(pairs, arms)[1]
-            numbers.append(f"among the KV arms: {headline[0].lower()}{headline[1:]}, {_claim(pairs, arms)[0]}")
-        return NO_CONTROL_BEATEN, "No KV arm beats its control", numbers
-    if pairs:
-        return *structure(pairs, arms), _claim(pairs, arms) + _beside(shown)
-    rows = shown.between or [row for rows in against.values() for row in rows]
-    beside = _beside(shown) if shown.between else []
-    differing = [row for row in rows if winner_of(row)]
-    if not differing:
-        return NO_DIFFERENCE, "No difference shown", _claim(rows, arms) + beside
-    headline = "; ".join(f"{winner} beats {loser}" for winner, loser in map(outcome_of, differing))
-    return headline, headline[0].upper() + headline[1:], _claim(differing, arms) + beside
-
-
-def _beside(shown: Shown) -> list[str]:
-    """What the KV arms did against their controls, said after a claim about the KV arms themselves."""
-    if not shown.against:
-        return []
-    faced = dict.fromkeys(name for rows in shown.against.values() for row in rows for name in (row["a"], row["b"]))
-    named = ", ".join(name for name in faced if name in shown.controls)
-    said = f"of the KV arms, {listed(shown.better)} beat{'s' if len(shown.better) == 1 else ''} control ({named})"
-    return [f"{said}, {listed(shown.missed)} not shown to" if shown.missed else said]
+def _few(found: Shown, arms: Mapping[str, Row], configs: Configs) -> list[str]:
+    """The numbers of every comparison, and what the headline leaves out."""
+    lines = []
+    if found.better and (missed := found.ahead + found.missed):
+        lines.append(f"{listed(missed)} {'is' if len(missed) == 1 else 'are'} not shown to beat {found.what_is_beaten}")
+    lines += [_numbers(row, arms, name) for name, rows in found.against.items() for row in rows]
+    among = _claim(found.between, arms)
+    if among and found.missed and not found.better and not found.ahead:
+        among[0] = f"among the KV arms: {among_kv(found, configs)[1]}, {among[0]}"
+    controls = [f"among the controls: {line}" for line in _claim(found.among_controls, arms)]
+    return lines + among + controls
 
 
 def _claim(rows: Sequence[Row], arms: Mapping[str, Row]) -> list[str]:
@@ -143,26 +139,31 @@ def _numbers(row: Row, arms: Mapping[str, Row], first: str) -> str:
     return (
         f"strict match is {percent(rates[0])} for {a} and {percent(rates[1])} for {b}, a difference of "
         f"{points(sign * row['delta'])} points (95% interval {points(low)} to {points(high)}, "
-        f"Holm-adjusted p = {probability(row['p_value_holm'])})"
+        f"Holm-adjusted {p_equals(row['p_value_holm'], at_floor(row))})"
     )
 
 
 def _caveats(arms: Mapping[str, Row], rows: Sequence[Row], controls: Sequence[str], unequal: int) -> list[str]:
-    seeds = min((len(arm["seeds"]) for arm in arms.values() if arm["seeds"]), default=0)
-    n = min((s["n"] for arm in arms.values() for s in arm["seeds"].values()), default=0)
+    compared = {name: arm for name, arm in arms.items() if any(name in (row["a"], row["b"]) for row in rows)} or arms
+    n = min((run["n"] for arm in compared.values() for run in arm["seeds"].values()), default=0)
+    common = [len(row["seeds"]) for row in rows if row["delta"] is not None]
+    seeds = min(common or [len(arm["seeds"]) for arm in compared.values()], default=0)
     caveats = [f"{n:,} questions" if n >= ENOUGH_QUESTIONS else f"only {n} questions, under {ENOUGH_QUESTIONS}"]
     if seeds == 1:
-        caveats.append("one seed: the interval does not cover seed noise")
+        caveats.append("one seed, which cannot show that a difference repeats in students trained anew")
     elif seeds < ENOUGH_SEEDS:
-        caveats.append(f"only {seeds} seeds: the interval does not cover seed noise")
+        caveats.append(f"only {seeds} seeds, too few to show that a difference repeats in students trained anew")
     else:
         caveats.append(f"{seeds} seeds")
+    if common:
+        caveats.append("intervals and their p are over questions, of these students")
     if not controls:
         caveats.append("no control arm was run")
     if unusable := [row for row in rows if row["delta"] is None]:
         caveats.append(f"not comparable: {_pairs(unusable)}")
-    if doubtful := [row for row in rows if unrepeated(row)]:
-        differing = sum(winner_of(row) is not None for row in rows)
+    doubtful = [row for row in rows if unrepeated(row)]
+    if doubtful and seeds >= ENOUGH_SEEDS:
+        differing = sum(shown(row) for row in rows)
         said = _pairs(doubtful) if len(rows) <= FEW else f"{len(doubtful)} of {differing} differences"
         caveats.append(f"not shown to repeat over seeds: {said}")
     if unequal:

@@ -1,63 +1,44 @@
-"""The verdict where more comparisons are declared than a sentence can hold the numbers of."""
+"""What stands behind the verdict where more comparisons are declared than a sentence can hold the numbers of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from kava.report.conclusion import Configs, beats, not_anew, structure, students_beat
 from kava.report.format import listed
-from kava.report.shown import NO_CONTROL_BEATEN, NO_DIFFERENCE, Row, Shown, outcome_of, structure, winner_of
+from kava.report.shown import Row, Shown, repeated, unrepeated, winner_of
 
 # Declared comparisons whose numbers a sentence can hold.
 FEW = 6
 
 
-def many(shown: Shown, arms: Mapping[str, Row]) -> tuple[str, str, list[str]]:
-    """Outcome, headline and counts, by rules 2 to 6 of `kava.report.verdict`; names instead of numbers."""
-    said_of_pairs = [_structure_said(shown, arms)] if shown.pairs else []
-    numbers = _by_control(shown) + _among(shown, said_of_pairs)
-    if shown.against and not shown.better:
-        return NO_CONTROL_BEATEN, "No KV arm beats its control", numbers
-    if shown.against and (shown.missed or not shown.pairs):
-        outcome = _victories(shown)
-        return outcome, _capital(outcome), numbers
-    if shown.pairs:
-        return *structure(shown.pairs, arms), _by_control(shown) + _among(shown, [])
-    differing = [row for row in shown.between if winner_of(row)]
-    if not differing:
-        return NO_DIFFERENCE, "No difference shown", [_count(len(shown.between), "comparison")]
-    outcome = "; ".join(_beats(row) for row in differing)
-    rest = len(shown.between) - len(differing)
-    return outcome, _capital(outcome), [f"no difference shown in {_count(rest, 'other comparison')}"] if rest else []
+def counts(found: Shown, configs: Configs) -> list[str]:
+    """Counts by control, then what the comparisons of KV arms and of controls with each other show, by name."""
+    said = [structure(found.pairs, configs)[1]] if found.pairs else []
+    rest = [row for row in found.between if row not in found.pairs]
+    return [
+        *_by_control(found),
+        *_among("KV arms", rest, said),
+        *_among("controls", found.among_controls, []),
+    ]
 
 
-def _victories(shown: Shown) -> str:
-    """Winners named together where they met the same controls."""
-    met: dict[tuple[str, ...], list[str]] = {}
-    for name in shown.better:
-        names = {row["b"] if row["a"] == name else row["a"] for row in shown.against[name]}
-        met.setdefault(tuple(control for control in shown.controls if control in names), []).append(name)
-    return "; ".join(
-        f"{listed(winners)} beat{'s' if len(winners) == 1 else ''} {listed(controls)}"
-        for controls, winners in met.items()
-    )
-
-
-def _by_control(shown: Shown) -> list[str]:
+def _by_control(found: Shown) -> list[str]:
     lines = []
-    for control in shown.controls:
-        won: dict[str | None, list[str]] = {}
-        for name, rows in shown.against.items():
+    for control in found.controls:
+        names: dict[str, list[str]] = {}
+        for name, rows in found.against.items():
             for row in rows:
                 if control in (row["a"], row["b"]):
-                    won.setdefault(winner_of(row), []).append(name)
-        worse, alike = won.pop(control, []), won.pop(None, [])
-        better = [name for names in won.values() for name in names]
-        total = len(better) + len(worse) + len(alike)
+                    names.setdefault(_standing(row, name), []).append(name)
+        total = sum(map(len, names.values()))
         if not total:
             continue
-        parts = [_named(better, "better") if better else "none is better"]
-        if worse:
-            parts.append(_named(worse, "worse"))
+        alike = names.pop("", [])
+        parts = [] if "better" in names else ["none is shown to be better"]
+        for standing in ("better", "better in these students only", "worse", "worse in these students only"):
+            if standing in names:
+                parts.append(_named(names[standing], standing))
         if alike:
             others = "the other " if len(alike) < total else ""
             parts.append(f"{others}{len(alike)} show{'s' if len(alike) == 1 else ''} no difference")
@@ -65,24 +46,23 @@ def _by_control(shown: Shown) -> list[str]:
     return lines
 
 
-def _structure_said(shown: Shown, arms: Mapping[str, Row]) -> str:
-    headline = structure(shown.pairs, arms)[1]
-    return headline[0].lower() + headline[1:]
+def _standing(row: Row, name: str) -> str:
+    """How the arm stands against its control; empty where no difference is shown."""
+    winner = winner_of(row)
+    if winner is None:
+        return ""
+    return f"{'better' if winner == name else 'worse'}{'' if repeated(row) else ' in these students only'}"
 
 
-def _among(shown: Shown, said: list[str]) -> list[str]:
-    """What the comparisons of KV arms with each other show, after what is `said` of the pairs."""
-    rest = [row for row in shown.between if row not in shown.pairs]
-    differing = [row for row in rest if winner_of(row)]
-    said = said + [_beats(row) for row in differing]
-    if alike := len(rest) - len(differing):
+def _among(arms: str, rows: Sequence[Row], said: list[str]) -> list[str]:
+    """What comparisons of `arms` with each other show, after what is `said` already."""
+    passing = [row for row in rows if unrepeated(row)]
+    said = said + [beats(row) for row in rows if repeated(row)]
+    if passing:
+        said.append(f"{listed([students_beat(row) for row in passing])} {not_anew(passing)}")
+    if alike := sum(winner_of(row) is None for row in rows):
         said.append(f"no difference shown in {_count(alike, 'other comparison' if said else 'comparison')}")
-    return [f"among the KV arms, {listed(said)}"] if said else []
-
-
-def _beats(row: Row) -> str:
-    winner, loser = outcome_of(row)
-    return f"{winner} beats {loser}"
+    return [f"among the {arms}, {listed(said)}"] if said else []
 
 
 def _count(number: int, what: str) -> str:
@@ -91,7 +71,3 @@ def _count(number: int, what: str) -> str:
 
 def _named(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {'is' if len(names) == 1 else 'are'} {what} ({', '.join(names)})"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
