@@ -19,7 +19,7 @@ def weight_at(
     """
     assert 0.0 <= progress <= 1.0, f"progress is a share of the steps, got {progress}"
     rise = progress / warmup_ratio if warmup_ratio else 1.0
-    if progress >= until:
+    if progress >= until and until < 1.0:
         return 0.0
     fall = (until - progress) / decay_ratio if decay_ratio else 1.0
     return weight * min(1.0, rise, fall)
