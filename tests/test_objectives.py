@@ -17,7 +17,7 @@ from kava.training.calibrate import calibrate
 from kava.training.loop import measure_alignment
 from kava.training.model import DistillationModel
 from kava.training.phase import judge
-from kava.training.watch import first_warnings, warnings_at
+from kava.training.watch import first_warnings, late_step, warnings_at
 
 ARMS = {
     "flat": arm({"kind": "flat"}),
@@ -207,12 +207,29 @@ def test_a_planted_collapse_is_called_out_although_its_raw_cosine_is_high(stores
 
 def test_running_warnings_name_magnitude_and_slow_alignment_once() -> None:
     lines = [{"step": step, "magnitude": 4.0, "cos_sim_centered": 0.3} for step in range(50, 500, 50)]
-    assert [len(warnings_at(line, 50)) for line in lines] == [1, 1, 1, 2, 1, 1, 1, 1, 1]
-    first = first_warnings(lines, 50)
+    assert [len(warnings_at(line, 200)) for line in lines] == [1, 1, 1, 2, 1, 1, 1, 1, 1]
+    first = first_warnings(lines, 200)
     assert [sentence.split(":")[0] for sentence in first] == ["magnitude", "slow alignment"]
     assert "factor of 7.4" in first[0]  # e²
     assert "step 50," in first[0]
-    assert warnings_at({"step": 200, "magnitude": None, "cos_sim_centered": None}, 50) == []
+    assert warnings_at({"step": 200, "magnitude": None, "cos_sim_centered": None}, 200) == []
+
+
+@pytest.mark.parametrize(
+    ("compared", "steps", "log_every", "expected"),
+    [
+        (150, 500, 25, 150),
+        (500, 500, 50, 200),
+        (500, 500, 75, 225),
+        (30, 500, 25, 50),
+        (150, 150, 20, 140),
+        (0, 9, 1, 0),
+    ],
+)
+def test_slow_alignment_is_judged_at_a_step_that_the_run_logs(
+    compared: int, steps: int, log_every: int, expected: int
+) -> None:
+    assert late_step(compared, steps, log_every) == expected
 
 
 def test_geometry_of_the_fixture_is_unlike_on_every_side() -> None:

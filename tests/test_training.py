@@ -202,6 +202,13 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(aligner: Any, tmp_path:
     assert lines("whole") == lines("cut")
 
 
+def test_a_loss_whose_time_is_over_is_not_read_for(tmp_path: Path) -> None:
+    data = batches()
+    run(tmp_path, make_model(kv_until=0.3), data=data)
+    assert isinstance(data.store, FakeStore)
+    assert data.store.examples == data_order(7, 40, 64)[: 3 * 8]  # steps 0, 1 and 2 of 8 are under 0.3
+
+
 def test_a_batch_keeps_the_dtype_of_the_store_and_pads_with_zeros() -> None:
     data = batches()
     read = data.store.read

@@ -87,8 +87,7 @@ class Projector(nn.Module):
         """Take the statistics of `raw`, shaped as the attributes; std only of an aligner as it was drawn."""
         self.output_mean.copy_(mean)
         if std is not None:
-            spread = (x.square().mean(-1, keepdim=True).sqrt() for x in (self.student_std, std))
-            student, drawn = spread
+            student, drawn = _spread(self.student_std), _spread(std)
             self.output_scale.copy_(student / drawn.clamp(min=STD_FLOOR))
 
     def forward(self, teacher: KeysValues) -> KeysValues:
@@ -137,6 +136,11 @@ class Projector(nn.Module):
         projector = cls(config["aligner"], teacher, student, config["center"])
         projector.load_state_dict(load_file(folder / "projector.safetensors"))
         return projector
+
+
+def _spread(std: Tensor) -> Tensor:
+    """Root mean square over the channels of each layer and head."""
+    return std.square().mean(-1, keepdim=True).sqrt()
 
 
 class ChannelStatistics:

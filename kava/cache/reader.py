@@ -1,5 +1,6 @@
 """Read a sealed KV store: one example at a time, contiguous slices only."""
 
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,12 @@ class StoreReader:
         self.mean = {tensor: torch.from_numpy(statistics[f"{tensor}/mean"][:]) for tensor in TENSORS}
         self.std = {tensor: torch.from_numpy(statistics[f"{tensor}/std"][:]) for tensor in TENSORS}
         self.selector = self._selector_on_reading(select) if select else None
+
+    def whole(self) -> "StoreReader":
+        """This reader without its selection on reading; what either reads into memory is there for both."""
+        other = copy(self)
+        other.selector = None
+        return other
 
     @property
     def scope(self) -> str:

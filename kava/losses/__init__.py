@@ -23,8 +23,9 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "structural": structural,
 }
 
-# Settings that say what is compared, or when, and are no parameters of the formula.
-_AROUND_THE_FORMULA = ("kind", "center", "standardize", "granularity", "weights", "schedule", "attention")
+# Settings that say what is compared, or when, and are no parameters of the formula: of every loss, and of one kind.
+_AROUND_THE_FORMULA = frozenset({"kind", "center", "standardize", "granularity", "weights"})
+_AROUND_ONE = {"hybrid": {"schedule"}, "structural": {"attention"}}
 
 
 def kv_loss(
@@ -45,7 +46,8 @@ def kv_loss(
     progress
         Share of training that is done, 0 to 1, for the schedule of `hybrid`.
     """
-    options = {name: value for name, value in settings.items() if name not in _AROUND_THE_FORMULA}
+    around = _AROUND_THE_FORMULA | _AROUND_ONE.get(settings["kind"], set())
+    options = {name: value for name, value in settings.items() if name not in around}
     if settings["kind"] == "hybrid" and settings["schedule"] == "linear":
         options |= {"mercator": progress, "mse": 1.0 - progress}
     if settings["granularity"] == "token":

@@ -1,7 +1,7 @@
 """Batches: token ids from the token set, what is known of the teacher from the store."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -231,12 +231,12 @@ def reader_onto(device: torch.device, read: Callable[[Any], Batch]) -> Callable[
     def read_and_copy(items: Any) -> Batch:
         with torch.cuda.stream(stream):
             batch = read(items)
-            copied = {name: _copied(x, device) for name, x in batch.items()}  # type: ignore
+            copied = {name: _copied(tensor, device) for name, tensor in cast(dict[str, Tensor], batch).items()}
         stream.synchronize()
         for tensor in copied.values():
             # The memory belongs to the copying stream, which must not reuse it before the step's kernels are done.
             tensor.record_stream(torch.cuda.default_stream(device))
-        return copied  # type: ignore[return-value]
+        return cast(Batch, copied)
 
     return read_and_copy
 

@@ -54,7 +54,7 @@ def train(
     metrics = MetricsFile(folder / "metrics.jsonl")
     if settings["steps"] == 0:
         metrics.resume_at(0)
-        return _facts(model, batches, [], metrics, settings)
+        return _facts(model, batches, [], settings, [])
     if tracker == "tensorboard":
         _prepare_tensorboard(folder / "tensorboard")
     count = settings["steps"] * settings["batch_size"] * settings["accumulation"]
@@ -83,18 +83,18 @@ def train(
     step = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
     trainer.seconds_before = metrics.resume_at(step)
     trainer.train(resume_from_checkpoint=checkpoint)
-    return _facts(model, batches, order, metrics, settings)
+    return _facts(model, batches, order, settings, first_warnings(metrics.read(), trainer.late))
 
 
 def _facts(
-    model: DistillationModel, batches: Batches, order: list[int], metrics: MetricsFile, settings: dict[str, Any]
+    model: DistillationModel, batches: Batches, order: list[int], settings: dict[str, Any], warnings: list[str]
 ) -> dict[str, Any]:
     return {
         "optimizer_steps": settings["steps"],
         "train_tokens": sum(len(batches.ids[example]) for example in order),
         "data_order_sha256": sha256_json(order),
         "projector_parameters": model.projector.parameter_count if model.projector else None,
-        "warnings": first_warnings(metrics.read(), settings["log_every"]),
+        "warnings": warnings,
     }
 
 

@@ -121,6 +121,10 @@ class DistillationModel(nn.Module):
             found[name] = weight_at(settings["weight"], progress, settings["warmup_ratio"], until=settings["until"])
         return {name: weight for name, weight in found.items() if weight}
 
+    def compared_steps(self, steps: int) -> int:
+        """In how many steps of a phase KV is compared."""
+        return sum("kv" in self.weights(step / steps) for step in range(steps))
+
     def predict(self, batch: Batch) -> Pair:
         """Student KV and projected teacher KV of a batch, for the metrics."""
         assert self.projector is not None

@@ -63,7 +63,7 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     measured: dict[str, Batches] = {}
     if projector is not None:
         # Whatever an arm selects is measured on all tokens of the store: its figures stand beside the other arms'.
-        whole = StoreReader(inputs["store"], device) if arm["select"] else store
+        whole = store.whole() if store else None
         measured = {split: Batches(tokens, split, whole) for split in ("train", "validation")}
         model.eval()
         first = range(min(CALIBRATION_EXAMPLES, len(measured["train"])))

@@ -22,7 +22,7 @@ from kava.files import write_atomic
 from kava.training.batches import Batch, reader_onto
 from kava.training.model import PARTS
 from kava.training.prefetch import Prefetch, Window
-from kava.training.watch import phase, warnings_at
+from kava.training.watch import late_step, phase, warnings_at
 
 log = logging.getLogger("kava")
 
@@ -86,6 +86,9 @@ class KavaTrainer(Trainer):
         # The loss of a micro-batch is a mean; the Trainer divides it by the accumulation.
         self.loss_is_scaled_for_ga = False
         self.optimization, self.metrics, self.arm = optimization, metrics, arm
+        self.late = late_step(
+            model.compared_steps(optimization["steps"]), optimization["steps"], optimization["log_every"]
+        )
         self.seconds_before = 0.0
         self.started = self._logged = time.monotonic()
         self._read = reader_onto(self.args.device, read)
@@ -149,7 +152,7 @@ class KavaTrainer(Trainer):
             self._batches.waited, self._logged = 0.0, now
             self.metrics.append(record)
             log.info(status_line(record, self.optimization["steps"], self.arm))
-            for sentence in warnings_at(record, self.optimization["log_every"]):
+            for sentence in warnings_at(record, self.late):
                 log.warning("warning: %s", sentence)
             logs = {name: value for name, value in record.items() if value is not None}
         super().log(logs, start_time)
