@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import batches, make_model, run
+from test_training import batches, make_model, order_of_run, run
 
 from kava.config.arms import FlatAligner
 from kava.errors import UserError
 from kava.training.batches import Batches
 from kava.training.finish import data_wait_share
-from kava.training.order import data_order
-from kava.training.prefetch import AHEAD, Prefetch, Window
+from kava.training.prefetch import AHEAD, Prefetch
 
 
 def threads() -> list[threading.Thread]:
@@ -88,16 +87,6 @@ def test_a_caller_that_fails_leaves_no_thread_and_does_not_wait_for_what_it_neve
     assert loaded in ([0], [0, 1])
 
 
-def test_a_window_takes_its_results_one_at_a_time() -> None:
-    results = iter(range(10))
-    window = Window(results, 4)
-    assert len(window) == 4
-    assert next(iter(window)) == 0
-    assert next(results) == 1
-    assert list(Window(results, 3)) == [2, 3, 4]
-    assert next(results) == 5
-
-
 def test_waiting_is_measured() -> None:
     with Prefetch(time.sleep, [0.05] * 3) as results:
         list(results)
@@ -135,7 +124,7 @@ def test_training_ends_with_the_weights_of_a_run_that_reads_nothing_ahead(tmp_pa
 
     ahead, plain = make_model(FlatAligner()), make_model(FlatAligner())
     run(tmp_path / "ahead", ahead)
-    monkeypatch.setattr("kava.training.trainer.Prefetch", Plain)
+    monkeypatch.setattr("kava.training.micro_batches.Prefetch", Plain)
     run(tmp_path / "plain", plain)
     for (name, a), b in zip(ahead.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -143,7 +132,7 @@ def test_training_ends_with_the_weights_of_a_run_that_reads_nothing_ahead(tmp_pa
 
 @pytest.mark.parametrize("error", [UserError("this example cannot be read"), KeyboardInterrupt()])
 def test_what_stops_the_reader_stops_training_at_the_step_that_needed_it(error: Any, tmp_path: Path) -> None:
-    broken = data_order(7, 40, 64)[20]  # of step 3, with 8 examples a step
+    broken = order_of_run()[20]  # of step 3, with 8 examples a step
 
     def damaged(example: int) -> None:
         if example == broken:

@@ -23,8 +23,10 @@ from kava.training.batches import Batches
 from kava.training.calibrate import calibrate
 from kava.training.loop import train
 from kava.training.model import DistillationModel
-from kava.training.order import data_order, partners
-from kava.training.trainer import KavaTrainer, MetricsFile, make_optimizer, training_arguments
+from kava.training.optimizer import make_optimizer, parameter_groups
+from kava.training.order import data_order, longest_first, partners
+from kava.training.record import MetricsFile
+from kava.training.trainer import KavaTrainer
 from kava.training.watch import phase
 
 TEACHER = Geometry(4, 2, 16)
@@ -88,6 +90,11 @@ def measure(model: DistillationModel, batch_size: int) -> None:
         model.eval()
         read = partial(batches().slice, range(40), batch_size)
         calibrate(model.projector, model.student, read, "pre_rope", base_student=True)
+
+
+def order_of_run() -> list[int]:
+    """What `run` reads."""
+    return longest_first(data_order(7, 40, 64), [len(ids) for ids in batches().ids], 8)
 
 
 def run(
@@ -181,17 +188,17 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(aligner: Any, tmp_path:
     def kill(trainer: KavaTrainer, *args: Any, **kwargs: Any) -> Any:
         if trainer.state.global_step == 6:
             raise Killed
-        return compute_loss(trainer, *args, **kwargs)
+        return training_step(trainer, *args, **kwargs)
 
-    compute_loss = KavaTrainer.compute_loss
-    monkeypatch.setattr(KavaTrainer, "compute_loss", kill)
+    training_step = KavaTrainer.training_step
+    monkeypatch.setattr(KavaTrainer, "training_step", kill)
     with pytest.raises(Killed):
         run(tmp_path / "cut", make_model(aligner))
-    monkeypatch.setattr(KavaTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(KavaTrainer, "training_step", training_step)
     resumed, data = make_model(aligner), batches(store=aligner is not None)
     assert run(tmp_path / "cut", resumed, data=data) == facts
     if data.store:  # what the checkpoint at step 4 of 8 has behind it is not read again
-        assert data.store.examples == data_order(7, 40, 64)[32:]
+        assert data.store.examples == order_of_run()[32:]
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
 
@@ -206,7 +213,7 @@ def test_a_loss_whose_time_is_over_is_not_read_for(tmp_path: Path) -> None:
     data = batches()
     run(tmp_path, make_model(kv_until=0.3), data=data)
     assert isinstance(data.store, FakeStore)
-    assert data.store.examples == data_order(7, 40, 64)[: 3 * 8]  # steps 0, 1 and 2 of 8 are under 0.3
+    assert data.store.examples == order_of_run()[: 3 * 8]  # steps 0, 1 and 2 of 8 are under 0.3
 
 
 def test_a_batch_keeps_the_dtype_of_the_store_and_pads_with_zeros() -> None:
@@ -308,12 +315,9 @@ def test_shuffled_arm_reads_another_examples_kv_and_masks_what_it_lacks() -> Non
     assert not torch.equal(batch["teacher_keys"], own["teacher_keys"])
 
 
-def test_norms_and_biases_do_not_decay(tmp_path: Path) -> None:
+def test_norms_and_biases_do_not_decay() -> None:
     model = make_model()
-    arguments = training_arguments(Distill().model_dump(), tmp_path, 0, torch.device("cpu"), "none")
-    settings, metrics = Distill().model_dump(), MetricsFile(tmp_path / "m")
-    trainer = KavaTrainer(model, settings, metrics, "arm", batches().collate, args=arguments)
-    decay = {id(p): g["weight_decay"] for g in trainer.create_optimizer().param_groups for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in parameter_groups(model, Distill().model_dump()) for p in g["params"]}
     for name, parameter in model.named_parameters():
         assert (decay[id(parameter)] == 0) == (name.endswith("bias") or "norm" in name), name
 

@@ -108,6 +108,9 @@ class Batches:
         auxiliary = arm["auxiliary"] if arm else {"codi": None, "logit_kd": None, "cka": None}
         self._reads_kv = store is not None and (not arm or bool(arm["aligner"] or auxiliary["cka"]))
         self._reads_hidden, self._reads_logits = bool(auxiliary["codi"]), bool(auxiliary["logit_kd"])
+        self._labels = [int((segments[1:] != Segment.PROMPT).sum()) for segments in self.segments]
+        self._answers = [int((segments == Segment.ANSWER).sum()) for segments in self.segments]
+        self._kv_weight = np.zeros(len(self.ids))
         self._by_importance = arm is not None and bool(arm["aligner"]) and arm["loss"]["weights"] == "importance"
         self._warp: dict[str, Any] = arm["time_warp"] if arm else TimeWarp().model_dump()
         self._teacher_segments: list[np.ndarray] | None = None
@@ -140,6 +143,15 @@ class Batches:
             ids, logprobs = zip(*(self._store.topk_logits(self.split, i) for i in examples), strict=True)
             batch["topk_ids"], batch["topk_logprobs"] = torch.cat(ids).long(), torch.cat(logprobs).float()
         return batch
+
+    def counts(self, examples: list[int]) -> dict[str, float]:
+        """What the losses of examples are means over: labels, KV weight, examples, answer tokens."""
+        return {
+            "labels": float(sum(self._labels[example] for example in examples)),
+            "kv": float(sum(self._kv_weight[example] for example in examples)),
+            "examples": float(len(examples)),
+            "answers": float(sum(self._answers[example] for example in examples)),
+        }
 
     def slice(self, examples: Iterable[int], batch_size: int) -> Iterator[Batch]:
         """Batches over given examples, in order, read ahead of their use."""
@@ -194,17 +206,21 @@ class Batches:
             check_answers(tokens, split)
         if self._reads_kv and self._teacher_segments:
             check_warp(store, split, [self._teacher_segments[i] for i in self.source], self.segments)
-        if arm is None or not self._reads_kv:
+        if not self._reads_kv:
             return
         matched = self.source == list(range(len(self)))
-        if matched and store.keeps_every_token and len(set(arm["segments"])) == len(Segment):
-            return  # an example's weights are not all 0; importance would be read for nothing
+        if matched and store.keeps_every_token and (not arm or len(set(arm["segments"])) == len(Segment)):
+            # Relative importance has mean 1, and would be read for nothing.
+            self._kv_weight = np.array([len(ids) for ids in self.ids], float)
+            return
         for example, source in enumerate(self.source):
             own = len(self.ids[example])
             theirs = own if self._teacher_segments else len(tokens.input_ids[split][source])
             position = torch.arange(theirs) if store.keeps_every_token else store.kept(split, source).position
-            if not self._weight(example)[_inside(position, own, store.keeps_every_token)].any():
+            weight = self._weight(example)[_inside(position, own, store.keeps_every_token)].double().sum()
+            if arm and not weight:
                 raise no_weight(split, example, arm)
+            self._kv_weight[example] = weight
 
 
 def _inside(position: Tensor, tokens: int, contiguous: bool) -> slice | Tensor:

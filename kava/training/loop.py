@@ -13,11 +13,15 @@ import torch
 from kava.errors import UserError
 from kava.files import sha256_file, sha256_json
 from kava.metrics import alignment_metrics
-from kava.training.batches import Batch, Batches
+from kava.training.arguments import training_arguments
+from kava.training.batches import Batch, Batches, reader_onto
 from kava.training.calibrate import CALIBRATION_EXAMPLES
+from kava.training.checkpoints import last_checkpoint
+from kava.training.micro_batches import MicroBatches, Part
 from kava.training.model import DistillationModel
-from kava.training.order import data_order
-from kava.training.trainer import KavaTrainer, MetricsFile, last_checkpoint, training_arguments
+from kava.training.order import data_order, longest_first
+from kava.training.record import MetricsFile
+from kava.training.trainer import KavaTrainer
 from kava.training.watch import first_warnings
 
 
@@ -54,36 +58,39 @@ def train(
     metrics = MetricsFile(folder / "metrics.jsonl")
     if settings["steps"] == 0:
         metrics.resume_at(0)
-        return _facts(model, batches, [], settings, [])
+        return _facts(model, batches, [], settings, []) | {"out_of_memory": []}
     if tracker == "tensorboard":
         _prepare_tensorboard(folder / "tensorboard")
-    count = settings["steps"] * settings["batch_size"] * settings["accumulation"]
-    order = data_order(seed, len(batches), count)
+    per_step = settings["batch_size"] * settings["accumulation"]
+    order = data_order(seed, len(batches), settings["steps"] * per_step)
+    if settings["accumulation"] > 1:
+        order = longest_first(order, [len(ids) for ids in batches.ids], per_step)
     checkpoints = folder / "checkpoints" / fingerprint
     for other in (folder / "checkpoints").glob("*"):
         if other != checkpoints:
             shutil.rmtree(other)
     checkpoint = last_checkpoint(checkpoints)
-    per_step = settings["batch_size"] * settings["accumulation"]
 
-    def read(items: list[tuple[int, int]]) -> Batch:
-        """Batch of examples with the step in which they are due; they are read ahead of it."""
-        weights = model.weights(items[0][1] / settings["steps"])
-        return batches.collate([example for example, _ in items], frozenset(weights))
+    def read(part: Part) -> Batch:
+        """Examples with the teacher's side that their step will want."""
+        return batches.collate(part.examples, frozenset(model.weights(part.step / settings["steps"])))
 
-    trainer = KavaTrainer(
-        model,
-        settings,
-        metrics,
-        arm,
-        read,
-        args=training_arguments(settings, checkpoints, seed, device, tracker),
-        train_dataset=[(example, index // per_step) for index, example in enumerate(order)],
+    arguments = training_arguments(settings, checkpoints, seed, device, tracker)
+    micro_batches = MicroBatches(
+        reader_onto(device, read),
+        batches.counts,
+        order,
+        per_step,
+        settings["batch_size"],
+        arguments.process_index,
+        arguments.world_size,
     )
+    trainer = KavaTrainer(model, settings, metrics, arm, micro_batches, args=arguments)
     step = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
     trainer.seconds_before = metrics.resume_at(step)
     trainer.train(resume_from_checkpoint=checkpoint)
-    return _facts(model, batches, order, settings, first_warnings(metrics.read(), trainer.late))
+    facts = _facts(model, batches, order, settings, first_warnings(metrics.read(), trainer.late))
+    return facts | {"out_of_memory": trainer.out_of_memory}
 
 
 def _facts(

@@ -1,6 +1,6 @@
 """One training step: student forward, projected teacher KV, cross entropy, KV loss and auxiliary losses."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -17,6 +17,10 @@ from kava.training.auxiliary import AuxiliaryLosses
 from kava.training.batches import Batch, teacher_kv
 from kava.training.kv import KvObjective
 
+# What the auxiliary losses are means over; CKA, a ratio of sums over a batch, and codi, whose unit is the standard
+# deviation within a batch, do depend on the batch.
+MEAN_OVER = {"codi": "examples", "logit_kd": "answers", "cka": "kv"}
+WHOLE = {"labels": 1.0, "kv": 1.0, "examples": 1.0, "answers": 1.0}
 PARTS = ("ce", "kv", "attention", "codi", "logit_kd", "cka", "cos_sim", "cos_sim_centered", "magnitude")
 
 
@@ -90,8 +94,17 @@ class DistillationModel(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, **batch: Any) -> dict[str, Tensor]:
-        """Loss of a `Batch`; its detached parts, of `PARTS`, stand beside it."""
+    def forward(self, shares: Mapping[str, float] = WHOLE, **batch: Any) -> dict[str, Tensor]:
+        """Loss of a `Batch`; its detached parts, of `PARTS`, stand beside it.
+
+        Parameters
+        ----------
+        shares
+            Of a whole optimizer step, what the batch holds of labels, KV weight, examples and answer tokens: each
+            part of the loss, a mean over one of these, is multiplied by its share.
+        **batch
+            A `Batch`.
+        """
         # A loss whose time is over is neither read for nor computed: the rest of the run is as cheap as the control.
         weights = self.weights(self.progress)
         with torch.set_grad_enabled(self.train_student and torch.is_grad_enabled()):
@@ -99,15 +112,16 @@ class DistillationModel(nn.Module):
         parts: dict[str, Tensor] = {}
         loss = own.hidden[-1].new_zeros(())
         if self.train_student:
-            parts["ce"] = self._cross_entropy(own.hidden[-1], batch["input_ids"], batch["label_mask"])
+            ce = self._cross_entropy(own.hidden[-1], batch["input_ids"], batch["label_mask"])
+            parts["ce"] = shares["labels"] * ce
             loss = loss + parts["ce"]
         if self.projector is not None and "kv" in weights:
             found, kv = self._kv(own, batch)
-            parts |= found
-            loss = loss + weights["kv"] * kv
+            parts |= {name: shares["kv"] * part for name, part in found.items()}
+            loss = loss + weights["kv"] * shares["kv"] * kv
         for name, part in self._auxiliary(weights.keys(), own, batch).items():
-            parts[name] = part
-            loss = loss + weights[name] * part
+            parts[name] = shares[MEAN_OVER[name]] * part
+            loss = loss + weights[name] * parts[name]
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
     def weights(self, progress: float) -> dict[str, float]:

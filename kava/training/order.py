@@ -27,6 +27,15 @@ def data_order(seed: int, examples: int, count: int) -> list[int]:
     return order[:count]
 
 
+def longest_first(order: list[int], lengths: list[int], per_step: int) -> list[int]:
+    """The order with the examples of each optimizer step sorted by length, so that micro-batches hold little padding.
+
+    Which examples a step reads stays as it was drawn: steps of examples of one length alone would be biased.
+    """
+    steps = [order[first : first + per_step] for first in range(0, len(order), per_step)]
+    return [example for step in steps for example in sorted(step, key=lambda example: -lengths[example])]
+
+
 def partners(lengths: list[int], seed: int) -> list[int]:
     """Another example of like length for each example, for the control that trains on the wrong KV.
 

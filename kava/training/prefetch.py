@@ -75,24 +75,3 @@ class Prefetch(Generic[T]):
     def _submit(self, count: int) -> None:
         for item in islice(self._remaining, count):
             self._pending.append(self._pool.submit(self._load, item))
-
-
-class Window(Generic[T]):
-    """The next results of an iterator as a sized collection that holds none of them.
-
-    Parameters
-    ----------
-    results
-        The iterator.
-    count
-        How many of its results belong to the window; it must have as many left.
-    """
-
-    def __init__(self, results: Iterator[T], count: int) -> None:
-        self.results, self.count = results, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[T]:
-        return islice(self.results, self.count)

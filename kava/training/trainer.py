@@ -1,58 +1,43 @@
-"""The Hugging Face Trainer, with our optimizer groups, atomic checkpoints and `metrics.jsonl`."""
+"""The Hugging Face Trainer with a step of our own: micro-batches that add up, and replay where memory runs out."""
 
+import gc
 import json
 import logging
 import math
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback
 
 from kava.errors import UserError
-from kava.files import write_atomic
-from kava.training.batches import Batch, reader_onto
+from kava.training.checkpoints import AtomicCheckpoints
+from kava.training.micro_batches import MicroBatches
 from kava.training.model import PARTS
-from kava.training.prefetch import Prefetch, Window
-from kava.training.watch import late_step, phase, warnings_at
+from kava.training.optimizer import make_optimizer, parameter_groups
+from kava.training.record import MetricsFile, status_line
+from kava.training.termination import StopOnSigterm, Terminated
+from kava.training.watch import late_step, warnings_at
 
 log = logging.getLogger("kava")
 
-LABELS = {"cos_sim": "cos", "cos_sim_centered": "centred"}
+# Beside the Trainer's own files of a checkpoint: what was summed since the last line of `metrics.jsonl`, and how large
+# micro-batches are by now.
+PROGRESS = "progress.json"
 
 
-class MetricsFile:
-    """`metrics.jsonl`: one object per logged step, none twice after a resume."""
+class KavaTrainer(AtomicCheckpoints):
+    """Trainer whose data are the numbers of its optimizer steps; what a step reads is in `micro_batches`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def resume_at(self, step: int) -> float:
-        """Drop lines after a step; returns the seconds spent up to the last line kept."""
-        kept = [record for record in self.read() if record["step"] <= step]
-        write_atomic(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        return kept[-1]["seconds"] if kept else 0.0
-
-    def read(self) -> list[dict[str, Any]]:
-        """All lines, but for a last one that a kill has torn."""
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
-
-    def append(self, record: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-
-class KavaTrainer(Trainer):
-    """Trainer over a fixed data order.
+    The Trainer's own accumulation is not used: a step that runs out of memory has to be done again from its first
+    example, and losses are means over a whole step.
 
     Parameters
     ----------
@@ -64,10 +49,17 @@ class KavaTrainer(Trainer):
         Where logged steps go.
     arm
         Name of the arm, for status lines.
-    read
-        Items of the data order → batch; called in a background thread.
+    micro_batches
+        What each optimizer step reads.
     **options
-        Of `transformers.Trainer`; `train_dataset` is the data order, a list with an item per example.
+        Of `transformers.Trainer`.
+
+    Attributes
+    ----------
+    out_of_memory
+        Steps that were done again, each with the number of examples per forward from then on.
+    late
+        Step at which a slow alignment is judged, see `late_step`.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -78,53 +70,129 @@ class KavaTrainer(Trainer):
         optimization: dict[str, Any],
         metrics: MetricsFile,
         arm: str,
-        read: Callable[[Any], Batch],
+        micro_batches: MicroBatches,
         **options: Any,
     ) -> None:
-        # The Trainer's data loader deals in examples alone, so that what it skips on resume is never read.
-        super().__init__(model=model, data_collator=list, **options)
-        # The loss of a micro-batch is a mean; the Trainer divides it by the accumulation.
-        self.loss_is_scaled_for_ga = False
+        steps, log_every = optimization["steps"], optimization["log_every"]
+        self._sigterm = StopOnSigterm()
+        super().__init__(model=model, train_dataset=range(steps), callbacks=[self._sigterm], **options)
         self.optimization, self.metrics, self.arm = optimization, metrics, arm
-        self.late = late_step(
-            model.compared_steps(optimization["steps"]), optimization["steps"], optimization["log_every"]
-        )
+        self.late = late_step(model.compared_steps(steps), steps, log_every)
+        self.out_of_memory: list[dict[str, int]] = []
         self.seconds_before = 0.0
         self.started = self._logged = time.monotonic()
-        self._read = reader_onto(self.args.device, read)
-        self._batches: Prefetch[Batch] | None = None
+        self._micro_batches = micro_batches
         self._sums: dict[str, Tensor] = {}
         self._counts: Counter[str] = Counter()
-        self._staging: Path | None = None
+        self._bar = tqdm(
+            total=steps,
+            unit="step",
+            desc=arm,
+            disable=None if self.is_world_process_zero() else True,
+            dynamic_ncols=True,
+            leave=False,
+        )
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
 
     def train(self, *arguments: Any, **options: Any) -> Any:
-        """Train, and leave no thread behind however it ends."""
+        """Train, and leave no thread behind however it ends.
+
+        Raises
+        ------
+        Terminated
+            SIGTERM came; a checkpoint of the step that was going on then is saved.
+        """
         try:
-            return super().train(*arguments, **options)
+            with self._sigterm:
+                result = super().train(*arguments, **options)
         finally:
-            if self._batches:
-                self._batches.close()
+            self._micro_batches.close()
+            self._bar.close()
+        if self._sigterm.asked:
+            raise Terminated(
+                f"ended by SIGTERM after step {self.state.global_step} of {self.arm}, which is saved; run again"
+            )
+        return result
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Numbers of the steps; in every process the same, since it takes its share of each step."""
+        return DataLoader(self.train_dataset, batch_size=1, collate_fn=_only)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """The micro-batches of one optimizer step, fetched in turn; as a list all of them would lie on the device."""
-        del device
-        if self._batches is None or self._batches.items is not epoch_iterator:
-            self._batches = Prefetch(self._read, epoch_iterator)
-        return Window(self._batches, num_batches), None
+        """The number of the next step."""
+        del num_batches, device
+        return [next(epoch_iterator)], None
 
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def floating_point_ops(self, _inputs: Any) -> int:
+        """Not counted: the Trainer sees the numbers of steps, and no input."""
+        return 0
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Gradients of one optimizer step; if memory runs out, all of them anew from smaller micro-batches."""
         del num_items_in_batch
-        self.model.progress = self.state.global_step / self.state.max_steps
-        output = model(**inputs)
-        for name in ("loss", *PARTS):
-            if name in output:
-                self._sums[name] = self._sums.get(name, torch.zeros_like(output[name])) + output[name].detach()
-                self._counts[name] += 1
-        return (output["loss"], output) if return_outputs else output["loss"]
+        step: int = inputs
+        model.train()
+        self.model.progress = step / self.state.max_steps
+        while True:
+            try:
+                sums = self._accumulate(model, step)
+                break
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                self._check_can_shrink(step, error)
+            # Not in the handler: its exception would keep the tensors of every frame alive.
+            self._shrink(model, step)
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+            self._counts[name] += 1
+        return sums["loss"]
+
+    def _accumulate(self, model: nn.Module, step: int) -> dict[str, Tensor]:
+        """Gradients of a step's micro-batches; returns the losses of the step."""
+        sums: dict[str, Tensor] = {}
+        for index, (batch, shares) in enumerate(self._micro_batches.of_step(step)):
+            last = index == self._micro_batches.per_step - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    output = model(shares=shares, **batch)
+                # Gradients of several processes are averaged, and their losses are shares of one sum.
+                self.accelerator.backward(output["loss"] * self.args.world_size)
+            for name in ("loss", *PARTS):
+                if name in output:
+                    sums[name] = sums.get(name, torch.zeros_like(output[name])) + output[name].detach()
+        if self.args.world_size > 1:
+            together = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
+            sums = dict(zip(sums, together.unbind(), strict=True))
+        return sums
+
+    def _check_can_shrink(self, step: int, error: RuntimeError) -> None:
+        size, alone = self._micro_batches.size, self.args.world_size == 1
+        if size == 1 or not alone:
+            what = "one example" if size == 1 else f"{size} examples in one of several processes"
+            raise UserError(
+                f"memory ran out at step {step + 1} of {self.arm} with {what} per forward "
+                f"({str(error).splitlines()[0]}); set distill.gradient_checkpointing: true, optimizer: "
+                f"paged_adamw_8bit, {'' if alone else 'a smaller batch_size, '}or a smaller max_length; `kava plan` "
+                "tells what takes how much (what was stored and pretrained is kept)"
+            ) from error
+
+    def _shrink(self, model: nn.Module, step: int) -> None:
+        """Halve the examples per forward and forget the step's gradients."""
+        size = self._micro_batches.size
+        # The largest half that still divides what a step reads.
+        smaller = next(half for half in range(size // 2, 0, -1) if size % half == 0)
+        log.warning(
+            f"out of memory at step {step + 1}: examples per forward {size} → {smaller}; the step's "
+            f"{self._micro_batches.examples_per_step} examples are done again from the first"
+        )
+        self.out_of_memory.append({"step": step + 1, "batch_size": smaller})
+        self._micro_batches.resize(smaller)
+        model.zero_grad()
+        gc.collect()
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Replace the Trainer's averages by ours, per logged step, and write them to `metrics.jsonl`."""
@@ -139,137 +207,53 @@ class KavaTrainer(Trainer):
             rates: dict[str, float | None] = {"student_lr": None, "projector_lr": None}
             for group in self.create_optimizer().param_groups:
                 rates[group["rate"]] = group["lr"]
-            assert self._batches
             now = time.monotonic()
             record = {
                 "step": self.state.global_step,
                 "loss": means["loss"],
                 **{name: means.get(name) for name in PARTS},
                 **rates,
-                "data_wait": self._batches.waited / (now - self._logged),
+                "data_wait": self._micro_batches.take_waited() / (now - self._logged),
                 "seconds": self.seconds_before + now - self.started,
             }
-            self._batches.waited, self._logged = 0.0, now
-            self.metrics.append(record)
-            log.info(status_line(record, self.optimization["steps"], self.arm))
-            for sentence in warnings_at(record, self.late):
-                log.warning("warning: %s", sentence)
+            self._logged = now
+            if self.is_world_process_zero():
+                self._tell(record)
             logs = {name: value for name, value in record.items() if value is not None}
         super().log(logs, start_time)
 
+    def _tell(self, record: dict[str, Any]) -> None:
+        self.metrics.append(record)
+        with self._bar.external_write_mode():
+            log.info(status_line(record, self.optimization["steps"], self.arm))
+            for sentence in warnings_at(record, self.late):
+                log.warning("warning: %s", sentence)
+        self._bar.update(record["step"] - self._bar.n)
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with one learning rate for the student and one for all projections; norms and biases do not decay."""
         if self.optimizer is None:
-            settings, groups = self.optimization, []
-            for name, module in (model or self.model).named_children():
-                trained = {path: p for path, p in module.named_parameters() if p.requires_grad}
-                for decays in (True, False):
-                    # A bias per layer and head has three dimensions, and is a bias all the same.
-                    chosen = [
-                        p for path, p in trained.items() if (p.dim() >= 2 and not path.endswith("bias")) == decays
-                    ]
-                    if chosen:
-                        decay = settings["weight_decay"] if decays else 0.0
-                        rate = "student_lr" if name == "student" else "projector_lr"
-                        groups.append({"params": chosen, "rate": rate, "lr": settings[rate], "weight_decay": decay})
-            self.optimizer = make_optimizer(settings["optimizer"], groups)
+            groups = parameter_groups(model or self.model, self.optimization)
+            self.optimizer = make_optimizer(self.optimization["optimizer"], groups)
         return self.optimizer
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
-
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save what is trained; the Trainer's own way trips over tied weights inside a wrapper."""
-        del state_dict
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(trained_tensors(self.model), folder / "model.safetensors")
+        super()._save(output_dir, state_dict)
+        progress = {
+            "sums": {name: float(value) for name, value in self._sums.items()},
+            "counts": self._counts,
+            "batch_size": self._micro_batches.size,
+            "out_of_memory": self.out_of_memory,
+        }
+        (Path(str(output_dir)) / PROGRESS).write_text(json.dumps(progress))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / "model.safetensors")
-        parameters = dict((model or self.model).named_parameters())
-        assert saved.keys() == {name for name, p in parameters.items() if p.requires_grad}, "foreign checkpoint"
-        with torch.no_grad():
-            for name, tensor in saved.items():
-                parameters[name].copy_(tensor)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint aside and rename it, so that a kill leaves a whole one or none."""
-        run_folder = Path(str(self.args.output_dir))
-        self._staging = run_folder / "staged.partial"
-        shutil.rmtree(self._staging, ignore_errors=True)
-        try:
-            super()._save_checkpoint(model, trial)
-            name = f"checkpoint-{self.state.global_step}"
-            shutil.rmtree(run_folder / name, ignore_errors=True)
-            (self._staging / name).rename(run_folder / name)
-        finally:
-            self._staging = None
-        rotate_checkpoints(output_dir=str(run_folder), save_total_limit=self.args.save_total_limit)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        progress = json.loads((Path(resume_from_checkpoint) / PROGRESS).read_text())
+        self._sums = {name: torch.tensor(value, device=self.args.device) for name, value in progress["sums"].items()}
+        self._counts = Counter(progress["counts"])
+        self.out_of_memory = progress["out_of_memory"]
+        self._micro_batches.resize(progress["batch_size"])
 
 
-def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters with a gradient; tied ones appear once."""
-    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def make_optimizer(kind: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """`adamw`, or bitsandbytes' with 8-bit states, on the device or paged."""
-    if kind == "adamw":
-        return torch.optim.AdamW(groups)
-    import bitsandbytes
-
-    return {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}[kind](
-        groups
-    )
-
-
-def training_arguments(
-    settings: dict[str, Any], folder: Path, seed: int, device: torch.device, tracker: str
-) -> TrainingArguments:
-    """The Trainer's arguments for one phase; checkpoints go to `folder`."""
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=settings["steps"],
-        per_device_train_batch_size=settings["batch_size"],
-        gradient_accumulation_steps=settings["accumulation"],
-        weight_decay=settings["weight_decay"],
-        max_grad_norm=settings["max_grad_norm"],
-        warmup_steps=round(settings["warmup_ratio"] * settings["steps"]),
-        lr_scheduler_type="cosine",
-        logging_steps=settings["log_every"],
-        save_steps=settings["save_every"],
-        save_total_limit=settings["keep_checkpoints"],
-        seed=seed,
-        data_seed=seed,
-        bf16=settings["precision"] == "bfloat16",
-        use_cpu=device.type == "cpu",
-        report_to=tracker,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        logging_nan_inf_filter=False,
-        dataloader_pin_memory=False,  # it holds no tensors
-    )
-    # With several GPUs in sight the Trainer would wrap the model in DataParallel and multiply the batch.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """Newest whole checkpoint of a phase."""
-    shutil.rmtree(folder / "staged.partial", ignore_errors=True)
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
-
-
-def status_line(record: dict[str, Any], steps: int, arm: str) -> str:
-    """`step 100/800 arm=flat loss=… ce=… kv=… cos=… centred=… phase=…`."""
-    parts = [f"step {record['step']}/{steps} arm={arm} loss={record['loss']:.4f}"]
-    for name in PARTS:
-        if record[name] is not None:
-            parts.append(f"{LABELS.get(name, name)}={record[name]:.4f}")
-    if record["cos_sim_centered"] is not None:
-        parts.append(f"phase={phase(record['cos_sim_centered'])}")
-    return " ".join(parts)
+def _only(items: list[int]) -> int:
+    return items[0]
