@@ -20,7 +20,8 @@ TOKENS_FORMAT = 3
 STORE_FORMAT = 2
 BENCH_FORMAT = 1
 REFERENCES = ("teacher", "student_base")
-CHECKPOINTING = {"save_every", "keep_checkpoints"}
+# Settings of training that say how it runs, and change nothing of what it makes.
+EXECUTION = {"save_every", "keep_checkpoints", "num_processes"}
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Runtime:
         As configured.
     teacher, student, data
         Settings with the places where models and data lie.
-    checkpoints
-        Stage → settings of its checkpoints.
+    execution
+        Stage → settings of its checkpoints and processes.
     """
 
     device: str
@@ -72,7 +73,7 @@ class Runtime:
     teacher: dict[str, Any]
     student: dict[str, Any]
     data: dict[str, Any]
-    checkpoints: dict[str, dict[str, Any]]
+    execution: dict[str, dict[str, Any]]
 
     @classmethod
     def of(cls, config: Config) -> "Runtime":
@@ -82,8 +83,8 @@ class Runtime:
             teacher=config.teacher.model_dump(),
             student=config.student.model_dump(),
             data=config.data.model_dump(),
-            checkpoints={
-                stage: settings.model_dump(include=CHECKPOINTING)
+            execution={
+                stage: settings.model_dump(include=EXECUTION)
                 for stage, settings in (("pretrain", config.pretrain), ("distill", config.distill))
             },
         )
@@ -132,7 +133,7 @@ class Plan:
         return Job("extract", job.spec, output, job.inputs)
 
     def pretrain(self, arm: str, seed: int) -> Job:
-        settings = self.config.pretrain.model_dump(exclude=CHECKPOINTING)
+        settings = self.config.pretrain.model_dump(exclude=EXECUTION)
         if not self.config.arms[arm].pretrain_projector:
             settings = {"steps": 0} | {name: settings[name] for name in ("batch_size", "log_every")}
         spec = self._training(arm, seed) | {"pretrain": settings}
@@ -142,7 +143,7 @@ class Plan:
 
     def distill(self, arm: str, seed: int) -> Job:
         spec = self._training(arm, seed) | {
-            "distill": self.config.distill.model_dump(exclude=CHECKPOINTING),
+            "distill": self.config.distill.model_dump(exclude=EXECUTION),
             "export_dtype": self.config.student.export_dtype,
         }
         folder = self._folder(arm, seed) / "student"

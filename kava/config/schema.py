@@ -68,17 +68,24 @@ class Optimization(Settings):
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="autocast dtype; weights are fp32")
     log_every: Positive = 10
-    save_every: Positive = Field(200, description="steps between checkpoints; a multiple of log_every")
+    save_every: Positive = Field(200, description="steps between checkpoints")
     keep_checkpoints: Positive = 2
+    num_processes: Positive = Field(
+        1, description="processes that share each step (DDP), a GPU each; accumulation is a multiple of it"
+    )
 
     @model_validator(mode="after")
-    def _whole_log_windows(self) -> Self:
-        for name in ("steps", "save_every"):
-            if getattr(self, name) % self.log_every:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is no multiple of log_every={self.log_every}; a run that ends or "
-                    "resumes there would log an average over half a window"
-                )
+    def _check_windows(self) -> Self:
+        if self.steps % self.log_every:
+            raise ValueError(
+                f"steps={self.steps} is no multiple of log_every={self.log_every}; what follows the last full window "
+                "would not be logged"
+            )
+        if self.accumulation % self.num_processes:
+            raise ValueError(
+                f"accumulation={self.accumulation} is no multiple of num_processes={self.num_processes}, which share "
+                "the forwards of each step; lower batch_size and raise accumulation"
+            )
         return self
 
 

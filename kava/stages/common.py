@@ -109,6 +109,12 @@ def _job(
     return job, replace(runtime, **given)
 
 
+def _processes(job: Job, runtime: Runtime) -> int:
+    """Processes that a training stage with steps runs in; 1 for every other one."""
+    execution = runtime.execution.get(job.stage)
+    return execution["num_processes"] if execution and job.spec[job.stage]["steps"] else 1
+
+
 def _mark_shared(job: Job) -> None:
     """Leave a mark in another checkout's cache, which must not think that nobody else uses it."""
     for name in {"tokens", "store"} & job.inputs.keys():
@@ -151,8 +157,14 @@ def _run(
         if not path.is_file():
             raise UserError(f"input {name}: {path} does not exist; run the stage that makes it, or Snakemake")
     _mark_shared(job)
+    processes = _processes(job, runtime)
     with _admitted(job.output.parent, beside_others):
-        load_run(arguments)(job, runtime)
+        if processes == 1:
+            load_run(arguments)(job, runtime)
+        else:
+            from kava.training.processes import run_in_processes
+
+            run_in_processes(job, runtime, processes)
     if arguments.json:
         manifest = job.output if job.output.suffix == ".json" else job.output.with_suffix(".json")
         print(json.dumps(read_json(manifest)))

@@ -31,11 +31,15 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.files import read_json
     from kava.training.finish import finish
     from kava.training.phase import run_phase
+    from kava.training.processes import is_main_process
 
-    job.output.unlink(missing_ok=True)  # what it vouches for is about to change
+    if is_main_process():
+        job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     folder = job.output.parent
     end_token_id = read_json(job.inputs["tokens"])["end_token_id"]
     model, tokenizer, manifest = run_phase(job, runtime)
+    if not is_main_process():
+        return
     files = ["model.safetensors", "config.json"]
     if model.projector is not None:
         model.projector.save(folder / "projector")

@@ -24,10 +24,14 @@ def main(argv: list[str] | None = None) -> int:
 def run(job: Job, runtime: Runtime) -> None:
     from kava.training.finish import finish
     from kava.training.phase import run_phase
+    from kava.training.processes import is_main_process
 
-    job.output.unlink(missing_ok=True)  # what it vouches for is about to change
+    if is_main_process():
+        job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     folder = job.output.parent
     model, _, manifest = run_phase(job, runtime)
+    if not is_main_process():
+        return
     assert model.projector is not None
     model.projector.save(folder)
     finish(job.output, manifest, ["projector.safetensors", "config.json"], model)

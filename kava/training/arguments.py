@@ -8,9 +8,21 @@ from transformers import TrainingArguments
 
 
 def training_arguments(
-    settings: dict[str, Any], folder: Path, seed: int, device: torch.device, tracker: str
+    settings: dict[str, Any], folder: Path, seed: int, device: torch.device, tracker: str, unused: bool = False
 ) -> TrainingArguments:
-    """The Trainer's arguments for one phase; checkpoints go to `folder`."""
+    """The Trainer's arguments for one phase.
+
+    Parameters
+    ----------
+    settings
+        Of the phase, as JSON values.
+    folder
+        Where checkpoints go.
+    seed, device, tracker
+        Of the random numbers, where to run, and where to log.
+    unused
+        Whether parameters that are trained have no gradient in some steps, of which DDP must know.
+    """
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings["steps"],
@@ -31,8 +43,7 @@ def training_arguments(
         disable_tqdm=True,
         logging_nan_inf_filter=False,
         dataloader_pin_memory=False,  # it holds no tensors
-        # A loss on KV whose time is over leaves a projector that is trained without a gradient.
-        ddp_find_unused_parameters=True,
+        ddp_find_unused_parameters=unused,
     )
     # With several GPUs in sight the Trainer would wrap the model in DataParallel and multiply the batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)

@@ -20,6 +20,7 @@ from kava.training.checkpoints import last_checkpoint
 from kava.training.micro_batches import MicroBatches, Part
 from kava.training.model import DistillationModel
 from kava.training.order import data_order, longest_first
+from kava.training.processes import is_main_process, wait_for_others
 from kava.training.record import MetricsFile
 from kava.training.trainer import KavaTrainer
 from kava.training.watch import first_warnings
@@ -61,13 +62,17 @@ def train(
         return _facts(model, batches, [], settings, []) | {"out_of_memory": []}
     if tracker == "tensorboard":
         _prepare_tensorboard(folder / "tensorboard")
+    # Where there are several processes, this makes them known to each other.
+    checkpoints = folder / "checkpoints" / fingerprint
+    # A loss whose time is over, or has not come, leaves its projection without a gradient.
+    unused = len({frozenset(model.weights(step / settings["steps"])) for step in range(settings["steps"])}) > 1
+    arguments = training_arguments(settings, checkpoints, seed, device, tracker, unused)
     per_step = settings["batch_size"] * settings["accumulation"]
     order = data_order(seed, len(batches), settings["steps"] * per_step)
     if settings["accumulation"] > 1:
         order = longest_first(order, [len(ids) for ids in batches.ids], per_step)
-    checkpoints = folder / "checkpoints" / fingerprint
     for other in (folder / "checkpoints").glob("*"):
-        if other != checkpoints:
+        if other != checkpoints and is_main_process():
             shutil.rmtree(other)
     checkpoint = last_checkpoint(checkpoints)
 
@@ -75,7 +80,6 @@ def train(
         """Examples with the teacher's side that their step will want."""
         return batches.collate(part.examples, frozenset(model.weights(part.step / settings["steps"])))
 
-    arguments = training_arguments(settings, checkpoints, seed, device, tracker)
     micro_batches = MicroBatches(
         reader_onto(device, read),
         batches.counts,
@@ -87,7 +91,9 @@ def train(
     )
     trainer = KavaTrainer(model, settings, metrics, arm, micro_batches, args=arguments)
     step = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
-    trainer.seconds_before = metrics.resume_at(step)
+    if is_main_process():
+        trainer.seconds_before = metrics.resume_at(step)
+    wait_for_others()
     trainer.train(resume_from_checkpoint=checkpoint)
     facts = _facts(model, batches, order, settings, first_warnings(metrics.read(), trainer.late))
     return facts | {"out_of_memory": trainer.out_of_memory}

@@ -41,7 +41,7 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     """
     stage, spec, inputs = job.stage, job.spec, job.inputs
     arm, seed = spec["arm"], spec["seed"]
-    settings = spec[stage] | runtime.checkpoints[stage]
+    settings = spec[stage] | runtime.execution[stage]
     device = choose_device(runtime.device)
     tokens = TokenSet(inputs["tokens"])
     tokenizer = load_tokenizer(runtime.student)

@@ -19,9 +19,14 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 
-# A limit of 1 unless --resources gpu=N says otherwise: locally a resource without a limit limits nothing, and two
-# models would share the 8 GB.
-workflow.global_resources.setdefault("gpu", 1)
+# Training stage → processes, which take a GPU each.
+PROCESSES = {
+    stage: settings["num_processes"]
+    for stage, settings in Runtime.of(PLAN.config).execution.items()
+}
+# A limit, unless --resources gpu=N says otherwise, of what one job takes: locally a resource without a limit limits
+# nothing, and two models would share the 8 GB.
+workflow.global_resources.setdefault("gpu", max(PROCESSES.values()))
 
 
 # What a failed job leaves stays: outputs are written whole and last, so one that is there is right, and in a shared

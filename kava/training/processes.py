@@ -1,0 +1,103 @@
+"""A training stage in several processes that share each optimizer step (DDP), started by torchrun.
+
+`accelerate launch` starts torchrun too, but on CPUs a single process.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from kava.commandline import exit_status
+from kava.config.jobs import Job, Runtime
+from kava.errors import UserError
+from kava.models import choose_device
+
+JOB_VARIABLE = "KAVA_JOB"
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes; the only one of most runs."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_others() -> None:
+    """Until all processes of a run are here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def run_in_processes(job: Job, runtime: Runtime, processes: int) -> None:
+    """Run a training stage in several processes, and wait for them.
+
+    Raises
+    ------
+    UserError
+        There are fewer GPUs than processes, or a process failed.
+    """
+    on_gpu = choose_device(runtime.device).type == "cuda"
+    if on_gpu and torch.cuda.device_count() < processes:
+        raise UserError(
+            f"{job.stage}.num_processes is {processes}, and torch sees {torch.cuda.device_count()} GPU(s); each "
+            "process takes one: set it to at most that, or device: cpu"
+        )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += ["-m", __name__]
+    environment = os.environ | {JOB_VARIABLE: _as_json(job, runtime)}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    process = subprocess.Popen(command, env=environment)
+    with _sigterm_passed_on(process):
+        status = process.wait()
+    if status:
+        raise UserError(f"{job.stage} in {processes} processes ended with status {status}; what they said stands above")
+
+
+def main() -> int:
+    """One of the processes, in the environment that torchrun gives it."""
+    job, runtime = _from_json(os.environ[JOB_VARIABLE])
+    logging.basicConfig(
+        level=logging.INFO if is_main_process() else logging.ERROR, format="%(message)s", stream=sys.stderr, force=True
+    )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    run = import_module(f"kava.stages.{job.stage}").run
+    try:
+        return exit_status(f"kava {job.stage} (process {os.environ['RANK']})", lambda: run(job, runtime))
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+@contextmanager
+def _sigterm_passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    former = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _as_json(job: Job, runtime: Runtime) -> str:
+    return json.dumps({"job": asdict(job), "runtime": asdict(runtime)}, default=str)
+
+
+def _from_json(text: str) -> tuple[Job, Runtime]:
+    given: dict[str, Any] = json.loads(text)
+    job = given["job"]
+    inputs = {name: Path(path) for name, path in job["inputs"].items()}
+    return Job(job["stage"], job["spec"], Path(job["output"]), inputs), Runtime(**given["runtime"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
