@@ -14,6 +14,8 @@ from kava.config.arms import Arm
 from kava.config.base import Name, Positive, Rate, Settings
 from kava.config.kv import KvStore, RkvSelection, RkvWindowSelection, ScopedSelection
 
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
+
 
 class ModelSettings(Settings):
     model: str = Field(description="hub id, local directory, or `kava:teacher` / `kava:student` (the demo's)")
@@ -137,7 +139,7 @@ class Config(Settings):
     comparisons: list[tuple[str, str]] | None = Field(
         None, description="declared pairs [a, b]; null: structured against flat, then every KV arm against controls"
     )
-    tracker: Literal["none", "tensorboard"] = Field("none", description="metrics.jsonl is written always")
+    tracker: Tracker = Field("none", description="metrics.jsonl is written always; a tracker is an optional package")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from kava.cache.inventory import SHARED_MARK
 from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
 from kava.config.jobs import Job, Plan, Runtime
+from kava.config.schema import Tracker
 from kava.errors import UserError
 from kava.files import read_json, write_json
 from kava.locks import claim, holder, locked
@@ -66,7 +67,7 @@ def stage_main(
     )
     parser.add_argument("--output", type=Path, help="the file to write last, in place of the default one")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: from the configuration")
-    parser.add_argument("--tracker", choices=["none", "tensorboard"], help="default: from the configuration")
+    parser.add_argument("--tracker", choices=get_args(Tracker), help="default: from the configuration")
     parser.add_argument("--json", action="store_true", help="print the finished manifest on stdout")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)

@@ -6,9 +6,17 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from kava.training.trackers import PROJECT
+
 
 def training_arguments(
-    settings: dict[str, Any], folder: Path, seed: int, device: torch.device, tracker: str, unused: bool = False
+    settings: dict[str, Any],
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    tracker: str,
+    run: str,
+    unused: bool,
 ) -> TrainingArguments:
     """The Trainer's arguments for one phase.
 
@@ -20,6 +28,8 @@ def training_arguments(
         Where checkpoints go.
     seed, device, tracker
         Of the random numbers, where to run, and where to log.
+    run
+        Name of the run in a tracker.
     unused
         Whether parameters that are trained have no gradient in some steps, of which DDP must know.
     """
@@ -39,6 +49,8 @@ def training_arguments(
         bf16=settings["precision"] == "bfloat16",
         use_cpu=device.type == "cpu",
         report_to=tracker,
+        run_name=run,
+        project=PROJECT,
         remove_unused_columns=False,
         disable_tqdm=True,
         logging_nan_inf_filter=False,

@@ -2,15 +2,12 @@
 
 import gc
 import json
-import os
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kava.errors import UserError
 from kava.files import sha256_file, sha256_json
 from kava.metrics import alignment_metrics
 from kava.training.arguments import training_arguments
@@ -22,6 +19,7 @@ from kava.training.model import DistillationModel
 from kava.training.order import data_order, longest_first
 from kava.training.processes import is_main_process, wait_for_others
 from kava.training.record import MetricsFile
+from kava.training.trackers import prepare_tracker
 from kava.training.trainer import KavaTrainer
 from kava.training.watch import first_warnings
 
@@ -60,13 +58,12 @@ def train(
     if settings["steps"] == 0:
         metrics.resume_at(0)
         return _facts(model, batches, [], settings, []) | {"out_of_memory": []}
-    if tracker == "tensorboard":
-        _prepare_tensorboard(folder / "tensorboard")
     # Where there are several processes, this makes them known to each other.
     checkpoints = folder / "checkpoints" / fingerprint
     # A loss whose time is over, or has not come, leaves its projection without a gradient.
     unused = len({frozenset(model.weights(step / settings["steps"])) for step in range(settings["steps"])}) > 1
-    arguments = training_arguments(settings, checkpoints, seed, device, tracker, unused)
+    run = prepare_tracker(tracker, folder)
+    arguments = training_arguments(settings, checkpoints, seed, device, tracker, run, unused)
     per_step = settings["batch_size"] * settings["accumulation"]
     order = data_order(seed, len(batches), settings["steps"] * per_step)
     if settings["accumulation"] > 1:
@@ -109,13 +106,6 @@ def _facts(
         "projector_parameters": model.projector.parameter_count if model.projector else None,
         "warnings": warnings,
     }
-
-
-def _prepare_tensorboard(folder: Path) -> None:
-    if find_spec("tensorboard") is None:
-        raise UserError("tracker: tensorboard is not installed; pip install 'kava[tensorboard]', or set tracker: none")
-    # The Trainer would write below the checkpoints, which do not outlive the run.
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
 
 
 def measure_alignment(
