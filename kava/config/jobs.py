@@ -20,7 +20,7 @@ TOKENS_FORMAT = 3
 STORE_FORMAT = 2
 BENCH_FORMAT = 1
 REFERENCES = ("teacher", "student_base")
-CHECKPOINTING = {"save_every", "keep_checkpoints"}
+CHECKPOINTING = {"save_every", "keep_checkpoints", "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Runtime:
     teacher, student, data
         Settings with the places where models and data lie.
     checkpoints
-        Stage → settings of its checkpoints.
+        Stage → settings of its checkpoints, on disk and of activations.
     """
 
     device: str
@@ -143,7 +143,7 @@ class Plan:
     def distill(self, arm: str, seed: int) -> Job:
         spec = self._training(arm, seed) | {
             "distill": self.config.distill.model_dump(exclude=CHECKPOINTING),
-            "export_dtype": self.config.student.export_dtype,
+            **self.config.student.model_dump(include={"export_dtype", "lora"}),
         }
         folder = self._folder(arm, seed) / "student"
         inputs = {"tokens": self.tokenize.output}
