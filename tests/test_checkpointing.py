@@ -55,7 +55,7 @@ def test_checkpointing_changes_neither_kv_nor_gradients(family: str, kind: str) 
     assert plain.keys() == checkpointed.keys()
     assert {"kv", "codi", "ce"} < plain.keys()
     for name, tensor in plain.items():
-        torch.testing.assert_close(checkpointed[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
+        torch.testing.assert_close(checkpointed[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
     assert bytes_ < 0.8 * plain_bytes
 
 
