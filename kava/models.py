@@ -51,9 +51,9 @@ def load_teacher(source: Mapping[str, Any], device: torch.device) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def load_student(source: Mapping[str, Any], device: torch.device) -> Any:
-    """Load the student with fp32 weights, since updates of 5e-5 are lost to rounding in bf16."""
-    return _load(source, device, dtype=torch.float32)
+def load_student(source: Mapping[str, Any], device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+    """Load the student; what is trained needs fp32 weights, since updates of 5e-5 are lost to rounding in bf16."""
+    return _load(source, device, dtype=dtype)
 
 
 def load_for_evaluation(source: Mapping[str, Any], device: torch.device) -> Any:

@@ -9,6 +9,7 @@ from kava.cache.inventory import Entry
 from kava.cache.usage import Usage, token_set
 from kava.commands.config import SCHEMA_FILE, TABLE_FILE, schema_text, table_text
 from kava.config import Plan, load_config
+from kava.config.jobs import Runtime
 from kava.config.load import PRESETS, merge, parse_assignments, read_preset
 from kava.config.schema import Config
 from kava.errors import UserError
@@ -122,6 +123,17 @@ def test_store_key_depends_on_what_its_bytes_depend_on_and_on_nothing_else() -> 
         assert Plan(load(same)).extract.output == store, same
     for other in ("kv.codec={kind: bf16}", "data.train=999", "teacher.quantization=none", "kv.batch_tokens=512"):
         assert Plan(load(other)).extract.output != store, other
+
+
+def test_adapters_are_a_reason_to_distill_again_and_checkpointing_of_activations_is_none() -> None:
+    plain, adapted, checkpointed = (
+        Plan(load(change)) for change in ("seeds=[42]", "student.lora={}", "distill.gradient_checkpointing=true")
+    )
+    assert plain.distill("flat", 42).params == checkpointed.distill("flat", 42).params
+    assert Runtime.of(checkpointed.config).checkpoints["distill"]["gradient_checkpointing"]
+    assert plain.distill("flat", 42).params != adapted.distill("flat", 42).params
+    assert plain.pretrain("flat", 42).params == adapted.pretrain("flat", 42).params
+    assert plain.reference("student_base").params == adapted.reference("student_base").params
 
 
 def test_what_the_student_reads_changes_its_token_set_and_nothing_of_the_teachers() -> None:

@@ -4,7 +4,7 @@ Shape suffixes: B batch, L layers, H KV heads (never attention heads), T tokens,
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -39,6 +39,17 @@ class Geometry:
         return asdict(self)
 
 
+class _Attention(NamedTuple):
+    """What an attention layer reads: queries `[B, Ha, T, D]`, keys and values `[B, H, T, D]`, and how."""
+
+    layer: int
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scaling: float
+    window: int | None
+
+
 class KeysValues(NamedTuple):
     """Keys and values, each `[B, L, H, T, D]`."""
 
@@ -61,7 +72,8 @@ def capture(
 ) -> tuple[KeysValues, Tensor]:
     """Run the body of a model (without its head) and return its KV and last hidden states.
 
-    Gradients flow through the result if they are enabled. Sequences are padded on the right.
+    Gradients flow through the result if they are enabled. Sequences are padded on the right. With gradient
+    checkpointing the result is the same, read where attention is computed.
 
     Parameters
     ----------
@@ -98,11 +110,18 @@ def capture_with_hidden(
 def _forward(
     model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str, **options: Any
 ) -> tuple[KeysValues, Any]:
-    output = model.base_model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=True, **options)
-    layers = output.past_key_values.layers
+    inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT} | options
+    # Checkpointed layers get no cache: it would be filled once more when they are computed again.
+    checkpointed = model.training and model.is_activation_checkpointing
+    layers: list[Any] = []
+    with _attention_shown(model, layers.append) if checkpointed else nullcontext():
+        output = model.base_model(use_cache=not checkpointed, **inputs)
+    if not checkpointed:
+        layers = output.past_key_values.layers
     keys_BLHTD = torch.stack([layer.keys for layer in layers], dim=1)
     values_BLHTD = torch.stack([layer.values for layer in layers], dim=1)
     tokens = input_ids_BT.shape[1]
+    assert len(layers) == geometry(model.config).layers, f"{len(layers)} layers attended"
     assert keys_BLHTD.shape[-2] == tokens, f"cache holds {keys_BLHTD.shape[-2]} of {tokens} tokens"
     if keys == "pre_rope":
         keys_BLHTD = unrotate(model, keys_BLHTD)
@@ -128,24 +147,41 @@ def observed_attention(model: Any, observe: Observer) -> Iterator[None]:
         From the forward: a sequence longer than the model's sliding window, since queries and keys alone would then
         tell of attention that never was.
     """
+
+    def show(seen: _Attention) -> None:
+        tokens = seen.queries.shape[2]
+        if seen.window is not None and tokens > seen.window:
+            raise UserError(
+                f"attention reaches back {seen.window} tokens and an example has {tokens}; scores and the loss "
+                f"structural need attention over the whole example: set max_length to at most {seen.window}, or do "
+                "without them"
+            )
+        observe(seen.layer, seen.queries, seen.keys, seen.scaling)
+
+    with _attention_shown(model, show):
+        yield
+
+
+@contextmanager
+def _attention_shown(model: Any, show: Callable[[_Attention], object]) -> Iterator[None]:
+    """Show what every attention layer reads; may be nested.
+
+    What backward computes again after the context has ended is shown to nobody.
+    """
     from transformers import AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     former = model.config._attn_implementation
-    assert former == "sdpa", f"observed attention is SDPA's, and this model attends by {former!r}"
-    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert former in ("sdpa", OBSERVED), f"observed attention is SDPA's, and this model attends by {former!r}"
+    attend = ALL_ATTENTION_FUNCTIONS[former]
     kv_heads = geometry(model.config).kv_heads
 
     def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
-        window, tokens = options.get("sliding_window"), query.shape[2]
-        if window is not None and tokens > window:
-            raise UserError(
-                f"attention reaches back {window} tokens and an example has {tokens}; scores and the loss structural "
-                f"need attention over the whole example: set max_length to at most {window}, or do without them"
-            )
         # Every n-th head undoes `repeat_kv`, where a family has applied it already.
-        observe(module.layer_idx, query, key[:, :: key.shape[1] // kv_heads], options["scaling"])
+        own = slice(None, None, key.shape[1] // kv_heads)
+        window = options.get("sliding_window")
+        show(_Attention(module.layer_idx, query, key[:, own], value[:, own], options["scaling"], window))
         return attend(module, query, key, value, mask, **options)
 
     # A mask must be registered for all models: without one transformers would pass none, and padding would be read.
@@ -156,7 +192,10 @@ def observed_attention(model: Any, observe: Observer) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(former)
-        del ALL_ATTENTION_FUNCTIONS[OBSERVED]
+        if former == OBSERVED:
+            ALL_ATTENTION_FUNCTIONS[OBSERVED] = attend
+        else:
+            del ALL_ATTENTION_FUNCTIONS[OBSERVED]
 
 
 def unrotate(model: Any, keys_BLHTD: Tensor) -> Tensor:

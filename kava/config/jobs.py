@@ -20,8 +20,8 @@ TOKENS_FORMAT = 3
 STORE_FORMAT = 2
 BENCH_FORMAT = 1
 REFERENCES = ("teacher", "student_base")
-# Settings of training that say how it runs, and change nothing of what it makes.
-EXECUTION = {"save_every", "keep_checkpoints", "num_processes"}
+# Settings of training that say how it runs, and change nothing of what it makes but the last digits.
+EXECUTION = {"save_every", "keep_checkpoints", "num_processes", "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Runtime:
     teacher, student, data
         Settings with the places where models and data lie.
     execution
-        Stage → settings of its checkpoints and processes.
+        Stage → settings of its checkpoints on disk and of activations, and of its processes.
     """
 
     device: str
@@ -144,7 +144,7 @@ class Plan:
     def distill(self, arm: str, seed: int) -> Job:
         spec = self._training(arm, seed) | {
             "distill": self.config.distill.model_dump(exclude=EXECUTION),
-            "export_dtype": self.config.student.export_dtype,
+            **self.config.student.model_dump(include={"export_dtype", "lora"}),
         }
         folder = self._folder(arm, seed) / "student"
         inputs = {"tokens": self.tokenize.output}

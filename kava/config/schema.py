@@ -8,7 +8,7 @@ import os
 from string import Formatter
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kava.config.arms import Arm
 from kava.config.base import Name, Positive, Rate, Settings
@@ -27,9 +27,35 @@ class Teacher(ModelSettings):
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="compute dtype of the teacher")
 
 
+class Lora(Settings):
+    """Low-rank adapters beside frozen weights (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: Positive = Field(16, description="of each adapter")
+    alpha: float = Field(32.0, gt=0, description="adapters count alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the inputs of adapters")
+    targets: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="linear layers of every block that get one, as the student's family calls them",
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _each_once(cls, targets: list[str]) -> list[str]:
+        if len(set(targets)) != len(targets):
+            raise ValueError(f"targets {targets} name a layer twice; name each once")
+        return targets
+
+
 class Student(ModelSettings):
     export_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of the saved student; trained weights are fp32 whatever this says"
+    )
+    lora: Lora | None = Field(
+        None,
+        description="distil adapters and not the student's own weights, which lie frozen in the dtype of "
+        "distill.precision; the saved student has them merged. Set distill.student_lr to 1e-4 to 5e-4. null: all "
+        "weights are trained",
     )
 
 
@@ -101,6 +127,11 @@ class Distill(Optimization):
     """Student and projector learn together."""
 
     student_lr: Rate = Field(5e-5, description="recommended 1e-5 to 1e-4")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="compute the student's layers once more in backward: less memory and the same result, for one more "
+        "forward; may be changed between runs, since nothing depends on it",
+    )
 
 
 class Evaluation(Settings):

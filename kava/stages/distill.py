@@ -30,6 +30,7 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.config.identity import display_name
     from kava.files import read_json
     from kava.training.finish import finish
+    from kava.training.lora import merge_lora
     from kava.training.phase import run_phase
     from kava.training.processes import is_main_process
 
@@ -45,6 +46,8 @@ def run(job: Job, runtime: Runtime) -> None:
         model.projector.save(folder / "projector")
         files.append("projector/projector.safetensors")
     stop_at(model.student, end_token_id)
+    if job.spec["lora"]:
+        merge_lora(model.student)
     model.student.to(getattr(torch, job.spec["export_dtype"])).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(display_name(runtime.student["model"]), job.spec, manifest, folder))

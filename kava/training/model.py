@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kava.align.projector import Projector
 from kava.cache.capture import KeysValues, capture, capture_with_hidden, observed_attention, rotate
 from kava.data.tokens import Segment
+from kava.losses.cross_entropy import check_head, cross_entropy
 from kava.losses.masking import cosine, masked_mean, safe_norm
 from kava.losses.schedule import weight_at
 from kava.metrics import Pair
@@ -48,7 +49,7 @@ class DistillationModel(nn.Module):
     Parameters
     ----------
     student
-        Causal language model with fp32 weights.
+        Causal language model; what of it needs a gradient is trained and has fp32 weights.
     projector
         None for an arm without KV loss.
     arm
@@ -79,7 +80,10 @@ class DistillationModel(nn.Module):
         self.student, self.projector, self.arm, self.keys = student, projector, arm, keys
         self.train_student = train_student
         self.progress = 0.0
-        student.requires_grad_(train_student)
+        if train_student:
+            check_head(student)
+        else:
+            student.requires_grad_(False)
         if projector is not None and train_student:
             projector.requires_grad_(arm["train_projector"])
         self.objective = KvObjective(arm) if projector else None
@@ -190,8 +194,8 @@ class DistillationModel(nn.Module):
     def _cross_entropy(self, hidden_BTW: Tensor, ids_BT: Tensor, label_mask_BT: Tensor) -> Tensor:
         """Logits only where there is a label: over a vocabulary of 151,936 they are the largest tensor of a step."""
         predicts = label_mask_BT[:, 1:].bool()
-        logits = self.student.get_output_embeddings()(hidden_BTW[:, :-1][predicts])
-        return nn.functional.cross_entropy(logits.float(), ids_BT[:, 1:][predicts])
+        head = self.student.get_output_embeddings()
+        return cross_entropy(hidden_BTW[:, :-1][predicts], head, ids_BT[:, 1:][predicts])
 
     @torch.no_grad()
     def _similarity(self, student: KeysValues, projected: KeysValues, mask_BT: Tensor) -> dict[str, Tensor]:
