@@ -41,7 +41,7 @@ def cross_entropy(hidden_NW: Tensor, head: nn.Module, targets_N: Tensor) -> Tens
     targets_N
         Token ids, int64.
     """
-    rows = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    rows = max(1, LOGITS_AT_ONCE // head.get_parameter("weight").shape[0])
     if len(targets_N) <= rows:
         return nn.functional.cross_entropy(head(hidden_NW).float(), targets_N)
     pieces = [
