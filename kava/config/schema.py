@@ -132,6 +132,9 @@ class Config(Settings):
     )
     tracker: Literal["none", "tensorboard"] = Field("none", description="metrics.jsonl is written always")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    vram_budget_gib: float = Field(
+        8, gt=1, description="memory of the GPU that a stage may take; torch's allocator gets 1 GiB less"
+    )
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Self:

@@ -29,9 +29,11 @@ def run(job: Job, runtime: Runtime) -> None:
 
     from kava.config.identity import display_name
     from kava.files import read_json
+    from kava.plan.check import check_fits
     from kava.training.finish import finish
     from kava.training.phase import run_phase
 
+    check_fits(job, runtime)
     job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     folder = job.output.parent
     end_token_id = read_json(job.inputs["tokens"])["end_token_id"]
