@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+ASKS_FOR_DEVICE = torch.ops.prim.device.default
 
 
 class LiveBytes(TorchDispatchMode):
@@ -53,13 +54,15 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
+        if func is ASKS_FOR_DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # two thirds of all calls, which would take a quarter of the time
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         fake = [x for x in inputs if isinstance(x, FakeTensor)]
         if fake and len(fake) < len(inputs) and func in INDEXING:
             args = (args[0], _as_positions(args[1]), *args[2:])
         with unset_fake_temporarily() if inputs and not fake else nullcontext():
             result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
+        for tensor in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._add(tensor, self._category(func, tensor, inputs))
         return result

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from torch import nn
-
 # Settings of the student's training that this version of the schema may or may not have.
 CHECKPOINTING = "gradient_checkpointing"
 
@@ -23,8 +21,3 @@ def prepared(student: Any, settings: dict[str, Any], trained: bool) -> Any:
     if trained and settings.get(CHECKPOINTING):
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return student
-
-
-def trained_sizes(model: nn.Module) -> list[int]:
-    """Elements of every parameter that has a gradient; tied ones once."""
-    return [p.numel() for p in model.parameters() if p.requires_grad]

@@ -4,19 +4,21 @@ Models are built from their configuration in torch's fake mode: every operator w
 nothing, so a step of a 0.5B student takes seconds and no memory, and the plan cannot drift from what is trained.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from kava.align.projector import Projector
 from kava.cache.capture import Geometry, capture, capture_with_hidden, geometry
 from kava.plan.example import masks, teacher_side
 from kava.plan.live import LiveBytes
-from kava.plan.student import prepared, trained_sizes
+from kava.plan.student import prepared
 from kava.training.model import DistillationModel
 
 
@@ -72,43 +74,53 @@ def trace_training(
         Of every example: `max_length`.
     """
     with _without_data():
-        return training_step(_causal_lm(student_config, torch.float32), teacher, arm, settings, stage, tokens)
+        student = _causal_lm(student_config, torch.float32)
+        model, batch = training_model(student, teacher, arm, settings, stage, tokens)
+        live = LiveBytes(student_config.vocab_size)
+        live.own([*student.parameters(), *student.buffers()], "weights")
+        live.own([p.grad for p in student.parameters() if p.grad is not None], "gradients")
+        live.own([*model.parameters(), *model.buffers()], "projector")
+        live.own([p.grad for p in model.parameters() if p.grad is not None], "projector")
+        live.own(batch.values(), "batch")
+        with live:
+            training_step(model, batch, settings, partial(setattr, live, "phase", "temporary"))
+        trained = {path: p.numel() for path, p in model.named_parameters() if p.requires_grad}
+        own = {"student": [n for path, n in trained.items() if path.startswith("student.")]}
+        own["projector"] = [n for path, n in trained.items() if not path.startswith("student.")]
+        return Traced(live.at_peak, own, 4 * model.projector.parameter_count if model.projector else 0)
 
 
-def training_step(
+def training_model(
     student: Any, teacher: Teacher, arm: dict[str, Any], settings: dict[str, Any], stage: str, tokens: int
-) -> Traced:
-    """As `trace_training`, of a student that is there, in the mode that is active; real tensors are computed."""
-    trains_student = stage == "distill"
-    student = prepared(student, settings, trains_student)
+) -> tuple[DistillationModel, dict[str, Tensor]]:
+    """Model and largest batch of a phase, gradients being there; with data or without, as the student and the mode are.
+
+    Parameters are those of `trace_training`.
+    """
+    student = prepared(student, settings, stage == "distill")
     projector = None
     if arm["aligner"]:
         projector = Projector(arm["aligner"], teacher.geometry, geometry(student.config), arm["loss"]["center"])
-    model = DistillationModel(student, projector, arm, trains_student, teacher.keys, teacher.width).train()
-    learns = settings["learns"]
-    if not learns:
+    model = DistillationModel(student, projector, arm, stage == "distill", teacher.keys, teacher.width).train()
+    if not settings["learns"]:
         model.requires_grad_(False)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     real = masks(settings["batch_size"], tokens)
-    batch = real | teacher_side(arm, real, teacher.geometry, teacher.width, teacher.codec, teacher.top)
-    live = LiveBytes(student.config.vocab_size)
-    for category, module in (("weights", student), ("projector", projector), ("projector", model.auxiliary)):
-        if module is not None:
-            live.own([*module.parameters(), *module.buffers()], category)
-            gradients = "gradients" if category == "weights" else category
-            live.own([p.grad for p in module.parameters() if p.grad is not None], gradients)
-    live.own(batch.values(), "batch")
-    with live, torch.set_grad_enabled(learns):
-        with _autocast(settings["precision"]):
-            loss = model(**batch)["loss"]
-        live.phase = "temporary"
-        if learns:
-            loss.backward()
-    own = {"student": trained_sizes(student)}
-    own["projector"] = [size for module in (projector, model.auxiliary) if module for size in trained_sizes(module)]
-    return Traced(live.at_peak, own, 4 * projector.parameter_count if projector else 0)
+    return model, real | teacher_side(arm, real, teacher.geometry, teacher.width, teacher.codec, teacher.top)
+
+
+def training_step(
+    model: DistillationModel, batch: dict[str, Tensor], settings: dict[str, Any], before_backward: Callable[[], Any]
+) -> None:
+    """Forward and backward of a micro-batch, as the Trainer runs them."""
+    autocast = torch.autocast("cpu", torch.bfloat16) if settings["precision"] == "bfloat16" else nullcontext()
+    with torch.set_grad_enabled(settings["learns"]), autocast:
+        loss = model(**batch)["loss"]
+    before_backward()
+    if settings["learns"]:
+        loss.backward()
 
 
 def trace_forward(
@@ -126,21 +138,22 @@ def trace_forward(
         Form of the keys that `extract` captures, and whether it wants hidden states; None for a plain forward.
     """
     with _without_data():
-        return forward(_causal_lm(config, dtype), examples, tokens, keys, hidden)
+        model, live = _causal_lm(config, dtype), LiveBytes(config.vocab_size)
+        live.own([*model.parameters(), *model.buffers()], "weights")
+        with live:
+            forward(model, examples, tokens, keys, hidden)
+        return Traced(live.at_peak, {})
 
 
-def forward(model: Any, examples: int, tokens: int, keys: str | None, hidden: bool = False) -> Traced:
-    """As `trace_forward`, of a model that is there."""
-    real, live = masks(examples, tokens), LiveBytes(model.config.vocab_size)
-    live.own([*model.parameters(), *model.buffers()], "weights")
-    live.own([real["input_ids"], real["attention_mask"]], "batch")
-    run = capture_with_hidden if hidden else capture
-    with torch.no_grad(), live:
-        if keys is None:
-            model.base_model(input_ids=real["input_ids"], attention_mask=real["attention_mask"], use_cache=True)
-        else:
-            run(model, real["input_ids"], real["attention_mask"], keys)
-    return Traced(live.at_peak, {})
+@torch.no_grad()
+def forward(model: Any, examples: int, tokens: int, keys: str | None, hidden: bool = False) -> None:
+    """The forward of `trace_forward`, of a model that is there."""
+    real = masks(examples, tokens)
+    if keys is None:
+        model.base_model(input_ids=real["input_ids"], attention_mask=real["attention_mask"], use_cache=True)
+    else:
+        run = capture_with_hidden if hidden else capture
+        run(model, real["input_ids"], real["attention_mask"], keys)
 
 
 class Counts(NamedTuple):
@@ -166,10 +179,6 @@ def _causal_lm(config: Any, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
-def _autocast(precision: str) -> Any:
-    return torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 @contextmanager
