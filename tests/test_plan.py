@@ -200,7 +200,7 @@ def test_the_reference_preset_is_planned_stage_by_stage(capsys) -> None:
 
 def test_a_budget_that_is_too_small_is_refused_with_the_number_and_the_mend(capsys) -> None:
     assert main(["plan", "--configfile", CONFIG, "--set", "vram_budget_gib=1.05"]) == 1
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert "distill of flat needs 0.1" in shown
     assert "GiB of torch's allocator, which is capped at 0.05 GiB (vram_budget_gib: 1.05)" in shown
     assert "distill.batch_size: 16, distill.accumulation: 2" in shown

@@ -86,7 +86,8 @@ def of_training(traced: Traced, optimizer: str, ahead: int) -> StageMemory:
     held["optimizer states"] = states["student"][0]
     held["projector"] += states["projector"][0]
     within = {name: traced.parts.get(name, 0) for name in ("autocast copies", "activations", "logits", "temporary")}
-    stepping = step_buffers(optimizer, [size for sizes in traced.trained.values() for size in sizes])
+    # Student and projector are groups of their own, which are stepped one after the other.
+    stepping = max(step_buffers(optimizer, sizes) for sizes in traced.trained.values())
     moment = within if sum(within.values()) >= stepping else {"temporary": stepping}
     return _complete(held | moment, sum(paged for _, paged in states.values()))
 

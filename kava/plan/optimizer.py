@@ -34,5 +34,5 @@ def state_bytes(optimizer: str, sizes: Iterable[int]) -> tuple[int, int]:
 
 
 def step_buffers(optimizer: str, sizes: Iterable[int]) -> int:
-    """What a step takes beside states: torch's AdamW takes the root of all second moments at once on a GPU."""
+    """What the step of a group takes beside states: on a GPU, torch's AdamW roots all its second moments at once."""
     return 4 * sum(sizes) if optimizer == "adamw" else 0

@@ -1,11 +1,14 @@
 """A plan as a table for a reader, and as JSON values."""
 
+from textwrap import wrap
 from typing import Any
 
 from kava.plan.memory import GIB, PARTS, StageMemory
 from kava.plan.mend import Mend
 from kava.plan.overview import Overview, StagePlan
 from kava.text import size
+
+WIDTH = 100
 
 
 def as_json(plan: Overview) -> dict[str, Any]:
@@ -85,10 +88,11 @@ def _notes(plan: Overview) -> list[str]:
             lines.append(f"{name}: {stage.memory.paged / GIB:.2f} GiB of states are paged, and may leave the GPU")
     for name, stage in plan.stages.items():
         if stage.too_large:
-            lines.append(_lack(name, stage, plan.budget_gib))
+            lines += wrap(_lack(name, stage, plan.budget_gib), WIDTH)
+            lines.append("What would mend it, the least harmful first:")
             lines += [_mend(mend) for mend in stage.mends]
             if not stage.mends:
-                lines.append("  no setting would mend that: take a smaller model or a larger GPU")
+                lines.append("  nothing: take a smaller model or a larger GPU")
     return lines or [f"Every stage of every arm fits {plan.budget_gib:g} GiB."]
 
 
@@ -96,7 +100,7 @@ def _lack(name: str, stage: StagePlan, budget_gib: float) -> str:
     who = f"{name} of {stage.largest}" if stage.largest else name
     others = [arm for arm in stage.too_large if arm != stage.largest]
     also = f" (too large as well: {', '.join(others)})" if others and stage.largest else ""
-    return f"{who} {stage.memory.lack(budget_gib)}{also}.\nWhat would mend it, the least harmful first:"
+    return f"{who} {stage.memory.lack(budget_gib)}{also}."
 
 
 def _mend(mend: Mend) -> str:

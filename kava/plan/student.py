@@ -1,8 +1,8 @@
-"""How a phase changes the student before it trains it; the one place that knows of settings which may be missing."""
+"""What a phase does to the student before it trains it, told by its settings: the counterpart of `run_phase`."""
 
 from typing import Any
 
-# Settings of the student's training that this version of the schema may or may not have.
+# A setting of the phase, where the schema has it.
 CHECKPOINTING = "gradient_checkpointing"
 
 
@@ -14,7 +14,7 @@ def prepared(student: Any, settings: dict[str, Any], trained: bool) -> Any:
     student
         As it was loaded.
     settings
-        Of the phase, and `lora` of the student, as JSON values.
+        Of the phase, as JSON values.
     trained
         False while the projector is pretrained.
     """
