@@ -178,6 +178,14 @@ def test_the_demo_fits_and_the_plan_says_so(capsys) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("preset", ["ablation", "ablation-signal"])
+def test_every_kind_of_arm_can_be_planned(capsys, preset: str) -> None:
+    status, found = plan(capsys, "--preset", preset)
+    assert status == 0
+    assert set(found["stages"]["distill"]["arms"]) == set(load_config(None, {"preset": preset}).arms)
+
+
+@pytest.mark.slow
 def test_the_reference_preset_is_planned_stage_by_stage(capsys) -> None:
     status, found = plan(capsys, "--preset", "qwen2.5-8gb")
     stages = found["stages"]

@@ -39,7 +39,7 @@ def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
         )
     arm: dict[str, Any] = job.spec["arm"]
     kv = read_json(job.inputs["store"])["spec"] if "store" in job.inputs else NO_STORE
-    name, settings = job.spec["name"], job.spec[job.stage]
+    name, settings = job.spec["name"], job.spec[job.stage] | runtime.checkpoints[job.stage]
     need = Training(job.stage, name, runtime.student, runtime.teacher, arm, settings, longest, kv)
     return f"{job.stage} of {name}", need
 

@@ -83,7 +83,7 @@ def _notes(plan: Overview) -> list[str]:
     for name, stage in plan.stages.items():
         if len(set(stage.peaks.values())) > 1:
             peaks = ", ".join(f"{arm} {peak / GIB:.2f}" for arm, peak in stage.peaks.items())
-            lines.append(f"{name}: {peaks} GiB")
+            lines += wrap(f"{name}: {peaks} GiB", WIDTH, subsequent_indent="  ")
         if stage.memory.paged:
             lines.append(f"{name}: {stage.memory.paged / GIB:.2f} GiB of states are paged, and may leave the GPU")
     for name, stage in plan.stages.items():

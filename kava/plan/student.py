@@ -19,5 +19,5 @@ def prepared(student: Any, settings: dict[str, Any], trained: bool) -> Any:
         False while the projector is pretrained.
     """
     if trained and settings.get(CHECKPOINTING):
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        student.activation_checkpointing_enable({"use_reentrant": False})
     return student
