@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from kava.align.projector import Projector
@@ -73,8 +73,9 @@ def trace_training(
     tokens
         Of every example: `max_length`.
     """
+    student = prepared(_causal_lm(student_config, torch.float32), settings, stage == "distill")
     with _without_data():
-        student = _causal_lm(student_config, torch.float32)
+        _fake(student)
         model, batch = training_model(student, teacher, arm, settings, stage, tokens)
         live = LiveBytes(student_config.vocab_size)
         live.own([*student.parameters(), *student.buffers()], "weights")
@@ -95,9 +96,8 @@ def training_model(
 ) -> tuple[DistillationModel, dict[str, Tensor]]:
     """Model and largest batch of a phase, gradients being there; with data or without, as the student and the mode are.
 
-    Parameters are those of `trace_training`.
+    Parameters are those of `trace_training`, and the student as `prepared` leaves it.
     """
-    student = prepared(student, settings, stage == "distill")
     projector = None
     if arm["aligner"]:
         projector = Projector(arm["aligner"], teacher.geometry, geometry(student.config), arm["loss"]["center"])
@@ -137,8 +137,9 @@ def trace_forward(
     keys, hidden
         Form of the keys that `extract` captures, and whether it wants hidden states; None for a plain forward.
     """
+    model, live = _causal_lm(config, dtype), LiveBytes(config.vocab_size)
     with _without_data():
-        model, live = _causal_lm(config, dtype), LiveBytes(config.vocab_size)
+        _fake(model)
         live.own([*model.parameters(), *model.buffers()], "weights")
         with live:
             forward(model, examples, tokens, keys, hidden)
@@ -176,13 +177,30 @@ def parameter_counts(config: Any) -> Counts:
 
 
 def _causal_lm(config: Any, dtype: torch.dtype) -> Any:
+    """On the meta device, where modules may be exchanged and moved, which those of fake tensors may not."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def _fake(model: nn.Module) -> None:
+    """Give a model of the meta device fake tensors on the CPU, whose autocast and attention are a real one's."""
+    made: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if parameter not in made:
+                    like = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    made[parameter] = nn.Parameter(like, parameter.requires_grad)
+                module._parameters[name] = made[parameter]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 @contextmanager
 def _without_data() -> Iterator[None]:
-    # Weights are drawn in fake mode too; the caller's random numbers are to be those of a run without a plan.
+    # A projector is drawn in fake mode too; the caller's random numbers are to be those of a run without a plan.
     with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
         yield
