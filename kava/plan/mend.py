@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kava.plan.memory import GIB
+from kava.plan.memory import GIB, StageMemory
 from kava.plan.needs import Need
 
 # A setting that saves less is no mend.
@@ -19,32 +19,40 @@ class Mend:
 
 
 def mends(need: Need, budget_gib: float) -> list[Mend]:
-    """Settings that would lower a need, the least harmful first; if none of them is enough, all that are, together."""
+    """Settings that would lower a need, the least harmful first.
+
+    The last one may be several together: those that fit and do less harm than any single one that does.
+    """
     peak, found = need.memory().peak, []
     for setting, changed in need.mends():
         memory = changed.memory()
         if peak - memory.peak >= SMALLEST_SAVING:
             found.append(Mend(setting, memory.peak, memory.fits(budget_gib)))
-    if found and not any(mend.fits for mend in found):
-        found.append(_together(need, budget_gib))
+    first = next((place for place, mend in enumerate(found) if mend.fits), len(found))
+    settings, memory = _together(need, budget_gib)
+    if len(settings) > 1 and _key(settings[-1]) not in map(_key, (mend.setting for mend in found[first:])):
+        found.append(Mend(" and ".join(settings), memory.peak, memory.fits(budget_gib)))
     return found
 
 
-def _together(need: Need, budget_gib: float) -> Mend:
+def _together(need: Need, budget_gib: float) -> tuple[list[str], StageMemory]:
     """One setting after the other, each on top of those before it, until it fits or there are none left."""
     settings: list[str] = []
     tried: set[str] = set()
     while not need.memory().fits(budget_gib):
-        left = [(setting, changed) for setting, changed in need.mends() if setting.split(":")[0] not in tried]
+        left = [(setting, changed) for setting, changed in need.mends() if _key(setting) not in tried]
         if not left:
             break
         setting, changed = left[0]
-        tried.add(setting.split(":")[0])
+        tried.add(_key(setting))
         if need.memory().peak - changed.memory().peak >= SMALLEST_SAVING:
             settings.append(setting)
             need = changed
-    memory = need.memory()
-    return Mend(" and ".join(settings), memory.peak, memory.fits(budget_gib))
+    return settings, need.memory()
+
+
+def _key(setting: str) -> str:
+    return setting.split(":")[0]
 
 
 def explained(who: str, need: Need, budget_gib: float) -> str:

@@ -65,7 +65,7 @@ def overview(plan: Plan) -> Overview:
     for stage, name, need in needs(config):
         needed.setdefault(stage, {})[name] = need
     stages = {stage: _stage(of_stage, config.vram_budget_gib) for stage, of_stage in needed.items()}
-    checkpoints = {
+    checkpoints: dict[str, int] = {
         stage: max(need.checkpoint() for need in needed[stage].values() if isinstance(need, Training))
         for stage in ("pretrain", "distill")
         if stage in needed
