@@ -4,6 +4,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "plan": ("kava.commands.plan", "what a run would take of the GPU and the disk, and what would make it fit"),
     "tokenize": ("kava.stages.tokenize", "token ids, segments and the test questions"),
     "extract": ("kava.stages.extract", "teacher KV into a compressed store"),
     "pretrain": ("kava.stages.pretrain", "a projector for the frozen student"),

@@ -66,6 +66,8 @@ class Runtime:
         Settings with the places where models and data lie.
     execution
         Stage → settings of its checkpoints on disk and of activations, and of its processes.
+    vram_budget_gib
+        GPU memory that a stage may take.
     """
 
     device: str
@@ -74,6 +76,7 @@ class Runtime:
     student: dict[str, Any]
     data: dict[str, Any]
     execution: dict[str, dict[str, Any]]
+    vram_budget_gib: float
 
     @classmethod
     def of(cls, config: Config) -> "Runtime":
@@ -87,6 +90,7 @@ class Runtime:
                 stage: settings.model_dump(include=EXECUTION)
                 for stage, settings in (("pretrain", config.pretrain), ("distill", config.distill))
             },
+            vram_budget_gib=config.vram_budget_gib,
         )
 
 
@@ -203,7 +207,7 @@ class Plan:
                 inputs[f"{run}/student"] = self.distill(arm, seed).output
                 if settings.aligner:
                     inputs[f"{run}/projector"] = self.pretrain(arm, seed).output
-        spec = config.model_dump(exclude={"device", "tracker", "cache_dir", "extract_jobs"})
+        spec = config.model_dump(exclude={"device", "tracker", "cache_dir", "extract_jobs", "vram_budget_gib"})
         spec |= {"comparisons": [list(pair) for pair in config.declared_comparisons], "controls": config.controls}
         return Job("report", spec, self.results / "ab_report.html", inputs)
 

@@ -172,6 +172,9 @@ class Config(Settings):
     )
     tracker: Tracker = Field("none", description="metrics.jsonl is written always; a tracker is an optional package")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    vram_budget_gib: float = Field(
+        8, gt=1, description="memory of the GPU that a stage may take; torch's allocator gets 1 GiB less"
+    )
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Self:

@@ -29,12 +29,14 @@ def run(job: Job, runtime: Runtime) -> None:
 
     from kava.config.identity import display_name
     from kava.files import read_json
+    from kava.plan.check import check_fits
     from kava.training.finish import finish
     from kava.training.lora import merge_lora
     from kava.training.phase import run_phase
     from kava.training.processes import is_main_process
 
     if is_main_process():
+        check_fits(job, runtime)
         job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     folder = job.output.parent
     end_token_id = read_json(job.inputs["tokens"])["end_token_id"]

@@ -34,7 +34,9 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.data.tokens import TokenSet
     from kava.files import sha256_file, write_atomic, write_json
     from kava.models import choose_device, load_for_evaluation, load_tokenizer, peak_memory_mib
+    from kava.plan.check import check_fits
 
+    check_fits(job, runtime)
     device = choose_device(runtime.device)
     tokens = TokenSet(job.inputs["tokens"])
     job.output.unlink(missing_ok=True)  # what it vouches for is about to change
