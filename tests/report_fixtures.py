@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from kava.report import ReferenceFiles, ReportInputs, RunFiles
+from kava.report import ReferenceFiles, ReportInputs, RunFiles, build_report
 
 ARMS: dict[str, dict[str, Any]] = {
     "flat": {"aligner": {"kind": "flat", "mlp_ratio": 1.0}, "loss": {"kind": "mercator", "beta": 0.01}},
@@ -249,3 +250,13 @@ def finished_runs(root: Path, n: int = 500, seeds: tuple[str, ...] = SEEDS, **ra
         provenance=PROVENANCE,
         bench=write_bench(root / "bench" / "demo-0123abcd" / "store.json"),
     )
+
+
+@pytest.fixture(scope="module", name="report")
+def report_of_two_seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return build_report(finished_runs(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture(name="runs")
+def runs_of_one_seed(tmp_path: Path) -> ReportInputs:
+    return finished_runs(tmp_path, n=60, seeds=("42",))
