@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_fixtures import edit_json, edit_lines, finished_runs, report_of_two_seeds, runs_of_one_seed, sha  # noqa: F401
+from report_files import edit_json, edit_lines, sha
+from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed  # noqa: F401
 
 from kava.report import ReportInputs, build_report, render_html
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
-from report_fixtures import edit_json, edit_lines, finished_runs, report_of_two_seeds, runs_of_one_seed  # noqa: F401
+from report_files import edit_json, edit_lines
+from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed  # noqa: F401
 
 from kava.report import ReportInputs, build_report, render_html
 
