@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from test_training import make_model, run
+from training_fixtures import make_model, run
 
 from kava.config.arms import StructuredAligner
 

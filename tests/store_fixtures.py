@@ -1,4 +1,4 @@
-"""Small stores of random KV, written shard by shard as extraction does."""
+"""Small stores: of random KV, written shard by shard as extraction does, and of a teacher by extraction itself."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from kava.cache.capture import Geometry
+from kava.cache.capture import Geometry, geometry
 from kava.cache.codecs import CODECS, Calibration, KvBlock, TokenInfo
 from kava.cache.contents import Contents
+from kava.cache.extract import Extractor
+from kava.cache.fill import fill
 from kava.cache.shard import ShardContent
 from kava.cache.writer import StoreWriter
 from kava.config.kv import KvStore
@@ -24,6 +26,7 @@ CODECS_UNDER_TEST: list[dict[str, Any]] = [
     {"kind": "transform", "target_cos": 0.98, "calibration_tokens": 1024},
 ]
 assert [settings["kind"] for settings in CODECS_UNDER_TEST] == [codec.kind for codec in CODECS]
+INT8, BF16 = {"kind": "int8"}, {"kind": "bf16"}
 
 
 def key(codec: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -98,6 +101,22 @@ def write(
         writer.write_shard(split, shard, written[split, shard])
     writer.seal()
     return written
+
+
+def fill_store(folder: Path, teacher: Any, ids: list[np.ndarray], codec: dict, **changes: Any) -> Contents:
+    """Extract a store of two splits by the real path; returns its contents."""
+    settings = key(codec, **changes)
+    input_ids = {"train": ids, "validation": ids[:2]}
+    of_tokens = {split: [np.repeat([0, 1, 2], [5, len(x) - 9, 4]) for x in x_of] for split, x_of in input_ids.items()}
+    contents = Contents(settings, geometry(teacher.config), teacher.config.hidden_size)
+    writer = StoreWriter(folder, contents, of_tokens)
+    fill(writer, lambda _: Extractor(teacher, contents, input_ids, of_tokens))
+    writer.seal()
+    return contents
+
+
+def some_ids(vocabulary: int = 61, lengths: list[int] = LENGTHS["train"]) -> list[np.ndarray]:
+    return [np.random.default_rng(n).integers(3, vocabulary, n) for n in lengths]
 
 
 def files(folder: Path) -> dict[str, bytes]:

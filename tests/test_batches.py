@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
-from store_fixtures import key
-from test_store import BF16, INT8, fill_store, some_ids
+from store_fixtures import BF16, INT8, fill_store, key, some_ids
 
 from kava.cache.codecs import KvBlock
 from kava.cache.extract import pad_ids

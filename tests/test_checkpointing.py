@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
-from test_training import STRUCTURED, TEACHER, FakeStore, batches
+from training_fixtures import STRUCTURED, TEACHER, FakeStore, batches
 
 from kava.align.projector import Projector
 from kava.cache.capture import KeysValues, geometry

@@ -130,7 +130,7 @@ def test_adapters_are_a_reason_to_distill_again_and_checkpointing_of_activations
         Plan(load(change)) for change in ("seeds=[42]", "student.lora={}", "distill.gradient_checkpointing=true")
     )
     assert plain.distill("flat", 42).params == checkpointed.distill("flat", 42).params
-    assert Runtime.of(checkpointed.config).checkpoints["distill"]["gradient_checkpointing"]
+    assert Runtime.of(checkpointed.config).execution["distill"]["gradient_checkpointing"]
     assert plain.distill("flat", 42).params != adapted.distill("flat", 42).params
     assert plain.pretrain("flat", 42).params == adapted.pretrain("flat", 42).params
     assert plain.reference("student_base").params == adapted.reference("student_base").params

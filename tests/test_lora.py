@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
-from test_training import batches, make_model, run
+from training_fixtures import batches, make_model, run
 from transformers import AutoModelForCausalLM
 
 from kava.config.arms import Arm
@@ -42,17 +42,17 @@ def test_adapters_learn_and_what_lies_below_stays(tmp_path: Path, monkeypatch) -
         if name not in trained:
             assert torch.equal(parameter, plain[name.replace(".base_layer", "")]), name
 
-    calls = KavaTrainer.compute_loss
+    calls = KavaTrainer.training_step
 
     def kill(trainer: KavaTrainer, *args: Any, **options: Any) -> Any:
         if trainer.state.global_step == 6:
             raise KeyboardInterrupt
         return calls(trainer, *args, **options)
 
-    monkeypatch.setattr(KavaTrainer, "compute_loss", kill)
+    monkeypatch.setattr(KavaTrainer, "training_step", kill)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", with_lora(), student_lr=1e-2, steps=12)
-    monkeypatch.setattr(KavaTrainer, "compute_loss", calls)
+    monkeypatch.setattr(KavaTrainer, "training_step", calls)
     resumed = with_lora()
     run(tmp_path / "cut", resumed, student_lr=1e-2, steps=12)
     for (name, a), b in zip(model.named_parameters(), resumed.parameters(), strict=True):

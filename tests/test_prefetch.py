@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import batches, make_model, order_of_run, run
+from training_fixtures import batches, make_model, order_of_run, run
 
 from kava.config.arms import FlatAligner
 from kava.errors import UserError

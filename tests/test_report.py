@@ -1,16 +1,15 @@
-"""From the files of finished runs to the numbers and the page: the contract, and what must be said aloud."""
+"""From the files of finished runs to the numbers: the contract, and what must be said aloud."""
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report_fixtures import edit_json, edit_lines, finished_runs, sha
+from report_files import edit_json, edit_lines, sha
+from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed  # noqa: F401
 
 from kava.report import ReportInputs, build_report, render_html
 
@@ -22,36 +21,6 @@ SEED_KEYS = {
 ARM_KEYS = {"aligner", "loss", "projector_parameters", "strict_match_mean", "strict_match_ci95", "seeds"}
 COMPARISON_KEYS = {"a", "b", "metric", "delta", "ci95", "p_value", "p_value_holm", "test", "mcnemar"}
 STORE_KEYS = {"manifest", "tokens", "bytes", "raw_bf16_bytes", "ratio", "codec"}
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return build_report(finished_runs(tmp_path_factory.mktemp("runs")))
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> ReportInputs:
-    return finished_runs(tmp_path, n=60, seeds=("42",))
-
-
-class Page(HTMLParser):
-    """Text, tags and resource attributes of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-        self.text = "".join(self.texts)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.elements)
 
 
 def test_contract_keys_are_there(report: dict[str, Any]) -> None:
@@ -210,52 +179,6 @@ def test_failed_evaluation_is_not_averaged_over(tmp_path: Path) -> None:
     render_html(report)
 
 
-def test_collapse_and_stage_warnings_are_shown(runs: ReportInputs) -> None:
-    path = runs.runs["structured"]["42"].student / "manifest.json"
-    edit_json(path, alignment={"cos_sim": 0.99, "r2": 0.01}, warnings=["cosine under 0.5 at step 200"])
-    html = render_html(build_report(runs))
-    assert "structured (seed 42): collapse." in html
-    assert "structured (seed 42, distill): cosine under 0.5 at step 200" in html
-
-
-def test_model_output_is_text_whatever_it_holds(runs: ReportInputs) -> None:
-    attack = "</pre></script><script>alert('x')</script><img src=http://evil.test/ onerror=alert(1)> & \"q\""
-    long = attack + " begin " + "blah " * 20_000 + " the-very-end"
-
-    def hostile(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{**row, "answer": long if row["doc_id"] == 0 else attack, "question": attack} for row in rows]
-
-    for seeds in runs.runs.values():
-        edit_lines(seeds["42"].evaluation / "samples.jsonl", hostile)
-    clean = Page(render_html(build_report(finished_runs(runs.stores["demo"].parents[2] / "clean", n=60))))
-    html = render_html(build_report(runs))
-    page = Page(html)
-    assert page.text.count(attack) > 20
-    assert page.count("img") == 0
-    assert page.count("script") == clean.count("script")
-    assert len(html.encode()) < 3_000_000
-
-
-def test_100_kb_answer_is_folded_and_whole(runs: ReportInputs) -> None:
-    path = runs.runs["flat"]["42"].evaluation / "samples.jsonl"
-    shown = build_report(runs)["samples"]["questions"][0]["doc_id"]
-    text = "digits " * 14_000 + "the-very-end"
-    edit_lines(path, lambda rows: [{**row, "answer": text} if str(row["doc_id"]) == shown else row for row in rows])
-    html = render_html(build_report(runs))
-    assert html.count("the-very-end") == 1
-    assert "all 98,012 characters" in html
-
-
-def test_invalid_utf8_and_surrogates_show_as_text(runs: ReportInputs) -> None:
-    path = runs.runs["flat"]["42"].evaluation / "samples.jsonl"
-    raw = path.read_bytes().replace(b"She has", b"\xff\xfe \\ud800 \\u0000 She has")
-    path.write_bytes(raw)
-    html = render_html(build_report(runs))
-    assert html.encode("utf-8").decode("utf-8") == html
-    assert "\ufffd\ufffd" in html
-    assert "\x00" not in html
-
-
 def test_an_arm_whose_projector_was_not_pretrained_is_reported_like_any_other(runs: ReportInputs) -> None:
     projector = runs.runs["structured"]["42"].projector
     assert projector is not None
@@ -268,19 +191,6 @@ def test_an_arm_whose_projector_was_not_pretrained_is_reported_like_any_other(ru
     assert '<td class="n">0.0 s</td>' in render_html(report)
 
 
-def test_an_arm_whose_alignment_is_unknown_throughout_shows_dashes_and_no_grade(runs: ReportInputs) -> None:
-    manifest = runs.runs["structured"]["42"].student / "manifest.json"
-    alignment = json.loads(manifest.read_text())["alignment"]
-    unknown = {name: None for name in alignment if name != "per_head"}
-    heads = {name: [[[None] * 2] * 3] * 2 for name in alignment["per_head"]}
-    edit_json(manifest, alignment={**unknown, "per_head": heads})
-    report = build_report(runs)
-    row = report["arms"]["structured"]["alignment"]
-    assert row["grade"] is row["cos_sim_centered"] is None
-    assert row["collapsed"] is False
-    assert render_html(report).count('<td class="none">n/a</td>') == 2 * 2 * 3 * 2
-
-
 def test_a_sample_without_its_doc_id_is_refused_with_its_line(runs: ReportInputs) -> None:
     path = runs.runs["sft"]["42"].evaluation / "samples.jsonl"
     edit_lines(path, lambda rows: [rows[0], {k: v for k, v in rows[1].items() if k != "doc_id"}, *rows[2:]])
@@ -288,40 +198,11 @@ def test_a_sample_without_its_doc_id_is_refused_with_its_line(runs: ReportInputs
         build_report(runs)
 
 
-def test_arms_with_aligners_that_never_finished_are_not_said_to_have_none(runs: ReportInputs) -> None:
-    report = build_report(replace(runs, runs={"sft": runs.runs["sft"]}))
-    assert "no arm with an aligner has a finished run" in render_html(report)
-
-
 def test_sample_questions_prefer_disagreement(report: dict[str, Any]) -> None:
     questions = report["samples"]["questions"]
     assert len(questions) == 12
     assert all(len({a["strict_match"] for a in q["answers"].values()}) == 2 for q in questions)
     assert len({tuple(a["strict_match"] for a in q["answers"].values()) for q in questions}) > 2
-
-
-def test_page_names_no_resource_of_any_host(report: dict[str, Any]) -> None:
-    html = render_html(report)
-    page = Page(html)
-    for tag, attributes in page.elements:
-        assert tag not in {"link", "img", "iframe", "object", "embed", "base", "form"}
-        assert not attributes.get("src")
-        assert (attributes.get("href") or "#").startswith("#")
-    style = "".join(re.findall(r"<style>(.*?)</style>", html, re.DOTALL))
-    assert "url(" not in style
-    assert "@import" not in style
-    assert len(html.encode()) < 3_000_000
-
-
-def test_tables_have_captions_and_scoped_headers(report: dict[str, Any]) -> None:
-    page = Page(render_html(report))
-    assert page.count("table") == page.count("caption") > 5
-    assert all(attributes.get("scope") for tag, attributes in page.elements if tag == "th")
-    assert page.count("h1") == 1
-
-
-def test_page_comes_from_the_json_alone(report: dict[str, Any]) -> None:
-    assert render_html(json.loads(json.dumps(report))) == render_html(report)
 
 
 def test_long_logs_are_thinned_to_what_a_chart_shows(runs: ReportInputs) -> None:

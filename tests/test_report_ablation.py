@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from report_ablation import ABLATION, ABLATION_CONTROLS, ABLATION_SEEDS, ablation_runs
-from report_fixtures import edit_json, edit_lines
+from report_files import edit_json, edit_lines
 
 from kava.report import build_report, render_html
 from kava.report.charts import arm_styles, highlighted, ranked

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from report_fixtures import edit_lines, finished_runs
+from report_files import edit_lines
+from report_fixtures import finished_runs
 
 from kava.report import build_report, render_html
 

@@ -1,74 +1,12 @@
-"""Each rule of the verdict on planted tables, and what its sentence must admit."""
+"""Each rule of the verdict on planted tables."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from verdict_fixtures import ALIKE, BOTH_BEAT_SFT, arms, decide, many, row
 
-from kava.report.shown import (
-    FLAT,
-    NO_CONTROL_BEATEN,
-    NO_DIFFERENCE,
-    STRUCTURED,
-    TOO_FEW_SEEDS,
-    about_structure,
-    doubt,
-    repeated,
-    unrepeated,
-)
-from kava.report.verdict import Verdict
+from kava.report.shown import FLAT, NO_CONTROL_BEATEN, NO_DIFFERENCE, STRUCTURED, about_structure
 from kava.report.verdict import decide as decide_by_configs
-
-KINDS = {"A": "flat", "matched": "flat_matched", "B": "structured", "sft": None, "shuffled": "structured"}
-KINDS |= {"logit_kd": None} | {f"x{i}": "linear" for i in range(9)}
-RATES = {"A": 0.51, "matched": 0.47, "B": 0.58, "sft": 0.43, "shuffled": 0.42, "logit_kd": 0.44}
-
-
-def arms(n: int = 500, seeds: int = 3, rate: float | None = None, names: str = "A B sft") -> dict[str, Any]:
-    def arm(name: str) -> dict[str, Any]:
-        reached = RATES.get(name, 0.5) if rate is None else rate
-        rows = {str(s): {"strict_match": reached, "n": n} for s in range(seeds)}
-        return {"aligner": KINDS[name], "strict_match_mean": reached, "seeds": rows}
-
-    return {name: arm(name) for name in names.split()}
-
-
-def row(
-    a: str, b: str, delta: float | None, p: float | None = 0.001, seeds: int = 3, anew: float | None = 0.01
-) -> dict[str, Any]:
-    """A comparison with Holm-adjusted `p` over questions, and p `anew` of the t-test over seeds."""
-    if delta is None:
-        return {
-            "a": a,
-            "b": b,
-            "delta": None,
-            **dict.fromkeys(("ci95", "p_value", "p_value_holm", "seed_level")),
-            "seeds": [],
-        }
-    over = {"mean": delta, "se": 0.01, "p_value": anew} if seeds > 1 else None
-    edges = [delta - 0.03, delta + 0.03]
-    named = [str(s) for s in range(seeds)]
-    return {
-        "a": a,
-        "b": b,
-        "delta": delta,
-        "ci95": edges,
-        "p_value": p,
-        "p_value_holm": p,
-        "seed_level": over,
-        "seeds": named,
-    }
-
-
-def decide(
-    table: dict[str, Any], rows: list[dict[str, Any]], controls: list[str], mismatches: tuple[str, ...] = ()
-) -> Verdict:
-    configs = {name: {"aligner": kind and {"kind": kind}} for name, kind in KINDS.items()}
-    return decide_by_configs(table, rows, controls, configs, mismatches)
-
-
-BOTH_BEAT_SFT = [row("A", "sft", 0.1), row("B", "sft", 0.1)]
 
 
 def test_structured_beats_flat_with_the_numbers_in_one_sentence() -> None:
@@ -145,37 +83,6 @@ def test_without_such_a_pair_the_verdict_speaks_of_what_was_compared() -> None:
     assert "no control arm was run" in shown.sentence
 
 
-@pytest.mark.parametrize(("n", "rate"), [(32, 0.0), (32, 1 / 32), (1_319, 0.015)])
-def test_accuracy_about_zero_allows_no_conclusion(n: int, rate: float) -> None:
-    verdict = decide(arms(n=n, rate=rate, seeds=1), [row("B", "A", 0.0, 1.0), *BOTH_BEAT_SFT], ["sft"])
-    assert verdict.outcome == NO_DIFFERENCE
-    assert "No arm answers these questions: nothing can be concluded from accuracy" in verdict.sentence
-
-
-def test_few_seeds_few_questions_and_unequal_terms_are_admitted() -> None:
-    rows = [row("B", "A", 0.07), *BOTH_BEAT_SFT]
-    for seeds, said in ((1, "one seed, which cannot show"), (2, "only 2 seeds, too few to show")):
-        few = [row("B", "A", 0.07, seeds=seeds)]
-        assert said in decide(arms(seeds=3), few, ["sft"]).sentence
-    assert "only 199 questions" in decide(arms(n=199), rows, ["sft"]).sentence
-    assert "only" not in decide(arms(n=200), rows, ["sft"]).sentence
-    assert "not equal: 1 mismatch" in decide(arms(), rows, ["sft"], ("steps differ.",)).sentence
-
-
-def test_comparison_that_could_not_be_made_shows_nothing() -> None:
-    verdict = decide(arms(), [row("B", "A", None, None)], ["sft"])
-    assert verdict.outcome == NO_DIFFERENCE
-    assert "not comparable: B and A" in verdict.sentence
-
-
-def many(n: int, names: str) -> dict[str, Any]:
-    """`n` linear KV arms beside the named ones."""
-    return arms(seeds=5, names=" ".join([*(f"x{i}" for i in range(n)), *names.split()]))
-
-
-ALIKE = [row(f"x{i}", control, 0.0, 0.9) for i in range(6) for control in ("sft", "shuffled")]
-
-
 def test_many_arms_those_that_beat_all_their_controls_are_the_headline_and_numbers_are_counts() -> None:
     rows = [row(name, control, 0.1) for name in "AB" for control in ("sft", "shuffled")]
     verdict = decide(many(6, "A B sft shuffled"), [*ALIKE, *rows], ["sft", "shuffled"])
@@ -230,59 +137,6 @@ def test_many_arms_without_controls_name_only_the_differences() -> None:
     )
 
 
-def test_a_difference_is_repeated_by_a_t_test_over_three_seeds_or_more_and_not_before() -> None:
-    assert repeated(row("B", "A", 0.07, anew=0.05))
-    assert repeated(row("B", "A", 0.07, anew=None))  # every seed has the same difference
-    for doubtful in (row("B", "A", 0.07, anew=0.06), row("B", "A", 0.07, seeds=2), row("B", "A", 0.07, seeds=1)):
-        assert unrepeated(doubtful)
-        assert not repeated(doubtful)
-    nothing = row("B", "A", 0.07, 0.2)
-    assert not unrepeated(nothing)
-    assert not repeated(nothing)
-    assert doubt(nothing) is doubt(row("B", "A", 0.07)) is None
-    assert doubt(row("B", "A", 0.07, anew=0.3)) == "differs in these students; not shown to repeat over seeds"
-    assert doubt(row("B", "A", 0.07, seeds=1)) == "differs in these students; one seed cannot show that it repeats"
-
-
-def test_one_seed_tells_of_these_students_and_never_that_an_arm_beats_another() -> None:
-    rows = [row("B", "A", 0.07, seeds=1), row("A", "sft", 0.0, 0.9, seeds=1), row("B", "sft", 0.1, seeds=1)]
-    ahead = decide(arms(seeds=1), rows, ["sft"])
-    assert ahead.outcome == TOO_FEW_SEEDS
-    assert ahead.headline == (
-        "The B students beat the sft ones; the structured students beat the flat ones "
-        "(not shown for students trained anew: one seed)"
-    )
-    assert "+7.0 points" in ahead.sentence
-    behind = decide(arms(seeds=1), [rows[0], rows[1], row("B", "sft", -0.1, seeds=1)], ["sft"])
-    assert behind.outcome == NO_CONTROL_BEATEN
-    assert behind.numbers[-1].startswith(
-        "among the KV arms: the structured students beat the flat ones (not shown for students trained anew: one seed)"
-    )
-    assert decide(arms(seeds=1), rows[:1], []).outcome == TOO_FEW_SEEDS
-
-
-def test_a_difference_that_the_seeds_do_not_confirm_is_no_claim_about_structure() -> None:
-    doubtful = row("B", "A", 0.07, anew=0.3)
-    verdict = decide(arms(), [doubtful], [])
-    assert verdict.outcome == NO_DIFFERENCE
-    assert verdict.headline == (
-        "The structured students beat the flat ones (not shown for students trained anew: p = 0.3 over 3 seeds)"
-    )
-    assert "not shown to repeat over seeds: B and A" in verdict.caveats
-    assert decide(arms(), [doubtful, *BOTH_BEAT_SFT], ["sft"]).outcome == "A and B beat sft"
-    rows = [row(name, "sft", 0.07, anew=0.3) for name in "AB"]
-    verdict = decide(many(6, "A B sft shuffled"), [*ALIKE, *rows], ["sft", "shuffled"])
-    assert verdict.outcome == NO_CONTROL_BEATEN
-    assert "2 are better in these students only (A, B)" in verdict.numbers[0]
-    assert "not shown to repeat over seeds: 2 of 2 differences" in verdict.caveats
-
-
-def test_intervals_are_always_said_to_be_of_these_students() -> None:
-    for seeds in (1, 3, 5):
-        caveats = decide(arms(), [row("B", "A", 0.07, seeds=seeds)], []).caveats
-        assert "intervals and their p are over questions, of these students" in caveats
-
-
 def test_kv_arms_that_beat_their_controls_come_first_with_few_and_with_many_comparisons() -> None:
     few = [row("A", "sft", 0.1), row("matched", "sft", 0.1), row("A", "matched", 0.0, 0.9)]
     alone = decide(arms(names="A matched sft"), few[:2], ["sft"])
@@ -325,14 +179,3 @@ def test_a_pair_about_structure_differs_in_nothing_but_the_aligner() -> None:
     assert not about_structure(flat, flat)
     configs = {"A": flat, "B": {**structured, "kv_weight": 2.0}}
     assert decide_by_configs(arms(names="A B"), [row("B", "A", 0.07)], [], configs).outcome == "B beats A"
-
-
-def test_seeds_are_those_of_the_arms_that_were_compared() -> None:
-    table = arms(names="A B sft") | arms(names="matched", seeds=1)
-    assert "3 seeds" in decide(table, [row("B", "A", 0.07)], []).caveats
-
-
-def test_a_p_at_the_floor_of_the_permutation_test_is_a_bound() -> None:
-    floor = decide(arms(), [row("B", "A", 0.07, 0.0002)], [])
-    assert "Holm-adjusted p ≤ 0.0002" in floor.sentence
-    assert "Holm-adjusted p = 0.00021" in decide(arms(), [row("B", "A", 0.07, 0.00021)], []).sentence

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import TIMINGS, FakeStore, batches, make_model, order_of_run, run
+from test_training import TIMINGS
+from training_fixtures import FakeStore, batches, make_model, order_of_run, run
 
 from kava.config.arms import FlatAligner, StructuredAligner
 from kava.errors import UserError

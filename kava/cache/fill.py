@@ -1,16 +1,20 @@
 """Fill a store: calibrate, extract shard after shard while the last one is written, seal."""
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
 
 from kava.cache.extract import Extractor
 from kava.cache.layout import STATISTICS
 from kava.cache.shard import ShardContent, require_finite
 from kava.cache.writer import Shard, StoreWriter
-from kava.locks import Claim
+from kava.locks import Claim, claim, holder
 
 log = logging.getLogger("kava")
+
+WAIT_SECONDS: Final = 0.5
 
 
 def fill(writer: StoreWriter, load: Callable[[list[Shard]], Extractor], part: tuple[int, int] = (1, 1)) -> int:
@@ -46,7 +50,7 @@ def fill(writer: StoreWriter, load: Callable[[list[Shard]], Extractor], part: tu
     # One shard is encoded and written while the teacher reads the next; two are in memory at most.
     with ThreadPoolExecutor(max_workers=1) as background:
         last: Future[None] | None = None
-        for (split, shard), held in writer.claims(todo):
+        for (split, shard), held in _claims(writer, todo):
             try:
                 content = extractor.shard(split, shard, writer.packings[split], writer.axes[split])
                 if last:
@@ -60,6 +64,31 @@ def fill(writer: StoreWriter, load: Callable[[list[Shard]], Extractor], part: tu
             last.result()
     log.info("%d shards written by this process", written)
     return written
+
+
+def _claims(writer: StoreWriter, shards: list[Shard]) -> Iterator[tuple[Shard, Claim]]:
+    """Unfinished shards, each locked for this process, which releases it; ends when all are finished.
+
+    A shard that another process has is left to it, and looked at again until it is done or its process is dead.
+    """
+    waiting, told = shards, False
+    while waiting:
+        taken = []
+        for split, shard in waiting:
+            path = writer.lock(split, shard)
+            held = claim(path)
+            if held is None:
+                taken.append((split, shard))
+                if not told:
+                    log.info("%s works on shard %s-%d; taking others, then waiting", holder(path), split, shard)
+                    told = True
+            elif writer.is_complete(split, shard):
+                held.release()
+            else:
+                yield (split, shard), held
+        if len(taken) == len(waiting):
+            time.sleep(WAIT_SECONDS)
+        waiting = taken
 
 
 def _write(writer: StoreWriter, shard: Shard, content: ShardContent, held: Claim) -> None:

@@ -1,12 +1,10 @@
 """Write a KV store shard by shard, alone or beside other processes, resume it, and seal it with its manifest."""
 
 import json
-import logging
 import shutil
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,12 +37,8 @@ from kava.files import (
     sha256_json,
     write_json,
 )
-from kava.locks import Claim, claim, holder, locked
+from kava.locks import claim, locked
 from kava.provenance import library_versions
-
-log = logging.getLogger("kava")
-
-WAIT_SECONDS: Final = 0.5
 
 Shard = tuple[str, int]
 
@@ -124,8 +118,8 @@ class StoreWriter:
         for shard in self.shards:
             if self._problem(*shard):
                 found.append(shard)
-                if held := claim(self._lock(*shard)):
-                    self._is_complete(*shard)
+                if held := claim(self.lock(*shard)):
+                    self.is_complete(*shard)
                     held.release()
         return found
 
@@ -140,29 +134,20 @@ class StoreWriter:
                 "room, point cache_dir to another disk, or choose a smaller kv.codec; finished shards are kept"
             )
 
-    def claims(self, shards: Iterable[Shard]) -> Iterator[tuple[Shard, Claim]]:
-        """Unfinished shards, each locked for this process, which releases it; ends when all are finished.
+    def is_complete(self, split: str, shard: int) -> bool:
+        """Whether a shard is finished; a damaged one is put aside.
 
-        A shard that another process has is left to it, and looked at again until it is done or its process is dead.
+        Asked by who holds its lock, or a writer would lose files under its hands.
         """
-        waiting, told = list(shards), False
-        while waiting:
-            taken = []
-            for split, shard in waiting:
-                path = self._lock(split, shard)
-                held = claim(path)
-                if held is None:
-                    taken.append((split, shard))
-                    if not told:
-                        log.info("%s works on shard %s-%d; taking others, then waiting", holder(path), split, shard)
-                        told = True
-                elif self._is_complete(split, shard):
-                    held.release()
-                else:
-                    yield (split, shard), held
-            if len(taken) == len(waiting):
-                time.sleep(WAIT_SECONDS)
-            waiting = taken
+        problem, path = self._problem(split, shard), shard_record(self.folder, split, shard)
+        if problem and path.is_file():
+            files = [path, *self._files(split, shard)]
+            Quarantine(self.folder).files(f"shard {shard_name(split, shard)}", files, problem)
+        return problem is None
+
+    def lock(self, split: str, shard: int) -> Path:
+        """Lock of who writes a shard."""
+        return self.folder / "locks" / f"{shard_name(split, shard)}.lock"
 
     def write_shard(self, split: str, shard: int, content: ShardContent) -> None:
         """Write one shard: its arrays, then the record that says it is there.
@@ -268,14 +253,6 @@ class StoreWriter:
                 write_whole(group, f"{tensor}/{name}", data, ["layer", "kv_head", "head_dim"])
         self._settle(structure)
 
-    def _is_complete(self, split: str, shard: int) -> bool:
-        """Put a damaged shard aside; asked by who holds its lock, or a writer would lose files under its hands."""
-        problem, path = self._problem(split, shard), shard_record(self.folder, split, shard)
-        if problem and path.is_file():
-            files = [path, *self._files(split, shard)]
-            Quarantine(self.folder).files(f"shard {shard_name(split, shard)}", files, problem)
-        return problem is None
-
     def _problem(self, split: str, shard: int) -> str | None:
         path = shard_record(self.folder, split, shard)
         if not path.is_file():
@@ -294,9 +271,6 @@ class StoreWriter:
             "rows": self.axes[split]["token"].used(self.packings[split].members(shard)),
             "files": checksums(self.folder / "store.zarr", self._files(split, shard)),
         }
-
-    def _lock(self, split: str, shard: int) -> Path:
-        return self.folder / "locks" / f"{shard_name(split, shard)}.lock"
 
     def _files(self, split: str, shard: int) -> list[Path]:
         return [self.folder / "store.zarr" / name for name in shard_files(split, shard, self.contents.arrays)]

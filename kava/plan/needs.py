@@ -10,11 +10,11 @@ import torch
 
 from kava.cache.capture import geometry
 from kava.cache.shard import ENCODE_TOKENS
+from kava.config.schema import Lora
 from kava.files import canonical_json
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory, of_forward, of_training
 from kava.plan.optimizer import state_bytes
-from kava.plan.student import CHECKPOINTING
 from kava.plan.trace import Counts, Teacher, Traced, parameter_counts, trace_forward, trace_training
 from kava.training.prefetch import AHEAD
 
@@ -64,9 +64,13 @@ class Training:
 
     def traced(self) -> Traced:
         """Of one micro-batch, when every loss of the arm counts; arms that differ in schedules share it."""
-        names = ("batch_size", "precision", CHECKPOINTING)
-        settings = {name: self.settings[name] for name in names if name in self.settings}
-        settings = {"precision": "float32"} | settings | {"learns": self.settings["steps"] > 0}
+        settings = {
+            "batch_size": self.settings["batch_size"],
+            "precision": self.settings.get("precision", "float32"),
+            "gradient_checkpointing": self.settings.get("gradient_checkpointing", False),
+            "lora": self.student.get("lora") if self.stage == "distill" else None,
+            "learns": self.settings["steps"] > 0,
+        }
         kv = {"codec": self.kv["codec"]["kind"], "top": self.kv["signals"]["topk_logits"], "keys": self.kv["keys"]}
         given = (_source(self.student), _source(self.teacher), _at_full_weight(self.arm), settings, kv)
         return _traced(self.stage, self.tokens, *map(canonical_json, given))
@@ -90,12 +94,14 @@ class Training:
             accumulation = self.settings["accumulation"] * size // half
             setting = f"{stage}.batch_size: {half}, {stage}.accumulation: {accumulation}"
             yield setting, self._with(batch_size=half, accumulation=accumulation)
-        if self.settings.get(CHECKPOINTING) is False and stage == "distill":
-            yield f"{stage}.{CHECKPOINTING}: true", self._with(**{CHECKPOINTING: True})
+        if self.settings.get("gradient_checkpointing") is False:
+            yield f"{stage}.gradient_checkpointing: true", self._with(gradient_checkpointing=True)
         if self.settings["optimizer"] != "paged_adamw_8bit":
             yield f"{stage}.optimizer: paged_adamw_8bit", self._with(optimizer="paged_adamw_8bit")
         if self.settings["precision"] != "bfloat16":
             yield f"{stage}.precision: bfloat16", self._with(precision="bfloat16")
+        if stage == "distill" and not self.student.get("lora"):
+            yield "student.lora: {rank: 16}", replace(self, student=self.student | {"lora": Lora().model_dump()})
         yield from self._aligner_mends()
         shorter = self.tokens * 3 // 4
         yield f"max_length: {shorter} (longer examples are dropped)", replace(self, tokens=shorter)

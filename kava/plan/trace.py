@@ -18,8 +18,8 @@ from kava.align.projector import Projector
 from kava.cache.capture import Geometry, capture, capture_with_hidden, geometry
 from kava.plan.example import masks, teacher_side
 from kava.plan.live import LiveBytes
-from kava.plan.student import prepared
 from kava.training.model import DistillationModel
+from kava.training.student import prepare_student, student_dtype
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,15 @@ def trace_training(
     arm
         Settings of the arm, as JSON values.
     settings
-        `batch_size`, `precision`, `learns` (false for a phase without steps, which only measures), and what
-        `kava.plan.student` reads.
+        `batch_size`, `precision`, `lora`, `gradient_checkpointing`, and `learns` (false for a phase without steps,
+        which only measures).
     stage
         `pretrain` or `distill`.
     tokens
         Of every example: `max_length`.
     """
-    student = prepared(_causal_lm(student_config, torch.float32), settings, stage == "distill")
+    student = _causal_lm(student_config, student_dtype(settings["lora"], settings["precision"]))
+    prepare_student(student, settings["lora"], settings["gradient_checkpointing"])
     with _without_data():
         _fake(student)
         model, batch = training_model(student, teacher, arm, settings, stage, tokens)
@@ -96,7 +97,7 @@ def training_model(
 ) -> tuple[DistillationModel, dict[str, Tensor]]:
     """Model and largest batch of a phase, gradients being there; with data or without, as the student and the mode are.
 
-    Parameters are those of `trace_training`, and the student as `prepared` leaves it.
+    Parameters are those of `trace_training`, and the student as `prepare_student` leaves it.
     """
     projector = None
     if arm["aligner"]:

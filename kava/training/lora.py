@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -60,8 +59,3 @@ def merge_lora(student: Any) -> None:
             module.merge(safe_merge=True)
             student.set_submodule(name, module.get_base_layer())
     del student.peft_config
-
-
-def frozen_dtype(precision: str) -> torch.dtype:
-    """Dtype of weights below adapters: they get no updates that rounding could lose."""
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32

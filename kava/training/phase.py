@@ -19,8 +19,8 @@ from kava.models import choose_device, load_student, load_tokenizer
 from kava.training.batches import Batches
 from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
 from kava.training.loop import measure_alignment, run_fingerprint, train
-from kava.training.lora import add_lora, frozen_dtype
 from kava.training.model import DistillationModel
+from kava.training.student import prepare_student, student_dtype
 
 log = logging.getLogger("kava")
 
@@ -53,12 +53,9 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
         )
     store = StoreReader(inputs["store"], device, arm["select"]) if "store" in inputs else None
     lora = spec["lora"] if stage == "distill" else None
-    student = load_student(runtime.student, device, frozen_dtype(settings["precision"]) if lora else torch.float32)
+    student = load_student(runtime.student, device, student_dtype(lora, settings["precision"]))
     torch.manual_seed(seed)
-    if lora:
-        add_lora(student, lora)
-    if stage == "distill" and settings["gradient_checkpointing"]:
-        student.activation_checkpointing_enable({"use_reentrant": False})
+    prepare_student(student, lora, stage == "distill" and settings["gradient_checkpointing"])
     projector = _projector(stage, arm, inputs, store, student)
     # Keys that nobody compares are left as they are: their family's RoPE need not be known.
     keys = store.keys_form if store and (projector or arm["auxiliary"]["cka"]) else "post_rope"

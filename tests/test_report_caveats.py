@@ -1,0 +1,95 @@
+"""What the verdict must admit: few seeds, few questions, unequal terms, and whose intervals they are."""
+
+from __future__ import annotations
+
+import pytest
+from verdict_fixtures import ALIKE, BOTH_BEAT_SFT, arms, decide, many, row
+
+from kava.report.shown import NO_CONTROL_BEATEN, NO_DIFFERENCE, TOO_FEW_SEEDS, doubt, repeated, unrepeated
+
+
+@pytest.mark.parametrize(("n", "rate"), [(32, 0.0), (32, 1 / 32), (1_319, 0.015)])
+def test_accuracy_about_zero_allows_no_conclusion(n: int, rate: float) -> None:
+    verdict = decide(arms(n=n, rate=rate, seeds=1), [row("B", "A", 0.0, 1.0), *BOTH_BEAT_SFT], ["sft"])
+    assert verdict.outcome == NO_DIFFERENCE
+    assert "No arm answers these questions: nothing can be concluded from accuracy" in verdict.sentence
+
+
+def test_few_seeds_few_questions_and_unequal_terms_are_admitted() -> None:
+    rows = [row("B", "A", 0.07), *BOTH_BEAT_SFT]
+    for seeds, said in ((1, "one seed, which cannot show"), (2, "only 2 seeds, too few to show")):
+        few = [row("B", "A", 0.07, seeds=seeds)]
+        assert said in decide(arms(seeds=3), few, ["sft"]).sentence
+    assert "only 199 questions" in decide(arms(n=199), rows, ["sft"]).sentence
+    assert "only" not in decide(arms(n=200), rows, ["sft"]).sentence
+    assert "not equal: 1 mismatch" in decide(arms(), rows, ["sft"], ("steps differ.",)).sentence
+
+
+def test_comparison_that_could_not_be_made_shows_nothing() -> None:
+    verdict = decide(arms(), [row("B", "A", None, None)], ["sft"])
+    assert verdict.outcome == NO_DIFFERENCE
+    assert "not comparable: B and A" in verdict.sentence
+
+
+def test_a_difference_is_repeated_by_a_t_test_over_three_seeds_or_more_and_not_before() -> None:
+    assert repeated(row("B", "A", 0.07, anew=0.05))
+    assert repeated(row("B", "A", 0.07, anew=None))  # every seed has the same difference
+    for doubtful in (row("B", "A", 0.07, anew=0.06), row("B", "A", 0.07, seeds=2), row("B", "A", 0.07, seeds=1)):
+        assert unrepeated(doubtful)
+        assert not repeated(doubtful)
+    nothing = row("B", "A", 0.07, 0.2)
+    assert not unrepeated(nothing)
+    assert not repeated(nothing)
+    assert doubt(nothing) is doubt(row("B", "A", 0.07)) is None
+    assert doubt(row("B", "A", 0.07, anew=0.3)) == "differs in these students; not shown to repeat over seeds"
+    assert doubt(row("B", "A", 0.07, seeds=1)) == "differs in these students; one seed cannot show that it repeats"
+
+
+def test_one_seed_tells_of_these_students_and_never_that_an_arm_beats_another() -> None:
+    rows = [row("B", "A", 0.07, seeds=1), row("A", "sft", 0.0, 0.9, seeds=1), row("B", "sft", 0.1, seeds=1)]
+    ahead = decide(arms(seeds=1), rows, ["sft"])
+    assert ahead.outcome == TOO_FEW_SEEDS
+    assert ahead.headline == (
+        "The B students beat the sft ones; the structured students beat the flat ones "
+        "(not shown for students trained anew: one seed)"
+    )
+    assert "+7.0 points" in ahead.sentence
+    behind = decide(arms(seeds=1), [rows[0], rows[1], row("B", "sft", -0.1, seeds=1)], ["sft"])
+    assert behind.outcome == NO_CONTROL_BEATEN
+    assert behind.numbers[-1].startswith(
+        "among the KV arms: the structured students beat the flat ones (not shown for students trained anew: one seed)"
+    )
+    assert decide(arms(seeds=1), rows[:1], []).outcome == TOO_FEW_SEEDS
+
+
+def test_a_difference_that_the_seeds_do_not_confirm_is_no_claim_about_structure() -> None:
+    doubtful = row("B", "A", 0.07, anew=0.3)
+    verdict = decide(arms(), [doubtful], [])
+    assert verdict.outcome == NO_DIFFERENCE
+    assert verdict.headline == (
+        "The structured students beat the flat ones (not shown for students trained anew: p = 0.3 over 3 seeds)"
+    )
+    assert "not shown to repeat over seeds: B and A" in verdict.caveats
+    assert decide(arms(), [doubtful, *BOTH_BEAT_SFT], ["sft"]).outcome == "A and B beat sft"
+    rows = [row(name, "sft", 0.07, anew=0.3) for name in "AB"]
+    verdict = decide(many(6, "A B sft shuffled"), [*ALIKE, *rows], ["sft", "shuffled"])
+    assert verdict.outcome == NO_CONTROL_BEATEN
+    assert "2 are better in these students only (A, B)" in verdict.numbers[0]
+    assert "not shown to repeat over seeds: 2 of 2 differences" in verdict.caveats
+
+
+def test_intervals_are_always_said_to_be_of_these_students() -> None:
+    for seeds in (1, 3, 5):
+        caveats = decide(arms(), [row("B", "A", 0.07, seeds=seeds)], []).caveats
+        assert "intervals and their p are over questions, of these students" in caveats
+
+
+def test_seeds_are_those_of_the_arms_that_were_compared() -> None:
+    table = arms(names="A B sft") | arms(names="matched", seeds=1)
+    assert "3 seeds" in decide(table, [row("B", "A", 0.07)], []).caveats
+
+
+def test_a_p_at_the_floor_of_the_permutation_test_is_a_bound() -> None:
+    floor = decide(arms(), [row("B", "A", 0.07, 0.0002)], [])
+    assert "Holm-adjusted p ≤ 0.0002" in floor.sentence
+    assert "Holm-adjusted p = 0.00021" in decide(arms(), [row("B", "A", 0.07, 0.00021)], []).sentence

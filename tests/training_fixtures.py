@@ -1,0 +1,98 @@
+"""A small student, a teacher's KV made up by example, and a training run of eight steps."""
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from conftest import tiny_model
+
+from kava.align.projector import Projector
+from kava.cache.capture import Geometry, geometry
+from kava.cache.codecs import KvBlock, TokenInfo
+from kava.cache.reader import StoredExample
+from kava.config.arms import Arm, StructuredAligner
+from kava.config.schema import Distill
+from kava.training.batches import Batches
+from kava.training.calibrate import calibrate
+from kava.training.loop import train
+from kava.training.model import DistillationModel
+from kava.training.order import data_order, longest_first
+
+TEACHER = Geometry(4, 2, 16)
+
+
+class FakeStore:
+    """Teacher KV that depends on the example alone, with a bias per channel."""
+
+    geometry = TEACHER
+    mean: ClassVar = {name: torch.full((4, 2, 16), 5.0) for name in ("keys", "values")}
+    std: ClassVar = {name: torch.ones(4, 2, 16) for name in ("keys", "values")}
+
+    scope = "example"
+    keeps_every_token = True
+
+    def __init__(self, ids: list[np.ndarray]) -> None:
+        self.ids = ids
+        self.examples: list[int] = []
+
+    def tokens(self, split: str, example: int) -> TokenInfo:
+        del split
+        ids = torch.from_numpy(self.ids[example])
+        return TokenInfo(ids, torch.arange(len(ids)), torch.zeros_like(ids))
+
+    def read(self, split: str, example: int) -> StoredExample:
+        self.examples.append(example)
+        generator = torch.Generator().manual_seed(example)
+        shape = (len(self.ids[example]), 4, 2, 16)
+        kv = KvBlock(*(torch.randn(shape, generator=generator) + 5.0 for _ in range(2)))
+        return StoredExample(kv, self.tokens(split, example))
+
+
+def batches(store: bool = True, shuffle_seed: int | None = None) -> Batches:
+    generator = np.random.default_rng(0)
+    ids = [generator.integers(3, 61, length) for length in generator.integers(6, 20, 40)]
+    segments = [np.repeat([0, 1, 2], [2, len(x) - 4, 2]) for x in ids]
+    lengths = [len(x) for x in ids]
+    tokens: Any = SimpleNamespace(input_ids={"train": ids}, segments={"train": segments}, lengths=lambda _: lengths)
+    tokens.student_ids, tokens.student_segments = tokens.input_ids, tokens.segments
+    return Batches(tokens, "train", FakeStore(ids) if store else None, None, shuffle_seed)  # type: ignore[arg-type]
+
+
+STRUCTURED = StructuredAligner()
+
+
+def make_model(aligner: Any = STRUCTURED, train_student: bool = True, **arm: Any) -> DistillationModel:
+    student = tiny_model("qwen2")
+    torch.manual_seed(0)
+    settings = Arm(**{"aligner": aligner, "train_projector": True, "kv_until": 1.0} | arm).model_dump()
+    projector = None
+    if aligner:
+        projector = Projector(settings["aligner"], TEACHER, geometry(student.config), settings["loss"]["center"])
+        projector.set_teacher_statistics(FakeStore.mean, FakeStore.std)
+    return DistillationModel(student, projector, settings, train_student, "pre_rope")
+
+
+def measure(model: DistillationModel, batch_size: int) -> None:
+    """What a phase does before it trains."""
+    if model.projector is not None:
+        model.eval()
+        read = partial(batches().slice, range(40), batch_size)
+        calibrate(model.projector, model.student, read, "pre_rope", base_student=True)
+
+
+def order_of_run() -> list[int]:
+    """What `run` reads."""
+    return longest_first(data_order(7, 40, 64), [len(ids) for ids in batches().ids], 8)
+
+
+def run(
+    folder: Path, model: DistillationModel, tracker: str = "none", data: Batches | None = None, **changes: Any
+) -> dict[str, Any]:
+    short = {"steps": 8, "batch_size": 4, "accumulation": 2, "student_lr": 1e-3, "log_every": 2, "save_every": 4}
+    settings = Distill(**short | changes).model_dump()
+    measure(model, 4)
+    data = data or batches(store=model.projector is not None)
+    return train(model, data, settings, 7, folder, "fingerprint", "arm", torch.device("cpu"), tracker)
