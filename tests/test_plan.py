@@ -31,7 +31,7 @@ from kava.plan.trace import (
     training_model,
     training_step,
 )
-from kava.training.trainer import make_optimizer
+from kava.training.optimizer import make_optimizer
 
 CONFIG = str(REPOSITORY / "config.yaml")
 TEACHER = Teacher(Geometry(6, 2, 24), 96, "int8", top=8)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_fixtures import FakeStore, batches, make_model, run
+from training_fixtures import FakeStore, batches, make_model, order_of_run, run
 
 from kava.cache.codecs import KvBlock, TokenInfo
 from kava.cache.reader import StoredExample

@@ -8,7 +8,7 @@ from kava.training.lora import add_lora
 
 
 def student_dtype(lora: dict[str, Any] | None, precision: str) -> torch.dtype:
-    """Dtype that a student is loaded in: fp32 where it is trained, since bf16 would lose updates of 5e-5 to rounding."""
+    """Dtype that a student is loaded in: fp32 if it is trained, since bf16 loses updates of 5e-5 to rounding."""
     return torch.bfloat16 if lora and precision == "bfloat16" else torch.float32
 
 
