@@ -60,6 +60,8 @@ class LiveBytes(TorchDispatchMode):
         fake = [x for x in inputs if isinstance(x, FakeTensor)]
         if fake and len(fake) < len(inputs) and func in INDEXING:
             args = (args[0], _as_positions(args[1]), *args[2:])
+        if func is aten.add.Tensor and self.phase == "temporary" and self._is_of_vocabulary(*inputs):
+            self._count_as_reused(inputs[0])
         with unset_fake_temporarily() if inputs and not fake else nullcontext():
             result = func(*args, **(kwargs or {}))
         for tensor in (result,) if isinstance(result, Tensor) else tree_leaves(result):
@@ -71,6 +73,16 @@ class LiveBytes(TorchDispatchMode):
         if func is aten._to_copy.default and self._of(inputs[0]) in ("weights", "projector"):
             return "autocast copies"
         return "logits" if tensor.shape[-1:] == (self.vocabulary,) else self.phase
+
+    def _is_of_vocabulary(self, *tensors: Tensor) -> bool:
+        return all(tensor.dim() == 2 and tensor.shape[0] == self.vocabulary for tensor in tensors)
+
+    def _count_as_reused(self, tensor: Tensor) -> None:
+        """Two gradients of a tied matrix: autograd adds the second to the first, unless somebody watches it."""
+        key = tensor.untyped_storage()._cdata
+        reference, count, category = self._live[key]
+        self._totals[category] -= count
+        self._live[key] = reference, 0, category
 
     def _of(self, tensor: Tensor) -> str | None:
         known = self._live.get(tensor.untyped_storage()._cdata)
@@ -84,8 +96,7 @@ class LiveBytes(TorchDispatchMode):
         count = storage.nbytes()
 
         def drop(_: Any) -> None:
-            del self._live[key]
-            self._totals[category] -= count
+            self._totals[category] -= self._live.pop(key)[1]
 
         self._live[key] = (weakref.ref(storage, drop), count, category)
         self._totals[category] += count

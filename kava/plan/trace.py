@@ -116,7 +116,8 @@ def training_step(
     model: DistillationModel, batch: dict[str, Tensor], settings: dict[str, Any], before_backward: Callable[[], Any]
 ) -> None:
     """Forward and backward of a micro-batch, as the Trainer runs them."""
-    autocast = torch.autocast("cpu", torch.bfloat16) if settings["precision"] == "bfloat16" else nullcontext()
+    low = settings["precision"] == "bfloat16"
+    autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if low else nullcontext()
     with torch.set_grad_enabled(settings["learns"]), autocast:
         loss = model(**batch)["loss"]
     before_backward()

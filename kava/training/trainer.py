@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -76,6 +77,8 @@ class KavaTrainer(AtomicCheckpoints):
         steps, log_every = optimization["steps"], optimization["log_every"]
         self._sigterm = StopOnSigterm()
         super().__init__(model=model, train_dataset=range(steps), callbacks=[self._sigterm], **options)
+        # Every weight is used once in a forward: its bf16 copy need not outlive its layer, let alone all layers.
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self.optimization, self.metrics, self.arm = optimization, metrics, arm
         self.late = late_step(model.compared_steps(steps), steps, log_every)
         self.out_of_memory: list[dict[str, int]] = []
