@@ -85,7 +85,7 @@ def test_reference_preset_is_the_one_that_the_readme_promises() -> None:
         ("arms={flat: {auxiliary: {logit_kd: {}}}}", "set kv.signals.topk_logits"),
         ("arms={flat: {loss: {kind: mse, weights: importance}}}", "needs kv.signals.importance"),
         ("kv={select: {kind: random, scope: head}}", "compares KV token by token"),
-        ("distill.save_every=15", "no multiple of log_every"),
+        ("distill={accumulation: 3, num_processes: 2}", "accumulation=3 is no multiple of num_processes=2"),
         ("distill.steps=5", "steps=5 is no multiple of log_every=10"),
         ("seeds=[-1]", "greater than or equal to 0"),
         ("template='{question} {x} {answer}'", "no other field"),
