@@ -1,6 +1,5 @@
 """Load, quantise, and keep to one model: the only place where pretrained weights enter a process."""
 
-import resource
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
@@ -17,15 +16,6 @@ from kava.errors import UserError
 
 _resident: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _guarded = True
-
-
-def choose_device(name: str, part: int | None = None) -> torch.device:
-    """`auto` takes the GPU if there is one; parts of a job, counted from 1, take the GPUs in turn."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda, but torch sees no GPU; install the CUDA driver or set device: cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda") if part is None else torch.device("cuda", (part - 1) % torch.cuda.device_count())
 
 
 def load_teacher(source: Mapping[str, Any], device: torch.device) -> Any:
@@ -97,14 +87,6 @@ def second_model_allowed() -> Iterator[None]:
         yield
     finally:
         _guarded = True
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory of this process in MiB: of the GPU's allocator on CUDA, resident set otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> Any:

@@ -5,8 +5,9 @@ import gc
 import pytest
 import torch
 
+from kava.device import choose_device
 from kava.errors import UserError
-from kava.models import choose_device, load_student, load_teacher, load_tokenizer, second_model_allowed
+from kava.models import load_student, load_teacher, load_tokenizer, second_model_allowed
 
 CPU = torch.device("cpu")
 

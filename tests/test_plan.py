@@ -16,11 +16,11 @@ from kava.cli import main
 from kava.config.arms import Arm
 from kava.config.jobs import Plan, Runtime
 from kava.config.load import load_config
+from kava.device import GIB
 from kava.errors import UserError
 from kava.losses import cross_entropy
 from kava.plan import check
 from kava.plan.geometry import PACKAGED, read_geometry
-from kava.plan.memory import GIB
 from kava.plan.needs import Extraction
 from kava.plan.optimizer import state_bytes
 from kava.plan.trace import (

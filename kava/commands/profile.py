@@ -44,8 +44,8 @@ def _profile(arguments: argparse.Namespace) -> None:
 
     from kava.cache.reader import StoreReader
     from kava.config.identity import display_name
+    from kava.device import choose_device
     from kava.files import write_atomic, write_json
-    from kava.models import choose_device
     from kava.profile.gather import gather
     from kava.profile.measure import measure
     from kava.profile.page import page

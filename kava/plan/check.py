@@ -3,9 +3,9 @@
 from typing import Any
 
 from kava.config.jobs import Job, Runtime
+from kava.device import choose_device
 from kava.errors import UserError
 from kava.files import read_json
-from kava.models import choose_device
 from kava.plan.mend import explained
 from kava.plan.needs import Evaluation, Extraction, Need, Training, longest_prompt
 

@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 
+from kava.device import GIB, OUTSIDE_ALLOCATOR
 from kava.plan.optimizer import state_bytes, step_buffers
 from kava.plan.trace import Traced
 
-GIB = 2**30
 # What a process takes of the GPU before torch's allocator: driver, kernels, library handles.
 CUDA_CONTEXT = round(0.45 * GIB)
-# Of the budget, what torch's allocator may not have: the CUDA context, paged optimizer states, other programs.
-OUTSIDE_ALLOCATOR = GIB
 # cuBLAS takes it from the allocator once per stream.
 CUBLAS_WORKSPACE = 8_519_680
 PARTS = (

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from kava.plan.memory import GIB, StageMemory
+from kava.device import GIB
+from kava.plan.memory import StageMemory
 from kava.plan.needs import Need
 
 # A setting that saves less is no mend.

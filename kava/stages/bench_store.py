@@ -27,15 +27,16 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.cache.capture import geometry
     from kava.config.identity import display_name
     from kava.data.tokens import TokenSet
+    from kava.device import use_device
     from kava.files import write_json
-    from kava.models import choose_device, load_model_config, load_teacher
+    from kava.models import load_model_config, load_teacher
 
     if job.output.is_file():
         return  # made by the process that was waited for
     key: dict[str, Any] = job.spec["key"]
     tokens = TokenSet(job.inputs["tokens"])
     input_ids, segments = first_tokens(tokens.input_ids, tokens.segments, key["measured_tokens"])
-    teacher = load_teacher(runtime.teacher, choose_device(runtime.device))
+    teacher = load_teacher(runtime.teacher, use_device(runtime))
     shape = geometry(load_model_config(runtime.teacher))
     source = read_teacher(teacher, shape, input_ids, segments, key["read"])
     del teacher

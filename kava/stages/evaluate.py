@@ -32,12 +32,13 @@ def main(argv: list[str] | None = None) -> int:
 def run(job: Job, runtime: Runtime) -> None:
     from kava.config.identity import display_name
     from kava.data.tokens import TokenSet
+    from kava.device import peak_memory_mib, use_device
     from kava.files import sha256_file, write_atomic, write_json
-    from kava.models import choose_device, load_for_evaluation, load_tokenizer, peak_memory_mib
+    from kava.models import load_for_evaluation, load_tokenizer
     from kava.plan.check import check_fits
 
     check_fits(job, runtime)
-    device = choose_device(runtime.device)
+    device = use_device(runtime)
     tokens = TokenSet(job.inputs["tokens"])
     job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     role, settings = job.spec.get("reference"), job.spec["key"]["evaluation"]

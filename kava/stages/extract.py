@@ -48,14 +48,15 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
     from kava.cache.integrity import is_intact
     from kava.cache.writer import Shard, StoreWriter
     from kava.data.tokens import TokenSet
+    from kava.device import peak_memory_mib, use_device
     from kava.locks import PRESENCE, present
-    from kava.models import choose_device, load_model_config, load_teacher, peak_memory_mib
+    from kava.models import load_model_config, load_teacher
     from kava.plan.check import check_fits
 
     own = _parse_part(part) if part else (1, 1)
     marker = job.output if job.output.name != "manifest.json" else None  # Snakemake's, for a part
     folder = marker.parents[1] if marker else job.output.parent
-    device = choose_device(runtime.device, own[0] if part else None)
+    device = use_device(runtime, own[0] if part else None)
     tokens = TokenSet(job.inputs["tokens"])
     model_config = load_model_config(runtime.teacher)
     contents = Contents(job.spec["key"], geometry(model_config), model_config.hidden_size)

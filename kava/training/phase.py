@@ -12,10 +12,11 @@ from kava.cache.capture import geometry
 from kava.cache.reader import StoreReader
 from kava.config.jobs import Job, Runtime
 from kava.data.tokens import TokenSet, vocabulary_sha256
+from kava.device import use_device
 from kava.errors import UserError
 from kava.files import sha256_json
 from kava.metrics import warnings_for
-from kava.models import choose_device, load_student, load_tokenizer
+from kava.models import load_student, load_tokenizer
 from kava.training.batches import Batches
 from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
 from kava.training.loop import measure_alignment, run_fingerprint, train
@@ -43,7 +44,7 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     stage, spec, inputs = job.stage, job.spec, job.inputs
     arm, seed = spec["arm"], spec["seed"]
     settings = spec[stage] | runtime.execution[stage]
-    device = choose_device(runtime.device)
+    device = use_device(runtime)
     tokens = TokenSet(inputs["tokens"])
     tokenizer = load_tokenizer(runtime.student)
     if vocabulary_sha256(tokenizer) != tokens.manifest["vocabulary_sha256"]:

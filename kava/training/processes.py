@@ -21,8 +21,8 @@ from torch import distributed
 
 from kava.commandline import exit_status
 from kava.config.jobs import Job, Runtime
+from kava.device import choose_device
 from kava.errors import UserError
-from kava.models import choose_device
 
 JOB_VARIABLE = "KAVA_JOB"
 
