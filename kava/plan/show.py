@@ -3,7 +3,8 @@
 from textwrap import wrap
 from typing import Any
 
-from kava.plan.memory import GIB, PARTS, StageMemory
+from kava.device import GIB
+from kava.plan.memory import PARTS, StageMemory
 from kava.plan.mend import Mend
 from kava.plan.overview import Overview, StagePlan
 from kava.text import size
