@@ -21,7 +21,7 @@ STORE_FORMAT = 2
 BENCH_FORMAT = 1
 REFERENCES = ("teacher", "student_base")
 # Settings of training that say how it runs, and change nothing of what it makes but the last digits.
-EXECUTION = {"save_every", "keep_checkpoints", "num_processes", "gradient_checkpointing"}
+EXECUTION = {"save_every", "keep_checkpoints", "num_processes", "gradient_checkpointing", "compile_layers"}
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,9 @@ class Distill(Optimization):
         description="compute the student's layers once more in backward: less memory and the same result, for one more "
         "forward; may be changed between runs, since nothing depends on it",
     )
+    compile_layers: bool = Field(
+        False, description="compile the student's layers (torch.compile): a minute at the start, quicker steps on a GPU"
+    )
 
 
 class Evaluation(Settings):

@@ -56,7 +56,8 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     lora = spec["lora"] if stage == "distill" else None
     student = load_student(runtime.student, device, student_dtype(lora, settings["precision"]))
     torch.manual_seed(seed)
-    prepare_student(student, lora, stage == "distill" and settings["gradient_checkpointing"])
+    if stage == "distill":
+        prepare_student(student, lora, settings["gradient_checkpointing"], settings["compile_layers"])
     projector = _projector(stage, arm, inputs, store, student)
     # Keys that nobody compares are left as they are: their family's RoPE need not be known.
     keys = store.keys_form if store and (projector or arm["auxiliary"]["cka"]) else "post_rope"
