@@ -53,16 +53,17 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
             "choose a student with the teacher's tokenizer"
         )
     store = StoreReader(inputs["store"], device, arm["select"]) if "store" in inputs else None
-    lora = spec["lora"] if stage == "distill" else None
-    student = load_student(runtime.student, device, student_dtype(lora, settings["precision"]))
+    trained = stage == "distill"
+    dtype = student_dtype(spec["lora"], settings["precision"]) if trained else torch.float32
+    student = load_student(runtime.student, device, dtype)
     torch.manual_seed(seed)
-    if stage == "distill":
-        prepare_student(student, lora, settings["gradient_checkpointing"], settings["compile_layers"])
+    if trained:
+        prepare_student(student, spec["lora"], settings["gradient_checkpointing"], settings["compile_layers"])
     projector = _projector(stage, arm, inputs, store, student)
     # Keys that nobody compares are left as they are: their family's RoPE need not be known.
     keys = store.keys_form if store and (projector or arm["auxiliary"]["cka"]) else "post_rope"
     width = store.contents.hidden_width if store else None
-    model = DistillationModel(student, projector, arm, stage == "distill", keys, width).to(device)
+    model = DistillationModel(student, projector, arm, trained, keys, width).to(device)
     shuffled = seed if arm["teacher_kv"] == "shuffled" else None
     batches = Batches(tokens, "train", store, arm, shuffled)
     measured: dict[str, Batches] = {}
@@ -73,7 +74,7 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
         model.eval()
         first = range(min(CALIBRATION_EXAMPLES, len(measured["train"])))
         read = partial(measured["train"].slice, first, settings["batch_size"])
-        calibrate(projector, student, read, keys, base_student=stage == "pretrain")
+        calibrate(projector, student, read, keys, base_student=not trained)
     fingerprint = run_fingerprint(spec, inputs)
     facts = train(model, batches, settings, seed, job.output.parent, fingerprint, spec["name"], device, runtime.tracker)
     alignment, warnings = None, facts.pop("warnings")
