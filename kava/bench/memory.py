@@ -162,9 +162,11 @@ def _notes(figures: Mapping[str, Any], found: list[str]) -> list[str]:
     if "tensors_mib" in found:
         notes.append("tensors: bytes of live tensors, weights included; not libraries, nor what is read ahead.")
     else:
+        nvml = "what NVML says, CUDA context and paged optimizer states included"
+        missing = "not told without NVML (pip install kava[bench])"
         notes.append(
-            f"Budget {figures['budget_gib']:g} GiB, of which torch's allocator had all but 1. device: what NVML says, "
-            "CUDA context and paged optimizer states included."
+            f"Budget {figures['budget_gib']:g} GiB, of which torch's allocator had all but 1. device: "
+            f"{nvml if 'device_mib' in found else missing}."
         )
     return [*notes, show_machine(figures["setup"]) + "."]
 

@@ -1,6 +1,7 @@
 """Peak memory of what a process does, on a GPU or on a CPU."""
 
 import threading
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -36,7 +37,7 @@ class CpuMeter:
 
 
 class CudaMeter:
-    """Caps torch's allocator and asks it for its peaks, and NVML, now and again, for the whole device.
+    """Caps torch's allocator and asks it for its peaks, and NVML, where installed, for the whole device now and again.
 
     Parameters
     ----------
@@ -48,17 +49,20 @@ class CudaMeter:
 
     def __init__(self, device: torch.device, budget_gib: float) -> None:
         self._device, self._budget_gib = device, budget_gib
+        self._nvml = find_spec("pynvml") is not None
         self._before = self._most = 0
         self._ended = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Self:
-        self._before = self._most = torch.cuda.device_memory_used(self._device)  # no context of ours yet
+        if self._nvml:
+            self._before = self._most = torch.cuda.device_memory_used(self._device)  # no context of ours yet
         total = torch.cuda.get_device_properties(self._device).total_memory
         cap = (self._budget_gib - OUTSIDE_ALLOCATOR_GIB) * GIB
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total), self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
-        self._sampler.start()
+        if self._nvml:
+            self._sampler.start()
         return self
 
     def __exit__(
@@ -66,7 +70,8 @@ class CudaMeter:
     ) -> None:
         del kind, error, traceback
         self._ended.set()
-        self._sampler.join()
+        if self._nvml:
+            self._sampler.join()
 
     def figures(self) -> dict[str, Any]:
         """`allocated_mib` and `reserved_mib` of the allocator, and `device_mib`, what the device held more than before.
@@ -76,7 +81,7 @@ class CudaMeter:
         return {
             "allocated_mib": torch.cuda.max_memory_allocated(self._device) / MIB,
             "reserved_mib": torch.cuda.max_memory_reserved(self._device) / MIB,
-            "device_mib": (self._most - self._before) / MIB,
+            **({"device_mib": (self._most - self._before) / MIB} if self._nvml else {}),
         }
 
     def _sample(self) -> None:

@@ -50,8 +50,7 @@ def _write(settings: ModelSettings, tokenizer: Path, folder: Path, seed: int) ->
             f"--tokenizer {tokenizer} has {len(own)} tokens, and {settings.model} has embeddings for "
             f"{geometry.vocab_size}; give the tokenizer of that model"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.random.fork_rng(), torch.device(device):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(geometry, dtype=geometry.dtype or torch.float32)
     model.save_pretrained(folder)

@@ -95,7 +95,8 @@ def show_machine(setup: Mapping[str, Any]) -> str:
     teacher, student = setup["teacher"], setup["student"]
     how = "4-bit NF4" if teacher["quantization"] == "nf4" else teacher["dtype"]
     random = ", random weights" if setup["random_weights"] else ""
-    cores = f"CPU, {setup['cpu_cores']} cores, {setup['threads']} threads"
+    threads = f"{setup['threads']} threads" if setup["threads"] > 1 else "one thread"
+    cores = f"CPU, {setup['cpu_cores']} cores, {threads}"
     where = cores if setup["device"] == "cpu" else setup["device"]
     return f"{teacher['model']} ({how}) → {student['model']}{random}, data {setup['data']}; {where}"
 

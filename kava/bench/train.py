@@ -161,8 +161,8 @@ def _notes(figures: Mapping[str, Any]) -> list[str]:
         if passes is None
         else f"Extraction is won back after {passes:.1f} passes over the data.",
         f"Arm {figures['arm']}; {figures['steps']} steps of {figures['examples_per_step']} examples, the first "
-        f"{figures['warm_up_steps']} not counted, each way {figures['rounds']} times in turn; medians. The store's codec "
-        f"is {setup['codec']['kind']}.",
+        f"{figures['warm_up_steps']} not counted, each way {figures['rounds']} times in turn; medians.",
+        f"KV is stored as {setup['codec']['kind']}; the teacher's own is not coded.",
         show_machine(setup) + ".",
     ]
     if None not in peaks.values():

@@ -3,6 +3,8 @@
 import gc
 import json
 import logging
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ class BenchPlan(Plan):
 
 @contextmanager
 def workspace(parent: Path | None) -> Iterator[Path]:
-    """An empty folder in `parent`, or in the system's temporary one; deleted at the end, however that comes.
+    """An empty folder in `parent`, or in the system's temporary one; deleted at the end, also if that is SIGTERM.
 
     Raises
     ------
@@ -38,8 +40,12 @@ def workspace(parent: Path | None) -> Iterator[Path]:
     """
     if parent is not None and not parent.is_dir():
         raise UserError(f"--folder {parent}: there is no such directory; make it, or leave the option out")
-    with tempfile.TemporaryDirectory(prefix="kava-bench-", dir=parent) as folder:
-        yield Path(folder)
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with tempfile.TemporaryDirectory(prefix="kava-bench-", dir=parent) as folder:
+            yield Path(folder)
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def on_rows(config: Config, rows: dict[str, Rows], folder: Path) -> Config:
