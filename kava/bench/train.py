@@ -161,7 +161,8 @@ def _notes(figures: Mapping[str, Any]) -> list[str]:
         if passes is None
         else f"Extraction is won back after {passes:.1f} passes over the data.",
         f"Arm {figures['arm']}; {figures['steps']} steps of {figures['examples_per_step']} examples, the first "
-        f"{figures['warm_up_steps']} not counted, each way {figures['rounds']} times in turn; medians.",
+        f"{figures['warm_up_steps']} not counted, each way {figures['rounds']} times in turn.",
+        "A step's time is that of its best round; ratios of the single rounds stand under `between`.",
         f"KV is stored as {setup['codec']['kind']}; the teacher's own is not coded.",
         show_machine(setup) + ".",
     ]

@@ -77,10 +77,11 @@ def measure_ways(job: Job, runtime: Runtime, rounds: int, tell: Callable[[str], 
     Returns
     -------
     dict
-        By name of `WAYS`: `step_seconds` (median), `tokens_per_second`, `data_wait_share`, `teacher_seconds` (per step;
-        null from the store), `peak_memory_mib` (null on a CPU) and `out_of_memory`. Of the online ways also `ratio`,
-        their step over that from the store, the median of `ratios`, one per round; and `losses`, compared with those
-        from the store.
+        By name of `WAYS`: `step_seconds`, the median over steps of each one's best round, since what else a machine does
+        only adds time; `tokens_per_second`, `data_wait_share`, `teacher_seconds` (per step; null from the store),
+        `peak_memory_mib` (null on a CPU) and `out_of_memory`. Of the online ways also `ratio`, their steps over those
+        from the store, in their best rounds; `ratios`, those of the medians of each round; and `losses`, compared with
+        those from the store.
     """
     runs: dict[str, list[Run]] = {way: [] for way in WAYS}
     for number in range(rounds):
@@ -90,12 +91,20 @@ def measure_ways(job: Job, runtime: Runtime, rounds: int, tell: Callable[[str], 
             output = job.output.parent / f"{way}-{number}" / "manifest.json"
             runs[way].append(_run(way, replace(job, output=output), runtime))
     found = {way: _figures(of_way) for way, of_way in runs.items()}
-    store = [median(run.step_seconds) for run in runs["store"]]
+    store = _best_steps(runs["store"])
     for way in WAYS[1:]:
-        ratios = [median(run.step_seconds) / of_store for run, of_store in zip(runs[way], store, strict=True)]
-        losses = _losses(runs["store"][0].records, runs[way][0].records)
-        found[way] |= {"ratio": median(ratios), "ratios": ratios, "losses": losses}
+        pairs = zip(runs["store"], runs[way], strict=True)
+        found[way] |= {
+            "ratio": sum(_best_steps(runs[way])) / sum(store),
+            "ratios": [median(online.step_seconds) / median(stored.step_seconds) for stored, online in pairs],
+            "losses": _losses(runs["store"][0].records, runs[way][0].records),
+        }
     return found
+
+
+def _best_steps(runs: list[Run]) -> list[float]:
+    """Seconds of each step in the round in which it was fastest: a step reads the same examples in all of them."""
+    return [min(of_step) for of_step in zip(*(run.step_seconds for run in runs), strict=True)]
 
 
 def _run(way: str, job: Job, runtime: Runtime) -> Run:
@@ -122,7 +131,7 @@ def _online(job: Job, runtime: Runtime, device: torch.device, ahead: bool) -> tu
 
 
 def _figures(runs: list[Run]) -> dict[str, Any]:
-    seconds = median(median(run.step_seconds) for run in runs)
+    seconds = median(_best_steps(runs))
     facts = runs[0].manifest
     peaks = [run.peak_mib for run in runs if run.peak_mib is not None]
     forwards = [run.teacher_seconds for run in runs if run.teacher_seconds is not None]
