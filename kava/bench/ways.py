@@ -77,8 +77,8 @@ def measure_ways(job: Job, runtime: Runtime, rounds: int, tell: Callable[[str], 
     Returns
     -------
     dict
-        By name of `WAYS`: `step_seconds`, the median over steps of each one's best round, since what else a machine does
-        only adds time; `tokens_per_second`, `data_wait_share`, `teacher_seconds` (per step; null from the store),
+        By name of `WAYS`: `step_seconds`, the median over steps of each one's best round, since what else a machine
+        does only adds time; `tokens_per_second`, `data_wait_share`, `teacher_seconds` (per step, in the best run; null from the store),
         `peak_memory_mib` (null on a CPU) and `out_of_memory`. Of the online ways also `ratio`, their steps over those
         from the store, in their best rounds; `ratios`, those of the medians of each round; and `losses`, compared with
         those from the store.
@@ -139,7 +139,7 @@ def _figures(runs: list[Run]) -> dict[str, Any]:
         "step_seconds": seconds,
         "tokens_per_second": facts["train_tokens"] / facts["optimizer_steps"] / seconds,
         "data_wait_share": median(run.data_wait_share for run in runs),
-        "teacher_seconds": median(forwards) if forwards else None,
+        "teacher_seconds": min(forwards, default=None),
         "peak_memory_mib": max(peaks, default=None),
         "out_of_memory": [event for run in runs for event in run.manifest["out_of_memory"]],
     }
