@@ -137,7 +137,7 @@ def table(figures: Mapping[str, Any]) -> str:
     for row in stages:
         cells = [row["stage"], row["arm"], *(f"{row[name]:,.1f}" if name in row else "" for name in found)]
         plan = row.get("planned")
-        if said and plan and first in row:
+        if plan and first is not None and first in row:
             cells += [f"{plan[MEASURES[first]]:,.1f}", f"{row[first] / plan[MEASURES[first]]:.2f}"]
         elif said:
             cells += ["", ""]

@@ -78,7 +78,8 @@ def measure_ways(job: Job, runtime: Runtime, rounds: int, tell: Callable[[str], 
     -------
     dict
         By name of `WAYS`: `step_seconds`, the median over steps of each one's best round, since what else a machine
-        does only adds time; `tokens_per_second`, `data_wait_share`, `teacher_seconds` (per step, in the best run; null from the store),
+        does only adds time; `tokens_per_second`, `data_wait_share`, `teacher_seconds` (per step, in the best run; null
+        from the store),
         `peak_memory_mib` (null on a CPU) and `out_of_memory`. Of the online ways also `ratio`, their steps over those
         from the store, in their best rounds; `ratios`, those of the medians of each round; and `losses`, compared with
         those from the store.
