@@ -15,6 +15,8 @@ COMMANDS = {
     "profile": ("kava.commands.profile", "what a cosine would mean for this teacher and student, before training"),
     "unlock": ("kava.commands.unlock", "remove the lock of a killed Snakemake"),
     "bench store": ("kava.bench.store", "size, fidelity and speed of every codec"),
+    "bench train": ("kava.bench.train", "a step from the store against one with the teacher resident"),
+    "bench memory": ("kava.bench.memory", "peak memory of every stage, each in a process of its own"),
     "store info": ("kava.commands.store_info", "what a KV store holds and how large it is"),
     "store verify": ("kava.commands.store_verify", "a KV store checked from end to end"),
     "store ls": ("kava.commands.store_ls", "stores, token sets and references, and who uses them"),

@@ -1,6 +1,7 @@
 """Set up and run a training phase: pretraining the projector, or distilling the student."""
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,14 @@ from kava.training.student import prepare_student, student_dtype
 log = logging.getLogger("kava")
 
 
-def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[str, Any]]:
+def from_store(_model: DistillationModel, *arguments: Any) -> Batches:
+    """What a phase trains on."""
+    return Batches(*arguments)
+
+
+def run_phase(
+    job: Job, runtime: Runtime, make_batches: Callable[..., Batches] = from_store
+) -> tuple[DistillationModel, Any, dict[str, Any]]:
     """Train and measure.
 
     Parameters
@@ -35,6 +43,8 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
         Of stage `pretrain` (the student is frozen) or `distill`.
     runtime
         Device, tracker, where the student lies, how often to save.
+    make_batches
+        What the steps read, given the model and the arguments of `Batches`; a benchmark puts the teacher there.
 
     Returns
     -------
@@ -65,7 +75,7 @@ def run_phase(job: Job, runtime: Runtime) -> tuple[DistillationModel, Any, dict[
     width = store.contents.hidden_width if store else None
     model = DistillationModel(student, projector, arm, trained, keys, width).to(device)
     shuffled = seed if arm["teacher_kv"] == "shuffled" else None
-    batches = Batches(tokens, "train", store, arm, shuffled)
+    batches = make_batches(model, tokens, "train", store, arm, shuffled)
     measured: dict[str, Batches] = {}
     if projector is not None:
         # Whatever an arm selects is measured on all tokens of the store: its figures stand beside the other arms'.
