@@ -14,7 +14,8 @@ from kava.cache.fill import fill
 from kava.cache.writer import StoreWriter
 from kava.config.jobs import Job, Runtime
 from kava.data.tokens import TokenSet
-from kava.models import choose_device, load_model_config, load_teacher
+from kava.device import choose_device
+from kava.models import load_model_config, load_teacher
 
 
 def measure_extraction(job: Job, runtime: Runtime, rounds: int) -> dict[str, Any]:

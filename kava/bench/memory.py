@@ -6,8 +6,7 @@
 
 Runs the real stages for a few steps on the longest examples of the data, in a temporary folder, every loss at full
 weight. On a GPU torch's allocator is capped at the budget minus 1 GiB, as if the GPU were no larger: its peaks are
-told, and what NVML says of the device. On a CPU the live tensors are counted. Where `kava plan` exists, what it says
-stands beside.
+told, and what NVML says of the device. On a CPU the live tensors are counted. What `kava plan` says stands beside.
 """
 
 import argparse
@@ -27,7 +26,6 @@ from kava.errors import UserError
 log = logging.getLogger("kava")
 # The second one meets gradients and optimizer states as every later one does.
 STEPS = 2
-BUDGET_GIB = 8.0
 # What was measured, and what is planned for the same: name, and key of `kava.bench.planned`.
 MEASURES = {"reserved_mib": "allocator_mib", "allocated_mib": "allocator_mib", "tensors_mib": "allocator_mib"}
 
@@ -35,9 +33,6 @@ MEASURES = {"reserved_mib": "allocator_mib", "allocated_mib": "allocator_mib", "
 def main(argv: list[str] | None = None) -> int:
     parser = bench_parser("memory", __doc__)
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of each phase (default: %(default)s)")
-    parser.add_argument(
-        "--budget", type=float, default=BUDGET_GIB, metavar="GIB", help="memory of the GPU (default: %(default)g)"
-    )
     arguments = parser.parse_args(argv)
     return exit_status("kava bench memory", lambda: _bench(arguments))
 
@@ -45,8 +40,6 @@ def main(argv: list[str] | None = None) -> int:
 def _bench(arguments: argparse.Namespace) -> None:
     if arguments.steps < 1:
         raise UserError(f"--steps {arguments.steps}: at least one is needed")
-    if arguments.budget <= 1:
-        raise UserError(f"--budget {arguments.budget:g}: more than 1 GiB is needed, which the allocator does not get")
     config = configured(arguments)
 
     from kava.bench.workspace import workspace
@@ -80,14 +73,14 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
         if missing:
             row: dict[str, Any] = {"error": f"{missing[0]} is missing: its stage failed"}
         else:
-            row = run_measured(job, runtime, arguments.budget, folder)
+            row = run_measured(job, runtime, folder)
             done = read_json(job.output) if job.output.is_file() else {}
             row["out_of_memory"] = done.get("out_of_memory", [])
         stages.append({"stage": stage, "arm": arm} | row | ({"planned": said.get((stage, arm))} if said else {}))
     return {
         "stages": stages,
         "steps": arguments.steps,
-        "budget_gib": arguments.budget,
+        "budget_gib": config.vram_budget_gib,
         "longest_example_tokens": longest,
         "setup": machine(config, arguments),
     }
@@ -162,11 +155,9 @@ def _notes(figures: Mapping[str, Any], found: list[str]) -> list[str]:
     if "tensors_mib" in found:
         notes.append("tensors: bytes of live tensors, weights included; not libraries, nor what is read ahead.")
     else:
-        nvml = "what NVML says, CUDA context and paged optimizer states included"
-        missing = "not told without NVML (pip install kava[bench])"
         notes.append(
-            f"Budget {figures['budget_gib']:g} GiB, of which torch's allocator had all but 1. device: "
-            f"{nvml if 'device_mib' in found else missing}."
+            f"Budget {figures['budget_gib']:g} GiB, of which torch's allocator had all but 1. device: what NVML says, "
+            "CUDA context and paged optimizer states included."
         )
     return [*notes, show_machine(figures["setup"]) + "."]
 

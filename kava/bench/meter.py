@@ -1,7 +1,6 @@
 """Peak memory of what a process does, on a GPU or on a CPU."""
 
 import threading
-from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -9,10 +8,7 @@ import torch
 
 from kava.bench.live import LiveTensors
 
-GIB: Final = 1 << 30
 MIB: Final = 1 << 20
-# Of the budget, what torch's allocator may not have: CUDA context, paged optimizer states, other programs.
-OUTSIDE_ALLOCATOR_GIB: Final = 1.0
 SAMPLE_SECONDS: Final = 0.02
 
 
@@ -37,32 +33,18 @@ class CpuMeter:
 
 
 class CudaMeter:
-    """Caps torch's allocator and asks it for its peaks, and NVML, where installed, for the whole device now and again.
+    """Asks torch's allocator for its peaks, and NVML for the whole device now and again."""
 
-    Parameters
-    ----------
-    device
-        The GPU.
-    budget_gib
-        Memory that the stage may take; the allocator gets 1 GiB less.
-    """
-
-    def __init__(self, device: torch.device, budget_gib: float) -> None:
-        self._device, self._budget_gib = device, budget_gib
-        self._nvml = find_spec("pynvml") is not None
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._before = self._most = 0
         self._ended = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Self:
-        if self._nvml:
-            self._before = self._most = torch.cuda.device_memory_used(self._device)  # no context of ours yet
-        total = torch.cuda.get_device_properties(self._device).total_memory
-        cap = (self._budget_gib - OUTSIDE_ALLOCATOR_GIB) * GIB
-        torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total), self._device)
+        self._before = self._most = torch.cuda.device_memory_used(self._device)  # no context of ours yet
         torch.cuda.reset_peak_memory_stats(self._device)
-        if self._nvml:
-            self._sampler.start()
+        self._sampler.start()
         return self
 
     def __exit__(
@@ -70,8 +52,7 @@ class CudaMeter:
     ) -> None:
         del kind, error, traceback
         self._ended.set()
-        if self._nvml:
-            self._sampler.join()
+        self._sampler.join()
 
     def figures(self) -> dict[str, Any]:
         """`allocated_mib` and `reserved_mib` of the allocator, and `device_mib`, what the device held more than before.
@@ -81,7 +62,7 @@ class CudaMeter:
         return {
             "allocated_mib": torch.cuda.max_memory_allocated(self._device) / MIB,
             "reserved_mib": torch.cuda.max_memory_reserved(self._device) / MIB,
-            **({"device_mib": (self._most - self._before) / MIB} if self._nvml else {}),
+            "device_mib": (self._most - self._before) / MIB,
         }
 
     def _sample(self) -> None:
@@ -89,6 +70,6 @@ class CudaMeter:
             self._most = max(self._most, torch.cuda.device_memory_used(self._device))
 
 
-def meter(device: torch.device, budget_gib: float) -> CpuMeter | CudaMeter:
+def meter(device: torch.device) -> CpuMeter | CudaMeter:
     """What measures on a device."""
-    return CudaMeter(device, budget_gib) if device.type == "cuda" else CpuMeter()
+    return CudaMeter(device) if device.type == "cuda" else CpuMeter()

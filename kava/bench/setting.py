@@ -72,7 +72,7 @@ def machine(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
 
     from kava.bench.run import PACKAGES
     from kava.config.identity import display_name
-    from kava.models import choose_device
+    from kava.device import choose_device
     from kava.provenance import library_versions
 
     device = choose_device(config.device)

@@ -17,15 +17,13 @@ from kava.errors import UserError
 from kava.files import read_json, write_json
 
 
-def run_measured(job: Job, runtime: Runtime, budget_gib: float, folder: Path) -> dict[str, Any]:
+def run_measured(job: Job, runtime: Runtime, folder: Path) -> dict[str, Any]:
     """Run a stage of its own process.
 
     Parameters
     ----------
     job, runtime
         As a stage takes them.
-    budget_gib
-        Memory of the GPU that it may take.
     folder
         For the messages between the processes.
 
@@ -43,9 +41,7 @@ def run_measured(job: Job, runtime: Runtime, budget_gib: float, folder: Path) ->
     result.unlink(missing_ok=True)
     of_job = {"stage": job.stage, "spec": job.spec, "output": str(job.output)}
     inputs = {name: str(path) for name, path in job.inputs.items()}
-    write_json(
-        request, {"job": of_job | {"inputs": inputs}, "runtime": asdict(runtime), "budget_gib": budget_gib}
-    )  # fmt: skip
+    write_json(request, {"job": of_job | {"inputs": inputs}, "runtime": asdict(runtime)})
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "kava.bench.stage_process", str(request), str(result)]
     done = subprocess.run(
@@ -74,10 +70,10 @@ def main(argv: list[str] | None = None) -> int:
 
     from kava.bench.meter import meter
     from kava.bench.workspace import quiet
-    from kava.models import choose_device
+    from kava.device import choose_device
 
     stage, error = import_module(f"kava.stages.{job.stage}"), None
-    with meter(choose_device(runtime.device), asked["budget_gib"]) as measured, quiet():
+    with meter(choose_device(runtime.device)) as measured, quiet():
         try:
             stage.run(job, runtime)
         except (UserError, torch.OutOfMemoryError) as failure:

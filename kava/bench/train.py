@@ -63,7 +63,7 @@ def _measure(config: Config, arm: str, arguments: argparse.Namespace, folder: Pa
     from kava.bench.ways import measure_ways
     from kava.bench.workspace import BenchPlan, free, quiet
     from kava.config.jobs import Runtime
-    from kava.models import choose_device
+    from kava.device import choose_device
     from kava.stages import pretrain, tokenize
 
     small = _few(prepared(config, arguments, folder, log.info), arm, arguments.steps, folder)

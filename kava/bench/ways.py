@@ -17,7 +17,8 @@ from kava.bench.online import Stopwatch, online_batches
 from kava.bench.setting import WARM_UP
 from kava.bench.workspace import free, quiet
 from kava.config.jobs import Job, Runtime
-from kava.models import choose_device, load_teacher, peak_memory_mib, second_model_allowed
+from kava.device import choose_device, peak_memory_mib
+from kava.models import load_teacher, second_model_allowed
 from kava.training.phase import run_phase
 from kava.training.record import MetricsFile
 

@@ -258,4 +258,5 @@ def reader_onto(device: torch.device, read: Callable[[Any], Batch]) -> Callable[
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor if tensor.device == device else tensor.pin_memory().to(device, non_blocking=True)
+    # Decoded KV lies there already, on a device with an index where the wanted one may have none.
+    return tensor if tensor.device.type == device.type else tensor.pin_memory().to(device, non_blocking=True)
