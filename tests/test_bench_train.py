@@ -257,9 +257,8 @@ def test_memory_of_every_stage_is_measured_with_random_weights(
 
 @pytest.mark.slow
 def test_a_stage_that_fails_is_told_and_so_is_what_needs_it(capsys: pytest.CaptureFixture[str]) -> None:
-    # A loss that is no number ends a training stage in one sentence.
-    settings = (*TINY, "distill.student_lr=1e30", "arms={flat: null, structured: null}")
-    assert main(["bench", "memory", "--json", "--steps", "4", *options(*settings)]) == 0
+    settings = (*TINY, "student.lora={targets: [nothing]}", "arms={flat: null, structured: null}")
+    assert main(["bench", "memory", "--json", *options(*settings)]) == 0
     rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
-    assert "loss" in rows["distill"]["error"]
+    assert "student.lora.targets: qwen2 has no nothing" in rows["distill"]["error"]
     assert "its stage failed" in rows["evaluate student"]["error"]
