@@ -26,6 +26,8 @@ def use_device(runtime: Runtime, part: int | None = None) -> torch.device:
     """`choose_device`, with the GPU's allocator held to the budget less `OUTSIDE_ALLOCATOR`."""
     device = choose_device(runtime.device, part)
     if device.type == "cuda":
+        # With an index: threads have current devices of their own, and tensors say theirs.
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         allowed = runtime.vram_budget_gib * GIB - OUTSIDE_ALLOCATOR
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), device)
@@ -41,5 +43,12 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def device_memory_mib(device: torch.device) -> float | None:
-    """Memory of the whole GPU that is taken now, in MiB, as NVML tells it, paged states included; else None."""
-    return torch.cuda.device_memory_used(device) / 2**20 if device.type == "cuda" else None
+    """Memory of the whole GPU that is taken now, in MiB, by whatever program; None where NVML does not tell."""
+    if device.type != "cuda":
+        return None
+    from pynvml import NVMLError
+
+    try:
+        return torch.cuda.device_memory_used(device) / 2**20
+    except NVMLError:
+        return None

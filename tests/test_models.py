@@ -1,11 +1,12 @@
 """One pretrained model in a process, quantised for real."""
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from kava.device import choose_device
+from kava.device import GIB, choose_device, use_device
 from kava.errors import UserError
 from kava.models import load_student, load_teacher, load_tokenizer, second_model_allowed
 
@@ -61,3 +62,17 @@ def test_asking_for_a_gpu_that_is_not_there_is_an_error() -> None:
     with pytest.raises(UserError, match="set device: cpu"):
         choose_device("cuda")
     assert choose_device("auto").type == "cpu"
+
+
+def test_a_gpu_is_named_by_its_index_and_its_allocator_held_to_the_budget(monkeypatch) -> None:
+    capped = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=16 * GIB))
+    # What torch itself does first with the device it is given.
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: capped.append((share, device.index))
+    )
+    runtime = SimpleNamespace(device="auto", vram_budget_gib=8.0)
+    assert use_device(runtime) == torch.device("cuda", 0)  # type: ignore[arg-type]
+    assert capped == [(7 / 16, 0)]

@@ -20,8 +20,10 @@ TOKENS_FORMAT = 3
 STORE_FORMAT = 2
 BENCH_FORMAT = 1
 REFERENCES = ("teacher", "student_base")
-# Settings of training that say how it runs, and change nothing of what it makes but the last digits.
-EXECUTION = {"save_every", "keep_checkpoints", "num_processes", "gradient_checkpointing", "compile_layers"}
+# Settings of training that change nothing of what it makes but the last digits.
+RERUN_NOTHING = {"save_every", "keep_checkpoints", "gradient_checkpointing", "compile_layers"}
+# What says how a phase runs; several processes draw other dropout masks.
+EXECUTION = RERUN_NOTHING | {"num_processes"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Plan:
         return Job("extract", job.spec, output, job.inputs)
 
     def pretrain(self, arm: str, seed: int) -> Job:
-        settings = self.config.pretrain.model_dump(exclude=EXECUTION)
+        settings = self.config.pretrain.model_dump(exclude=RERUN_NOTHING)
         if not self.config.arms[arm].pretrain_projector:
             settings = {"steps": 0} | {name: settings[name] for name in ("batch_size", "log_every")}
         spec = self._training(arm, seed) | {"pretrain": settings}
@@ -147,7 +149,7 @@ class Plan:
 
     def distill(self, arm: str, seed: int) -> Job:
         spec = self._training(arm, seed) | {
-            "distill": self.config.distill.model_dump(exclude=EXECUTION),
+            "distill": self.config.distill.model_dump(exclude=RERUN_NOTHING),
             **self.config.student.model_dump(include={"export_dtype", "lora"}),
         }
         folder = self._folder(arm, seed) / "student"

@@ -1,13 +1,17 @@
 """The plan of one stage at its start: a run that cannot fit stops before it loads anything."""
 
+import logging
 from typing import Any
 
 from kava.config.jobs import Job, Runtime
 from kava.device import choose_device
 from kava.errors import UserError
 from kava.files import read_json
+from kava.models import load_model_config
 from kava.plan.mend import explained
 from kava.plan.needs import Evaluation, Extraction, Need, Training, longest_prompt
+
+log = logging.getLogger("kava")
 
 
 def check_fits(job: Job, runtime: Runtime) -> None:
@@ -20,7 +24,13 @@ def check_fits(job: Job, runtime: Runtime) -> None:
     """
     if choose_device(runtime.device).type == "cpu":
         return
-    who, need = need_of(job, runtime)
+    try:
+        for source in (runtime.teacher, runtime.student):
+            load_model_config(source)  # a plan downloads nothing, and a stage is about to
+        who, need = need_of(job, runtime)
+    except UserError as error:
+        log.warning("warning: it is not known whether this stage fits the GPU: %s", error)
+        return
     if not need.memory().fits(runtime.vram_budget_gib):
         raise UserError(explained(who, need, runtime.vram_budget_gib))
 

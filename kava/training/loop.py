@@ -60,8 +60,8 @@ def train(
         return _facts(model, batches, [], settings, []) | {"out_of_memory": []}
     # Where there are several processes, this makes them known to each other.
     checkpoints = folder / "checkpoints" / fingerprint
-    # A loss whose time is over, or has not come, leaves its projection without a gradient.
-    unused = len({frozenset(model.weights(step / settings["steps"])) for step in range(settings["steps"])}) > 1
+    # A loss whose time is over, has not come, or compares keys alone leaves projections without a gradient.
+    unused = any(p.requires_grad for name, p in model.named_parameters() if not name.startswith("student."))
     run = prepare_tracker(tracker, folder)
     arguments = training_arguments(settings, checkpoints, seed, device, tracker, run, unused)
     per_step = settings["batch_size"] * settings["accumulation"]

@@ -77,7 +77,7 @@ class KavaTrainer(AtomicCheckpoints):
         steps, log_every = optimization["steps"], optimization["log_every"]
         self._sigterm = StopOnSigterm()
         super().__init__(model=model, train_dataset=range(steps), callbacks=[self._sigterm], **options)
-        # Every weight is used once in a forward: its bf16 copy need not outlive its layer, let alone all layers.
+        # Hardly a weight is used twice in a forward: its bf16 copy need not outlive its layer, let alone all layers.
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self.optimization, self.metrics, self.arm = optimization, metrics, arm
         self.late = late_step(model.compared_steps(steps), steps, log_every)
@@ -109,10 +109,15 @@ class KavaTrainer(AtomicCheckpoints):
         try:
             with self._sigterm:
                 result = super().train(*arguments, **options)
+        except RuntimeError as error:
+            # Optimizer states come with the first step, after its gradients; smaller batches would not help.
+            if not should_reduce_batch_size(error):
+                raise
+            raise self._no_memory("between forwards", error) from error
         finally:
             self._micro_batches.close()
             self._bar.close()
-        if self._sigterm.asked:
+        if self._sigterm.asked and self.state.global_step < self.state.max_steps:
             raise Terminated(
                 f"ended by SIGTERM after step {self.state.global_step} of {self.arm}, which is saved; run again"
             )
@@ -144,7 +149,7 @@ class KavaTrainer(AtomicCheckpoints):
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-                self._check_can_shrink(step, error)
+                self._check_can_shrink(error)
             # Not in the handler: its exception would keep the tensors of every frame alive.
             self._shrink(model, step)
         for name, value in sums.items():
@@ -170,16 +175,19 @@ class KavaTrainer(AtomicCheckpoints):
             sums = dict(zip(sums, together.unbind(), strict=True))
         return sums
 
-    def _check_can_shrink(self, step: int, error: RuntimeError) -> None:
+    def _check_can_shrink(self, error: RuntimeError) -> None:
         size, alone = self._micro_batches.size, self.args.world_size == 1
         if size == 1 or not alone:
             what = "one example" if size == 1 else f"{size} examples in one of several processes"
-            raise UserError(
-                f"memory ran out at step {step + 1} of {self.arm} with {what} per forward "
-                f"({str(error).splitlines()[0]}); set distill.gradient_checkpointing: true, optimizer: "
-                f"paged_adamw_8bit, {'' if alone else 'a smaller batch_size, '}or a smaller max_length; `kava plan` "
-                "tells what takes how much (what was stored and pretrained is kept)"
-            ) from error
+            raise self._no_memory(f"with {what} per forward", error) from error
+
+    def _no_memory(self, when: str, error: RuntimeError) -> UserError:
+        return UserError(
+            f"memory ran out at step {self.state.global_step + 1} of {self.arm} {when} ({str(error).splitlines()[0]}); "
+            "`kava plan` tells what takes how much, and which settings would mend it, such as "
+            "distill.gradient_checkpointing: true, an 8-bit optimizer, or a smaller batch_size or max_length (what was "
+            "stored and pretrained is kept)"
+        )
 
     def _shrink(self, model: nn.Module, step: int) -> None:
         """Halve the examples per forward and forget the step's gradients."""
