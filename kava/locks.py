@@ -24,6 +24,10 @@ class Claim:
     def release(self) -> None:
         self._file.close()
 
+    def fileno(self) -> int:
+        """Descriptor that holds the lock; a process that inherits it holds the lock too."""
+        return self._file.fileno()
+
 
 def claim(path: Path) -> Claim | None:
     """Take a lock if no live process holds it; the file names the holder."""

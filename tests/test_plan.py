@@ -21,6 +21,7 @@ from kava.errors import UserError
 from kava.losses import cross_entropy
 from kava.plan import check
 from kava.plan.geometry import PACKAGED, read_geometry
+from kava.plan.memory import of_training
 from kava.plan.needs import Extraction
 from kava.plan.optimizer import state_bytes
 from kava.plan.trace import (
@@ -278,3 +279,10 @@ def test_bad_input_is_one_sentence(capsys, settings: dict[str, Any], message: st
     assert message in shown.err
     assert shown.out == ""
     assert len(shown.err.strip().splitlines()) == 1
+
+
+def test_several_processes_have_buckets_as_large_as_the_gradients() -> None:
+    traced = trace_training(tiny_model("qwen2", **GEOMETRY).config, TEACHER, arm("sft"), SETTINGS, "distill", TOKENS)
+    alone, two = (of_training(traced, "adamw", 2, processes) for processes in (1, 2))
+    assert two.parts["buckets"] == alone.parts["gradients"]
+    assert two.peak - alone.peak == two.parts["buckets"]

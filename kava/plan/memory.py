@@ -14,6 +14,7 @@ PARTS = (
     "weights",
     "autocast copies",
     "gradients",
+    "buckets",
     "optimizer states",
     "activations",
     "logits",
@@ -66,7 +67,7 @@ class StageMemory:
         return f"needs {what} (vram_budget_gib: {budget_gib:g}); the largest parts are {of_which}"
 
 
-def of_training(traced: Traced, optimizer: str, ahead: int) -> StageMemory:
+def of_training(traced: Traced, optimizer: str, ahead: int, processes: int = 1) -> StageMemory:
     """Peak of a phase: that of a forward and backward, or of the optimizer's step, whichever is larger.
 
     Parameters
@@ -77,10 +78,14 @@ def of_training(traced: Traced, optimizer: str, ahead: int) -> StageMemory:
         Name, as configured.
     ahead
         Batches that lie on the GPU beside the one in use.
+    processes
+        Of several, each has buckets as large as all gradients, in which they are exchanged.
     """
     states = {name: state_bytes(optimizer, sizes) for name, sizes in traced.trained.items()}
     held = {name: traced.parts.get(name, 0) for name in ("weights", "gradients", "projector", "batch")}
     held["batch"] *= 1 + ahead
+    if processes > 1:
+        held["buckets"] = 4 * sum(sum(sizes) for sizes in traced.trained.values())
     held["optimizer states"] = states["student"][0]
     held["projector"] += states["projector"][0]
     within = {name: traced.parts.get(name, 0) for name in ("autocast copies", "activations", "logits", "temporary")}

@@ -76,7 +76,8 @@ class Training:
         return _traced(self.stage, self.tokens, *map(canonical_json, given))
 
     def memory(self) -> StageMemory:
-        return of_training(self.traced(), self.settings.get("optimizer", "adamw"), AHEAD)
+        settings = self.settings
+        return of_training(self.traced(), settings.get("optimizer", "adamw"), AHEAD, settings.get("num_processes", 1))
 
     def checkpoint(self) -> int:
         """Bytes of one checkpoint: what is trained, in fp32, and its optimizer states."""

@@ -18,7 +18,7 @@ from kava.config.jobs import Job, Plan, Runtime
 from kava.config.schema import Tracker
 from kava.errors import UserError
 from kava.files import read_json, write_json
-from kava.locks import claim, holder, locked
+from kava.locks import Claim, claim, holder, locked
 
 log = logging.getLogger("kava")
 RUNTIME_VARIABLE = "KAVA_RUNTIME"
@@ -126,14 +126,14 @@ def _mark_shared(job: Job) -> None:
 
 
 @contextmanager
-def _admitted(folder: Path, beside_others: BesideOthers) -> Iterator[None]:
+def _admitted(folder: Path, beside_others: BesideOthers) -> Iterator[Claim | None]:
     """Work in a folder beside others or not: a killed Snakemake may have left a stage behind that still runs."""
     path = folder / ".lock"
     if beside_others == "share":
-        yield
+        yield None
     elif beside_others == "wait":
         with locked(path):
-            yield
+            yield None
     else:
         held = claim(path)
         if held is None:
@@ -141,7 +141,7 @@ def _admitted(folder: Path, beside_others: BesideOthers) -> Iterator[None]:
                 f"{holder(path)} works in {folder}; wait for it or stop it, then run again (nothing is lost)"
             )
         try:
-            yield
+            yield held
         finally:
             held.release()
 
@@ -159,13 +159,14 @@ def _run(
             raise UserError(f"input {name}: {path} does not exist; run the stage that makes it, or Snakemake")
     _mark_shared(job)
     processes = _processes(job, runtime)
-    with _admitted(job.output.parent, beside_others):
+    with _admitted(job.output.parent, beside_others) as lock:
         if processes == 1:
             load_run(arguments)(job, runtime)
         else:
             from kava.training.processes import run_in_processes
 
-            run_in_processes(job, runtime, processes)
+            assert lock is not None, "training refuses to start beside others"
+            run_in_processes(job, runtime, processes, lock.fileno())
     if arguments.json:
         manifest = job.output if job.output.suffix == ".json" else job.output.with_suffix(".json")
         print(json.dumps(read_json(manifest)))

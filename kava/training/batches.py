@@ -110,7 +110,7 @@ class Batches:
         self._reads_hidden, self._reads_logits = bool(auxiliary["codi"]), bool(auxiliary["logit_kd"])
         self._labels = [int((segments[1:] != Segment.PROMPT).sum()) for segments in self.segments]
         self._answers = [int((segments == Segment.ANSWER).sum()) for segments in self.segments]
-        self._kv_weight = np.zeros(len(self.ids))
+        self._kv_weight, self._covered = np.zeros(len(self.ids)), np.zeros(len(self.ids))
         self._by_importance = arm is not None and bool(arm["aligner"]) and arm["loss"]["weights"] == "importance"
         self._warp: dict[str, Any] = arm["time_warp"] if arm else TimeWarp().model_dump()
         self._teacher_segments: list[np.ndarray] | None = None
@@ -145,10 +145,11 @@ class Batches:
         return batch
 
     def counts(self, examples: list[int]) -> dict[str, float]:
-        """What the losses of examples are means over: labels, KV weight, examples, answer tokens."""
+        """What the losses of examples are means over: labels, KV weight, tokens with KV, examples, answer tokens."""
         return {
             "labels": float(sum(self._labels[example] for example in examples)),
             "kv": float(sum(self._kv_weight[example] for example in examples)),
+            "covered": float(sum(self._covered[example] for example in examples)),
             "examples": float(len(examples)),
             "answers": float(sum(self._answers[example] for example in examples)),
         }
@@ -211,16 +212,16 @@ class Batches:
         matched = self.source == list(range(len(self)))
         if matched and store.keeps_every_token and (not arm or len(set(arm["segments"])) == len(Segment)):
             # Relative importance has mean 1, and would be read for nothing.
-            self._kv_weight = np.array([len(ids) for ids in self.ids], float)
+            self._kv_weight = self._covered = np.array([len(ids) for ids in self.ids], float)
             return
         for example, source in enumerate(self.source):
             own = len(self.ids[example])
             theirs = own if self._teacher_segments else len(tokens.input_ids[split][source])
             position = torch.arange(theirs) if store.keeps_every_token else store.kept(split, source).position
-            weight = self._weight(example)[_inside(position, own, store.keeps_every_token)].double().sum()
-            if arm and not weight:
+            weight = self._weight(example)[_inside(position, own, store.keeps_every_token)]
+            if arm and not weight.any():
                 raise no_weight(split, example, arm)
-            self._kv_weight[example] = weight
+            self._kv_weight[example], self._covered[example] = weight.double().sum(), len(weight)
 
 
 def _inside(position: Tensor, tokens: int, contiguous: bool) -> slice | Tensor:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from kava.device import device_memory_mib, peak_memory_mib
+from kava.device import peak_memory_mib
 from kava.files import sha256_file, write_json
 from kava.training.model import DistillationModel
 
@@ -20,7 +20,7 @@ def finish(output: Path, manifest: dict[str, Any], files: list[str], model: Dist
         "seconds": records[-1]["seconds"] if records else 0.0,
         "data_wait_share": data_wait_share(records),
         "peak_memory_mib": peak_memory_mib(device),
-        "device_memory_mib": device_memory_mib(device),
+        "device_memory_mib": max((r["device_memory_mib"] for r in records if r["device_memory_mib"]), default=None),
     }
     write_json(folder / "cost.json", cost)
     write_json(output, manifest | {"files": {name: sha256_file(folder / name) for name in files}})

@@ -20,9 +20,10 @@ from kava.training.kv import KvObjective
 
 # What the auxiliary losses are means over; CKA, a ratio of sums over a batch, and codi, whose unit is the standard
 # deviation within a batch, do depend on the batch.
-MEAN_OVER = {"codi": "examples", "logit_kd": "answers", "cka": "kv"}
-WHOLE = {"labels": 1.0, "kv": 1.0, "examples": 1.0, "answers": 1.0}
-PARTS = ("ce", "kv", "attention", "codi", "logit_kd", "cka", "cos_sim", "cos_sim_centered", "magnitude")
+MEAN_OVER = {"codi": "examples", "logit_kd": "answers", "cka": "covered"}
+WHOLE = {"labels": 1.0, "kv": 1.0, "covered": 1.0, "examples": 1.0, "answers": 1.0}
+SIMILARITIES = ("cos_sim", "cos_sim_centered", "magnitude")
+PARTS = ("ce", "kv", "attention", "codi", "logit_kd", "cka", *SIMILARITIES)
 
 
 class StudentPass(NamedTuple):
@@ -104,8 +105,8 @@ class DistillationModel(nn.Module):
         Parameters
         ----------
         shares
-            Of a whole optimizer step, what the batch holds of labels, KV weight, examples and answer tokens: each
-            part of the loss, a mean over one of these, is multiplied by its share.
+            Of a whole optimizer step, what the batch holds of labels, KV weight, tokens with KV, examples and answer
+            tokens: each part of the loss, a mean over one of these, is multiplied by its share.
         **batch
             A `Batch`.
         """
@@ -121,7 +122,7 @@ class DistillationModel(nn.Module):
             loss = loss + parts["ce"]
         if self.projector is not None and "kv" in weights:
             found, kv = self._kv(own, batch)
-            parts |= {name: shares["kv"] * part for name, part in found.items()}
+            parts |= {name: shares["covered" if name in SIMILARITIES else "kv"] * part for name, part in found.items()}
             loss = loss + weights["kv"] * shares["kv"] * kv
         for name, part in self._auxiliary(weights.keys(), own, batch).items():
             parts[name] = shares[MEAN_OVER[name]] * part

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from kava.commandline import exit_status
 from kava.config.jobs import Job, Runtime
 from kava.device import choose_device
 from kava.errors import UserError
+from kava.training.termination import Terminated
 
 JOB_VARIABLE = "KAVA_JOB"
 
@@ -38,11 +40,22 @@ def wait_for_others() -> None:
         distributed.barrier()
 
 
-def run_in_processes(job: Job, runtime: Runtime, processes: int) -> None:
+def run_in_processes(job: Job, runtime: Runtime, processes: int, lock: int) -> None:
     """Run a training stage in several processes, and wait for them.
+
+    Parameters
+    ----------
+    job, runtime
+        Of the stage.
+    processes
+        How many.
+    lock
+        Descriptor of the folder's lock, which the processes hold for as long as they live, also without this one.
 
     Raises
     ------
+    Terminated
+        SIGTERM came, and was passed on.
     UserError
         There are fewer GPUs than processes, or a process failed.
     """
@@ -53,12 +66,15 @@ def run_in_processes(job: Job, runtime: Runtime, processes: int) -> None:
             "process takes one: set it to at most that, or device: cpu"
         )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += ["-m", __name__]
+    # A step, and writing the checkpoint of it, may take longer than the 30 seconds that torchrun waits otherwise.
+    command += ["--shutdown-timeout", "600", "-m", __name__]
     environment = os.environ | {JOB_VARIABLE: _as_json(job, runtime)}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    process = subprocess.Popen(command, env=environment)
-    with _sigterm_passed_on(process):
+    process = subprocess.Popen(command, env=environment, pass_fds=(lock,))
+    with _sigterm_passed_on(process) as passed:
         status = process.wait()
+    if passed:
+        raise Terminated(f"{job.stage} was ended by SIGTERM; the step that was computed then is saved; run again")
     if status:
         raise UserError(f"{job.stage} in {processes} processes ended with status {status}; what they said stands above")
 
@@ -80,10 +96,18 @@ def main() -> int:
 
 
 @contextmanager
-def _sigterm_passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    former = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+def _sigterm_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Give the first SIGTERM to a process; yields what came, one item at most. A second would cut its waiting short."""
+    passed: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        if not passed:
+            passed.append(number)
+            process.send_signal(number)
+
+    former = signal.signal(signal.SIGTERM, pass_on)
     try:
-        yield
+        yield passed
     finally:
         signal.signal(signal.SIGTERM, former)
 

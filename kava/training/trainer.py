@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback
 
+from kava.device import device_memory_mib
 from kava.errors import UserError
 from kava.training.checkpoints import AtomicCheckpoints
 from kava.training.micro_batches import MicroBatches
@@ -226,6 +227,7 @@ class KavaTrainer(AtomicCheckpoints):
                 **rates,
                 "data_wait": self._micro_batches.take_waited() / (now - self._logged),
                 "seconds": self.seconds_before + now - self.started,
+                "device_memory_mib": device_memory_mib(self.args.device),
             }
             self._logged = now
             if self.is_world_process_zero():
