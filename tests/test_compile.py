@@ -8,7 +8,8 @@ from training_fixtures import make_model, run
 
 from kava.training.student import prepare_student
 
-pytestmark = pytest.mark.slow
+# torch warns of its own reading of `.grad` while it compiles.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
