@@ -12,7 +12,7 @@ from conftest import REPOSITORY, tiny_model
 
 from kava import models
 from kava.bench import memory, stage_process, train, ways
-from kava.bench.arms import at_full_weight, choose_arm
+from kava.bench.arms import choose_arm
 from kava.bench.live import LiveTensors
 from kava.bench.longest import longest_rows
 from kava.bench.random_models import with_random_weights
@@ -151,7 +151,7 @@ def test_an_arm_is_benched_without_its_schedules_and_otherwise_as_it_is() -> Non
         {"aligner": {"kind": "flat"}, "kv_until": 0.2, "kv_warmup_ratio": 0.1, "kv_weight": 2.0,
          "auxiliary": {"cka": {"weight": 0.5, "until": 0.3}}}
     )  # fmt: skip
-    full = at_full_weight(arm)
+    full = arm.at_full_weight()
     assert (full.kv_until, full.kv_warmup_ratio, full.kv_weight) == (1.0, 0.0, 2.0)
     assert full.auxiliary.cka
     assert (full.auxiliary.cka.until, full.auxiliary.cka.weight) == (1.0, 0.5)
@@ -225,7 +225,7 @@ def test_random_weights_need_a_geometry_and_a_tokenizer_alone(tmp_path: Path) ->
     with pytest.raises(UserError, match="embeddings for 20"):
         with_random_weights(small, tokenizer, tmp_path / "other")
     unknown = config.model_copy(update={"teacher": config.teacher.model_copy(update={"model": "some/body"})})
-    with pytest.raises(UserError, match="is not packaged"):
+    with pytest.raises(UserError, match="the geometry of some/body is not known"):
         with_random_weights(unknown, tokenizer, tmp_path / "third")
 
 

@@ -1,29 +1,7 @@
-"""Arms as a benchmark runs them: every loss at full weight in every step, and which of them it can compare."""
+"""Which arms a benchmark can train both from the store and with the teacher online."""
 
-from typing import Any
-
-from kava.config.arms import Arm
 from kava.config.schema import Config
 from kava.errors import UserError
-
-
-def at_full_weight(arm: Arm, **changes: Any) -> Arm:
-    """The arm without schedules, so that each of a few steps costs what the dearest step of a run does.
-
-    Parameters
-    ----------
-    arm
-        As configured.
-    **changes
-        Further settings of the arm.
-    """
-    auxiliary = {
-        name: loss.model_copy(update={"warmup_ratio": 0.0, "until": 1.0})
-        for name in type(arm.auxiliary).model_fields
-        if (loss := getattr(arm.auxiliary, name))
-    }
-    schedule = {"kv_warmup_ratio": 0.0, "kv_decay_ratio": 0.0, "kv_until": 1.0}
-    return arm.model_copy(update=schedule | {"auxiliary": arm.auxiliary.model_copy(update=auxiliary)} | changes)
 
 
 def choose_arm(config: Config, name: str | None) -> str:

@@ -88,7 +88,6 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
 
 def _few(config: Config, steps: int, folder: Path) -> tuple[Config, int]:
     """The configuration for so many steps on the longest examples, and the tokens of the longest."""
-    from kava.bench.arms import at_full_weight
     from kava.bench.longest import longest_rows
     from kava.bench.workspace import on_rows
 
@@ -102,7 +101,7 @@ def _few(config: Config, steps: int, folder: Path) -> tuple[Config, int]:
         )
         for name, of_phase in phases.items()
     }  # fmt: skip
-    changes["arms"] = {name: at_full_weight(arm) for name, arm in config.arms.items()}
+    changes["arms"] = {name: arm.at_full_weight() for name, arm in config.arms.items()}
     return on_rows(config, rows, folder / "data").model_copy(update=changes), longest
 
 

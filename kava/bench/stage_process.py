@@ -6,12 +6,11 @@ python -m kava.bench.stage_process REQUEST.json RESULT.json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kava.config.jobs import Job, Runtime
+from kava.config.jobs import Job, Runtime, for_another_process, from_another_process
 from kava.config.load import REPOSITORY
 from kava.errors import UserError
 from kava.files import read_json, write_json
@@ -39,9 +38,7 @@ def run_measured(job: Job, runtime: Runtime, folder: Path) -> dict[str, Any]:
     """
     request, result = folder / "request.json", folder / "result.json"
     result.unlink(missing_ok=True)
-    of_job = {"stage": job.stage, "spec": job.spec, "output": str(job.output)}
-    inputs = {name: str(path) for name, path in job.inputs.items()}
-    write_json(request, {"job": of_job | {"inputs": inputs}, "runtime": asdict(runtime)})
+    request.write_text(for_another_process(job, runtime))
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "kava.bench.stage_process", str(request), str(result)]
     done = subprocess.run(
@@ -60,11 +57,7 @@ def run_measured(job: Job, runtime: Runtime, folder: Path) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     request, result = map(Path, sys.argv[1:] if argv is None else argv)
-    asked = read_json(request)
-    of_job = asked["job"]
-    inputs = {name: Path(path) for name, path in of_job["inputs"].items()}
-    job = Job(of_job["stage"], of_job["spec"], Path(of_job["output"]), inputs)
-    runtime = Runtime(**asked["runtime"])
+    job, runtime = from_another_process(request.read_text())
 
     import torch
 

@@ -95,7 +95,6 @@ def _measure(config: Config, arm: str, arguments: argparse.Namespace, folder: Pa
 
 def _few(config: Config, arm: str, steps: int, folder: Path) -> Config:
     """The configuration for so many steps of one arm, each of them logged, on the first training examples."""
-    from kava.bench.arms import at_full_weight
     from kava.bench.workspace import on_rows
     from kava.data import load_splits
 
@@ -106,7 +105,7 @@ def _few(config: Config, arm: str, steps: int, folder: Path) -> Config:
     chosen = {"train": rows["train"][:needed], "validation": rows["validation"][:held_out], "test": rows["test"][:1]}
     log_each = {"steps": steps, "log_every": 1, "save_every": steps, "num_processes": 1}
     settings = {
-        "arms": {arm: at_full_weight(config.arms[arm], pretrain_projector=False)},
+        "arms": {arm: config.arms[arm].at_full_weight(pretrain_projector=False)},
         "distill": config.distill.model_copy(update=log_each),
         "comparisons": None,
     }

@@ -1,6 +1,6 @@
 """What one arm of an experiment is: aligner, loss, auxiliary losses, and when and where they apply."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -220,6 +220,19 @@ class Arm(Settings):
                 f"full weight before kv_until={self.kv_until}; shorten them or raise kv_until"
             )
         return self
+
+    def at_full_weight(self, **changes: Any) -> Self:
+        """The arm without schedules: each of its steps costs what the dearest step of a run does.
+
+        Parameters
+        ----------
+        **changes
+            Further settings, as they are.
+        """
+        full = {"warmup_ratio": 0.0, "until": 1.0}
+        losses = {name: loss.model_copy(update=full) for name, loss in self.auxiliary if loss}
+        schedule = {"kv_warmup_ratio": 0.0, "kv_decay_ratio": 0.0, "kv_until": 1.0}
+        return self.model_copy(update=schedule | {"auxiliary": self.auxiliary.model_copy(update=losses)} | changes)
 
     @property
     def reads_store(self) -> bool:

@@ -3,8 +3,9 @@
 Snakemake's rules and `kava STAGE` at a prompt take their paths and parameters from here, so both do the same.
 """
 
+import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,24 @@ class Runtime:
             },
             vram_budget_gib=config.vram_budget_gib,
         )
+
+    def processes(self, job: Job) -> int:
+        """In how many processes a job runs: several only in training, and only where there are steps."""
+        execution = self.execution.get(job.stage)
+        return execution["num_processes"] if execution and job.spec[job.stage]["steps"] else 1
+
+
+def for_another_process(job: Job, runtime: Runtime) -> str:
+    """A job and how to run it as JSON; `from_another_process` reads it."""
+    return json.dumps({"job": asdict(job), "runtime": asdict(runtime)}, default=str)
+
+
+def from_another_process(text: str) -> tuple[Job, Runtime]:
+    """What `for_another_process` wrote."""
+    given = json.loads(text)
+    job = given["job"]
+    inputs = {name: Path(path) for name, path in job["inputs"].items()}
+    return Job(job["stage"], job["spec"], Path(job["output"]), inputs), Runtime(**given["runtime"])
 
 
 class Plan:

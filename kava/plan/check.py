@@ -3,15 +3,21 @@
 import logging
 from typing import Any
 
+import torch
+
 from kava.config.jobs import Job, Runtime
 from kava.device import choose_device
 from kava.errors import UserError
 from kava.files import read_json
 from kava.models import load_model_config
+from kava.plan.geometry import read_geometry
 from kava.plan.mend import explained
 from kava.plan.needs import Evaluation, Extraction, Need, Training, longest_prompt
 
 log = logging.getLogger("kava")
+
+# An arm that reads no store is trained alike whatever it would hold.
+NO_STORE: dict[str, Any] = {"codec": {"kind": "bf16"}, "signals": {"topk_logits": 0}, "keys": "post_rope"}
 
 
 def check_fits(job: Job, runtime: Runtime) -> None:
@@ -44,15 +50,12 @@ def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
     if job.stage == "evaluate":
         role = job.spec.get("reference")
         source = runtime.teacher if role == "teacher" else runtime.student
-        return f"evaluate of {role or 'the student'}", Evaluation(
-            source, job.spec["key"]["evaluation"], longest_prompt(tokens["data"]["source"]["kind"], longest)
-        )
+        if role == "student_base":  # as it comes
+            source = source | {"dtype": str(read_geometry(source).dtype or torch.float32).removeprefix("torch.")}
+        prompt = longest_prompt(tokens["data"]["source"].get("hub"), longest)
+        return f"evaluate of {role or 'the student'}", Evaluation(source, job.spec["key"]["evaluation"], prompt)
     arm: dict[str, Any] = job.spec["arm"]
     kv = read_json(job.inputs["store"])["spec"] if "store" in job.inputs else NO_STORE
     name, settings = job.spec["name"], job.spec[job.stage] | runtime.execution[job.stage]
     need = Training(job.stage, name, runtime.student, runtime.teacher, arm, settings, longest, kv)
     return f"{job.stage} of {name}", need
-
-
-# An arm that reads no store is trained alike whatever it would hold.
-NO_STORE: dict[str, Any] = {"codec": {"kind": "bf16"}, "signals": {"topk_logits": 0}, "keys": "post_rope"}

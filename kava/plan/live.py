@@ -18,7 +18,51 @@ ASKS_FOR_DEVICE = torch.ops.prim.device.default
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operators make and drop; works on real and on fake tensors.
+    """Counts storages until they are dropped, by category; what is counted is up to who derives from it.
+
+    Attributes
+    ----------
+    peak
+        Most bytes alive at once.
+    at_peak
+        Category → bytes alive at that moment.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self.at_peak: dict[str, int] = {}
+        self._live: dict[int, tuple[weakref.ref[Any], int, str]] = {}
+        self._totals: Counter[str] = Counter()
+
+    @property
+    def bytes(self) -> int:
+        """Alive now."""
+        return self._totals.total()
+
+    def own(self, tensors: Iterable[Tensor], category: str) -> None:
+        """Count tensors; of those that share a storage, one."""
+        for tensor in tensors:
+            self._add(tensor, category)
+
+    def _add(self, tensor: Tensor, category: str) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live:
+            return
+        count = storage.nbytes()
+
+        def drop(_: Any) -> None:
+            self._totals[category] -= self._live.pop(key)[1]
+
+        self._live[key] = (weakref.ref(storage, drop), count, category)
+        self._totals[category] += count
+        if self.bytes > self.peak:
+            self.peak, self.at_peak = self.bytes, dict(self._totals)
+
+
+class StepBytes(LiveBytes):
+    """Counts what operators make and drop; works on real and on fake tensors.
 
     On fake tensors, operators that see real tensors alone run for real: masks and ids keep their values, so that code
     which asks for them (how many tokens have a label?) gets an answer.
@@ -32,25 +76,12 @@ class LiveBytes(TorchDispatchMode):
     ----------
     phase
         Category of what is made now, `activations` in a forward, `temporary` in a backward.
-    peak
-        Most bytes alive at once.
-    at_peak
-        Category → bytes alive at that moment.
     """
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.phase = "activations"
-        self.peak = 0
-        self.at_peak: dict[str, int] = {}
-        self._live: dict[int, tuple[weakref.ref[Any], int, str]] = {}
-        self._totals: Counter[str] = Counter()
-
-    def own(self, tensors: Iterable[Tensor], category: str) -> None:
-        """Count tensors that exist already; tied ones count once."""
-        for tensor in tensors:
-            self._add(tensor, category)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -87,22 +118,6 @@ class LiveBytes(TorchDispatchMode):
     def _of(self, tensor: Tensor) -> str | None:
         known = self._live.get(tensor.untyped_storage()._cdata)
         return known[2] if known else None
-
-    def _add(self, tensor: Tensor, category: str) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._live:
-            return
-        count = storage.nbytes()
-
-        def drop(_: Any) -> None:
-            self._totals[category] -= self._live.pop(key)[1]
-
-        self._live[key] = (weakref.ref(storage, drop), count, category)
-        self._totals[category] += count
-        total = self._totals.total()
-        if total > self.peak:
-            self.peak, self.at_peak = total, dict(self._totals)
 
 
 def _as_positions(indices: Any) -> list[Tensor | None]:

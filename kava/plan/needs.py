@@ -10,6 +10,7 @@ import torch
 
 from kava.cache.capture import geometry
 from kava.cache.shard import ENCODE_TOKENS
+from kava.config.arms import Arm
 from kava.config.schema import Lora
 from kava.files import canonical_json
 from kava.plan.geometry import read_geometry
@@ -23,8 +24,8 @@ NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 # fp32 copies of a block of keys (or values) that a codec holds while it encodes: widened, grouped, shifted, scaled,
 # rounded and clamped.
 ENCODING_COPIES = 6
-# Measured: GSM8K's longest question in the default template under Qwen2.5's tokenizer.
-LONGEST_PROMPT = {"gsm8k": 215}
+# Hub id of a data set → tokens of its longest question, measured in the default template under Qwen2.5's tokenizer.
+LONGEST_PROMPT = {"openai/gsm8k": 215}
 
 
 class Need(Protocol):
@@ -72,7 +73,7 @@ class Training:
             "learns": self.settings["steps"] > 0,
         }
         kv = {"codec": self.kv["codec"]["kind"], "top": self.kv["signals"]["topk_logits"], "keys": self.kv["keys"]}
-        given = (_source(self.student), _source(self.teacher), _at_full_weight(self.arm), settings, kv)
+        given = (_source(self.student), _source(self.teacher), _at_its_dearest(self.arm), settings, kv)
         return _traced(self.stage, self.tokens, *map(canonical_json, given))
 
     def memory(self) -> StageMemory:
@@ -154,7 +155,7 @@ class Evaluation:
     Attributes
     ----------
     source
-        Of the model; with `quantization` and `dtype` if it is a teacher, with `export_dtype` if it is a student.
+        Of the model; with `dtype` if it is a reference, with `export_dtype` if a student as it is exported.
     settings
         `batch_size` and `max_new_tokens`.
     prompt
@@ -167,7 +168,7 @@ class Evaluation:
 
     def memory(self) -> StageMemory:
         config, rows = read_geometry(self.source), self.settings["batch_size"]
-        dtype = self.source["dtype"] if "quantization" in self.source else self.source["export_dtype"]
+        dtype = _dtype(self.source)
         width = getattr(torch, dtype).itemsize
         weights, dequantised = _loaded(self.source)
         shape = geometry(config)
@@ -189,13 +190,18 @@ class Evaluation:
         half = self.settings["batch_size"] // 2
         if half:
             yield f"evaluation.batch_size: {half}", replace(self, settings=self.settings | {"batch_size": half})
-        if self.source.get("export_dtype") == "float32":
+        if _dtype(self.source) == "float32" and "dtype" not in self.source:
             yield "student.export_dtype: bfloat16", replace(self, source=self.source | {"export_dtype": "bfloat16"})
 
 
-def longest_prompt(data: str, max_length: int) -> int:
-    """Tokens of the longest question of a kind of data; `max_length` where it was not measured."""
-    return min(max_length, LONGEST_PROMPT.get(data, max_length))
+def longest_prompt(data: str | None, max_length: int) -> int:
+    """Tokens of the longest question of a data set of the hub; `max_length` where it was not measured."""
+    return min(max_length, LONGEST_PROMPT.get(data or "", max_length))
+
+
+def _dtype(source: dict[str, Any]) -> str:
+    dtype: str = source.get("dtype") or source["export_dtype"]
+    return dtype
 
 
 def _source(source: dict[str, Any]) -> dict[str, Any]:
@@ -206,14 +212,11 @@ def _source_json(source: dict[str, Any]) -> str:
     return canonical_json(_source(source))
 
 
-def _at_full_weight(arm: dict[str, Any]) -> dict[str, Any]:
-    """The arm at the moment when all of its losses count; what memory does not depend on is as in every other arm."""
-    full = {"warmup_ratio": 0.0, "until": 1.0}
-    auxiliary = {name: loss and loss | full for name, loss in arm["auxiliary"].items()}
-    schedule = {"kv_warmup_ratio": 0.0, "kv_decay_ratio": 0.0, "kv_until": 1.0}
-    schedule["kv_weight"] = float(arm["kv_weight"] > 0)
+def _at_its_dearest(settings: dict[str, Any]) -> dict[str, Any]:
+    """The arm when all of its losses count; what memory does not depend on is as in every other arm."""
+    arm = Arm.model_validate(settings)
     same = {"pretrain_projector": False, "teacher_kv": "matched", "select": None}
-    return arm | schedule | same | {"auxiliary": auxiliary}
+    return arm.at_full_weight(kv_weight=float(arm.kv_weight > 0), **same).model_dump()
 
 
 @cache
@@ -232,7 +235,7 @@ def _forward(source: str, dtype: str, rows: int, tokens: int, keys: str | None, 
 def _loaded(source: dict[str, Any]) -> tuple[int, int]:
     """Bytes of a model's weights as `kava.models` loads them, and of the largest matrix that NF4 widens to use it."""
     counts = _counts(_source_json(source))
-    width = getattr(torch, source.get("dtype") or source["export_dtype"]).itemsize
+    width = getattr(torch, _dtype(source)).itemsize
     if source.get("quantization") != "nf4":
         return counts.all * width, 0
     return round(counts.linear * NF4_BITS / 8) + (counts.all - counts.linear) * width, counts.largest * width

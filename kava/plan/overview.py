@@ -90,16 +90,16 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
                 Training(stage, name, student, teacher, arm.model_dump(), settings, config.max_length, kv),
             )
     evaluation = config.evaluation.model_dump()
-    prompt = longest_prompt(config.data.kind, config.max_length)
+    prompt = longest_prompt(getattr(config.data, "path", None), config.max_length)
     yield "evaluate teacher", "", Evaluation(teacher, evaluation, prompt)
     yield "evaluate student", "", Evaluation(student, evaluation, prompt)
 
 
 def _stage(needed: dict[str, Need], budget_gib: float) -> StagePlan:
     memories = {name: need.memory() for name, need in needed.items()}
-    # The one that is furthest over the allocator's cap; all arms of a stage share the context.
     largest = max(memories, key=lambda name: memories[name].peak)
     too_large = [name for name, memory in memories.items() if not memory.fits(budget_gib)]
+    # An arm may fit the budget and not the allocator's share of it, with less in all than another.
     worst = largest if largest in too_large or not too_large else too_large[0]
     return StagePlan(
         memories[worst],

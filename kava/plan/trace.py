@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 from kava.align.projector import Projector
 from kava.cache.capture import Geometry, capture, capture_with_hidden, geometry
 from kava.plan.example import masks, teacher_side
-from kava.plan.live import LiveBytes
+from kava.plan.live import StepBytes
 from kava.training.model import DistillationModel
 from kava.training.student import prepare_student, student_dtype
 
@@ -78,7 +78,7 @@ def trace_training(
     with _without_data():
         _fake(student)
         model, batch = training_model(student, teacher, arm, settings, stage, tokens)
-        live = LiveBytes(student_config.vocab_size)
+        live = StepBytes(student_config.vocab_size)
         live.own([*student.parameters(), *student.buffers()], "weights")
         live.own([p.grad for p in student.parameters() if p.grad is not None], "gradients")
         live.own([*model.parameters(), *model.buffers()], "projector")
@@ -139,7 +139,7 @@ def trace_forward(
     keys, hidden
         Form of the keys that `extract` captures, and whether it wants hidden states; None for a plain forward.
     """
-    model, live = _causal_lm(config, dtype), LiveBytes(config.vocab_size)
+    model, live = _causal_lm(config, dtype), StepBytes(config.vocab_size)
     with _without_data():
         _fake(model)
         live.own([*model.parameters(), *model.buffers()], "weights")

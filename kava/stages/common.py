@@ -110,12 +110,6 @@ def _job(
     return job, replace(runtime, **given)
 
 
-def _processes(job: Job, runtime: Runtime) -> int:
-    """Processes that a training stage with steps runs in; 1 for every other one."""
-    execution = runtime.execution.get(job.stage)
-    return execution["num_processes"] if execution and job.spec[job.stage]["steps"] else 1
-
-
 def _mark_shared(job: Job) -> None:
     """Leave a mark in another checkout's cache, which must not think that nobody else uses it."""
     for name in {"tokens", "store"} & job.inputs.keys():
@@ -158,7 +152,7 @@ def _run(
         if not path.is_file():
             raise UserError(f"input {name}: {path} does not exist; run the stage that makes it, or Snakemake")
     _mark_shared(job)
-    processes = _processes(job, runtime)
+    processes = runtime.processes(job)
     with _admitted(job.output.parent, beside_others) as lock:
         if processes == 1:
             load_run(arguments)(job, runtime)

@@ -57,12 +57,12 @@ def train(
     metrics = MetricsFile(folder / "metrics.jsonl")
     if settings["steps"] == 0:
         metrics.resume_at(0)
-        return _facts(model, batches, [], settings, []) | {"out_of_memory": []}
-    # Where there are several processes, this makes them known to each other.
+        return _facts(model, batches, settings, [], [], [])
     checkpoints = folder / "checkpoints" / fingerprint
     # A loss whose time is over, has not come, or compares keys alone leaves projections without a gradient.
     unused = any(p.requires_grad for name, p in model.named_parameters() if not name.startswith("student."))
     run = prepare_tracker(tracker, folder)
+    # Where there are several processes, this makes them known to each other.
     arguments = training_arguments(settings, checkpoints, seed, device, tracker, run, unused)
     per_step = settings["batch_size"] * settings["accumulation"]
     order = data_order(seed, len(batches), settings["steps"] * per_step)
@@ -92,12 +92,16 @@ def train(
         trainer.seconds_before = metrics.resume_at(step)
     wait_for_others()
     trainer.train(resume_from_checkpoint=checkpoint)
-    facts = _facts(model, batches, order, settings, first_warnings(metrics.read(), trainer.late))
-    return facts | {"out_of_memory": trainer.out_of_memory}
+    return _facts(model, batches, settings, order, first_warnings(metrics.read(), trainer.late), trainer.out_of_memory)
 
 
 def _facts(
-    model: DistillationModel, batches: Batches, order: list[int], settings: dict[str, Any], warnings: list[str]
+    model: DistillationModel,
+    batches: Batches,
+    settings: dict[str, Any],
+    order: list[int],
+    warnings: list[str],
+    out_of_memory: list[dict[str, int]],
 ) -> dict[str, Any]:
     return {
         "optimizer_steps": settings["steps"],
@@ -105,6 +109,7 @@ def _facts(
         "data_order_sha256": sha256_json(order),
         "projector_parameters": model.projector.parameter_count if model.projector else None,
         "warnings": warnings,
+        "out_of_memory": out_of_memory,
     }
 
 

@@ -3,7 +3,6 @@
 `accelerate launch` starts torchrun too, but on CPUs a single process.
 """
 
-import json
 import logging
 import os
 import signal
@@ -11,17 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib import import_module
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from torch import distributed
 
 from kava.commandline import exit_status
-from kava.config.jobs import Job, Runtime
+from kava.config.jobs import Job, Runtime, for_another_process, from_another_process
 from kava.device import choose_device
 from kava.errors import UserError
 from kava.training.termination import Terminated
@@ -68,7 +64,7 @@ def run_in_processes(job: Job, runtime: Runtime, processes: int, lock: int) -> N
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     # A step, and writing the checkpoint of it, may take longer than the 30 seconds that torchrun waits otherwise.
     command += ["--shutdown-timeout", "600", "-m", __name__]
-    environment = os.environ | {JOB_VARIABLE: _as_json(job, runtime)}
+    environment = os.environ | {JOB_VARIABLE: for_another_process(job, runtime)}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     process = subprocess.Popen(command, env=environment, pass_fds=(lock,))
     with _sigterm_passed_on(process) as passed:
@@ -81,7 +77,7 @@ def run_in_processes(job: Job, runtime: Runtime, processes: int, lock: int) -> N
 
 def main() -> int:
     """One of the processes, in the environment that torchrun gives it."""
-    job, runtime = _from_json(os.environ[JOB_VARIABLE])
+    job, runtime = from_another_process(os.environ[JOB_VARIABLE])
     logging.basicConfig(
         level=logging.INFO if is_main_process() else logging.ERROR, format="%(message)s", stream=sys.stderr, force=True
     )
@@ -110,17 +106,6 @@ def _sigterm_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
         yield passed
     finally:
         signal.signal(signal.SIGTERM, former)
-
-
-def _as_json(job: Job, runtime: Runtime) -> str:
-    return json.dumps({"job": asdict(job), "runtime": asdict(runtime)}, default=str)
-
-
-def _from_json(text: str) -> tuple[Job, Runtime]:
-    given: dict[str, Any] = json.loads(text)
-    job = given["job"]
-    inputs = {name: Path(path) for name, path in job["inputs"].items()}
-    return Job(job["stage"], job["spec"], Path(job["output"]), inputs), Runtime(**given["runtime"])
 
 
 if __name__ == "__main__":

@@ -19,14 +19,12 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 
-# Training stage → processes, which take a GPU each.
-PROCESSES = {
-    stage: settings["num_processes"]
-    for stage, settings in Runtime.of(PLAN.config).execution.items()
-}
+RUNTIME = Runtime.of(PLAN.config)
 # A limit, unless --resources gpu=N says otherwise, of what one job takes: locally a resource without a limit limits
 # nothing, and two models would share the 8 GB.
-workflow.global_resources.setdefault("gpu", max(PROCESSES.values()))
+workflow.global_resources.setdefault(
+    "gpu", max(settings["num_processes"] for settings in RUNTIME.execution.values())
+)
 
 
 # What a failed job leaves stays: outputs are written whole and last, so one that is there is right, and in a shared
@@ -52,7 +50,7 @@ envvars:
 os.environ.update(
     PATH=os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
     KAVA_COMMAND=join(["snakemake", *sys.argv[1:]]),
-    KAVA_RUNTIME=canonical_json(asdict(Runtime.of(PLAN.config))),
+    KAVA_RUNTIME=canonical_json(asdict(RUNTIME)),
 )
 RUN = PLAN.experiment / "{arm}" / "seed-{seed}"
 
@@ -60,6 +58,11 @@ RUN = PLAN.experiment / "{arm}" / "seed-{seed}"
 def arm_job(stage, wildcards):
     """Job of one arm and seed."""
     return getattr(PLAN, stage)(wildcards.arm, int(wildcards.seed))
+
+
+def arm_gpus(stage):
+    """Resource function: the GPUs of the job of one arm and seed, one per process."""
+    return lambda wildcards: RUNTIME.processes(arm_job(stage, wildcards))
 
 
 def arm_inputs(stage):

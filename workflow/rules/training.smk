@@ -8,7 +8,7 @@ rule pretrain:
     benchmark:
         RUN / "projector" / "pretrain.benchmark.jsonl"
     resources:
-        gpu=PROCESSES["pretrain"],
+        gpu=arm_gpus("pretrain"),
     params:
         spec=arm_params("pretrain"),
         inputs=input_options,
@@ -27,7 +27,7 @@ rule distill:
     benchmark:
         RUN / "student" / "distill.benchmark.jsonl"
     resources:
-        gpu=PROCESSES["distill"],
+        gpu=arm_gpus("distill"),
     params:
         spec=arm_params("distill"),
         inputs=input_options,
