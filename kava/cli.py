@@ -17,6 +17,7 @@ COMMANDS = {
     "bench store": ("kava.bench.store", "size, fidelity and speed of every codec"),
     "bench train": ("kava.bench.train", "a step from the store against one with the teacher resident"),
     "bench memory": ("kava.bench.memory", "peak memory of every stage, each in a process of its own"),
+    "bench evaluate": ("kava.bench.evaluate", "scoring against plain `model.generate`"),
     "store info": ("kava.commands.store_info", "what a KV store holds and how large it is"),
     "store verify": ("kava.commands.store_verify", "a KV store checked from end to end"),
     "store ls": ("kava.commands.store_ls", "stores, token sets and references, and who uses them"),
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: kava COMMAND [options]\n\nKAVA distils a teacher's KV cache into a small student. Commands:\n")
-        print("\n".join(f"  {name:<13} {text}" for name, (_, text) in COMMANDS.items()))
+        print("\n".join(f"  {name:<14} {text}" for name, (_, text) in COMMANDS.items()))
         print("\n`kava COMMAND --help` says more; `snakemake --cores 1 results/ab_report.html` runs everything.")
         return 0
     words = 2 if " ".join(arguments[:2]) in COMMANDS else 1

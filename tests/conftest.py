@@ -16,6 +16,21 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 
 
+# Files of minutes, longest first: a worker that came to one of them last would end alone.
+LONG = (
+    "test_workflow.py",
+    "test_store_integrity.py",
+    "test_store_processes.py",
+    "test_smoke.py",
+    "test_bench_train.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def tinystories() -> Path:
     """A small Llama with real trained weights."""

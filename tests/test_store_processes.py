@@ -1,21 +1,21 @@
 """Real extractions that are killed, run side by side, or in parts: one and the same store."""
 
 import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from store_fixtures import files
-from workflow_runs import REPOSITORY
 
 from kava.cache.verify import verify
 from kava.cli import main
@@ -24,6 +24,10 @@ pytestmark = pytest.mark.slow
 
 KILLS = 10  # of each codec, so 20 in all
 DATA = {"train": 64, "validation": 12, "test": 12}
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["kava.stages.extract", "kava.cache.fill", "kava.cache.extract", "kava.models", "datasets"]
+)
 EVERY_CODEC = pytest.mark.parametrize("codec", ["int8", "transform"])
 
 
@@ -35,22 +39,37 @@ def arguments(folder: Path, codec: str, *options: str, **settings: Any) -> list[
     return ["--configfile", str(file), *options]
 
 
-def start(folder: Path, codec: str, *options: str, **settings: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "kava.cli", "extract", *arguments(folder, codec, *options, **settings)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+class Extraction:
+    """A process that extracts, forked from one that has imported everything: each import would take seconds."""
+
+    def __init__(self, folder: Path, options: list[str]) -> None:
+        self._log = folder / f"{uuid.uuid4()}.log"
+        self._process = CONTEXT.Process(target=_extract, args=(folder, self._log, options))
+        self._process.start()
+
+    def runs(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def finish(self) -> str:
+        """What it logged; it must have ended well."""
+        self._process.join(300)
+        log = self._log.read_text()
+        assert self._process.exitcode == 0, log
+        return log
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    """What it logged; it must have ended well."""
-    _, log = process.communicate(timeout=300)
-    assert process.returncode == 0, log
-    return log
+def _extract(folder: Path, log: Path, options: list[str]) -> None:
+    os.chdir(folder)
+    with log.open("w", buffering=1) as sys.stderr:
+        sys.exit(main(["extract", *options]))
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+def start(folder: Path, codec: str, *options: str, **settings: Any) -> Extraction:
+    return Extraction(folder, arguments(folder, codec, *options, **settings))
 
 
 def store(folder: Path) -> Path:
@@ -92,7 +111,7 @@ def uninterrupted(tokens: Path, tmp_path_factory) -> Any:
             folder = prepare(tmp_path_factory.mktemp(codec) / "whole", tokens)
             process = start(folder, codec)
             opened = wait_until(process, lambda: any(folder.glob("cache/teacher_kv/*/locks")))
-            log = finish(process)
+            log = process.finish()
             made[codec] = result(folder), log, time.monotonic() - opened
             assert not verify(store(folder)).problems
         return made[codec]
@@ -100,9 +119,9 @@ def uninterrupted(tokens: Path, tmp_path_factory) -> Any:
     return make
 
 
-def wait_until(process: subprocess.Popen[str], happened: Any) -> float:
+def wait_until(process: Extraction, happened: Any) -> float:
     """Wait for something; returns when it happened."""
-    while not happened() and process.poll() is None:
+    while not happened() and process.runs():
         time.sleep(0.01)
     return time.monotonic()
 
@@ -123,14 +142,14 @@ def test_a_store_that_was_killed_at_any_moment_equals_an_uninterrupted_one(
         opened = wait_until(process, lambda: any(folder.glob("cache/teacher_kv/*/locks/presence.lock")))
         moment = opened + moments.uniform(0, seconds)
         wait_until(process, lambda moment=moment: time.monotonic() > moment)
-        if process.poll() is None:
-            kill(process)
+        if process.runs():
+            process.kill()
             kills += 1
             continue
-        finish(process)  # it was faster; begin anew
+        process.finish()  # it was faster; begin anew
         assert result(folder) == expected
         shutil.rmtree(store(folder))
-    finish(start(folder, codec))
+    start(folder, codec).finish()
     assert result(folder) == expected
     assert not verify(store(folder)).problems
 
@@ -141,7 +160,7 @@ def test_two_processes_share_the_shards_of_one_store(
 ) -> None:
     expected, log, _ = uninterrupted(codec)
     folder = prepare(tmp_path / "shared", tokens)
-    logs = [finish(process) for process in [start(folder, codec), start(folder, codec)]]
+    logs = [process.finish() for process in [start(folder, codec), start(folder, codec)]]
     assert result(folder) == expected
     assert sum(map(written, logs)) == written(log)
     # One may still load the teacher while the other does it all; then it has waited.
@@ -158,9 +177,9 @@ def test_the_shards_of_a_killed_process_are_taken_over(
     wait_until(victim, lambda: len(list(folder.glob("cache/teacher_kv/*/shards/train-*.json"))) >= 1)
     survivor = start(folder, codec)
     wait_until(survivor, lambda: len(list(folder.glob("cache/teacher_kv/*/shards/train-*.json"))) >= 5)
-    was_alive = victim.poll() is None
-    kill(victim)
-    took = written(finish(survivor))
+    was_alive = victim.runs()
+    victim.kill()
+    took = written(survivor.finish())
     assert was_alive
     assert 0 < took < written(log)
     assert result(folder) == expected
@@ -174,7 +193,7 @@ def test_a_store_made_in_parts_is_the_same_and_sealing_loads_no_teacher(
     folder = prepare(tmp_path / "parts", tokens)
     shares = []
     for part in range(1, parts + 1):
-        shares.append(written(finish(start(folder, "int8", "--part", f"{part}/{parts}"))))
+        shares.append(written(start(folder, "int8", "--part", f"{part}/{parts}").finish()))
         assert not (store(folder) / "manifest.json").exists()
     assert sum(shares) == written(log)
     assert max(shares) - min(shares) <= 1
@@ -194,7 +213,8 @@ def test_peak_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
             "teacher": {"quantization": "none"},
         }
         assert main(["tokenize", *arguments(folder, "int8", **settings)]) == 0
-        finish(start(folder, "int8", **settings))
+        command = [sys.executable, "-m", "kava.cli", "extract", *arguments(folder, "int8", **settings)]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
         cost = json.loads((store(folder) / "cost.json").read_text())
         peaks[examples] = cost["peak_memory_mib"]
     print(f"peak memory, MiB: {peaks}")

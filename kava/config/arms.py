@@ -125,7 +125,8 @@ class HybridLoss(LossSettings):
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
-        given = self.model_fields_set & {"mercator", "mse"}
+        # Settings that were written out by a run have every field, at its default.
+        given = {name for name in ("mercator", "mse") if getattr(self, name) != type(self).model_fields[name].default}
         if self.schedule == "linear" and given:
             raise ValueError(f"schedule: linear sets the weights {', '.join(sorted(given))} itself; remove them")
         return self

@@ -30,15 +30,23 @@ def load(**_):
 
 def write_task(folder: Path, rows: list[dict[str, str]], template: str) -> None:
     """Write `kava_gsm8k.yaml`, its loader and `test.jsonl` into a folder."""
-    prompt = template.removesuffix("{answer}").rstrip().replace("{question}", "{{question}}")
+    prompt = prompt_of(template, "{{question}}")
     task = harness_gsm8k()
     for key in ("tag", "dataset_path", "dataset_name", "training_split", "fewshot_split"):
         task.pop(key, None)
+    # The column itself: the harness would compile a template five times for every question.
+    assert task["doc_to_target"] == "{{answer}}", f"the harness's GSM8K has another target: {task['doc_to_target']}"
+    task["doc_to_target"] = "answer"
     task |= {"task": TASK, "doc_to_text": prompt, "num_fewshot": 0, "custom_dataset": "CUSTOM_DATASET"}
     text = yaml.safe_dump(task, sort_keys=False).replace("CUSTOM_DATASET", "!function questions.load")
     write_atomic(folder / f"{TASK}.yaml", text)
     write_atomic(folder / "questions.py", LOADER)
     write_atomic(folder / "test.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def prompt_of(template: str, question: str) -> str:
+    """What a model is asked: the template up to the answer."""
+    return template.removesuffix("{answer}").rstrip().replace("{question}", question)
 
 
 def harness_gsm8k() -> dict[str, Any]:

@@ -9,14 +9,11 @@ Greedy, 0-shot. Writes evaluation/: samples.jsonl (one line per question), manif
 import argparse
 import json
 import sys
-from typing import Any
 
 from kava.config.jobs import Job, Plan, Runtime
 from kava.data.task import TASK
 from kava.stages.common import cost_record, log, stage_main
 from kava.stages.selection import ARM_OPTIONS, arm_and_seed
-
-STRICT, FLEXIBLE = "strict-match", "flexible-extract"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,6 +31,7 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.data.tokens import TokenSet
     from kava.device import peak_memory_mib, use_device
     from kava.files import sha256_file, write_atomic, write_json
+    from kava.harness import FLEXIBLE, STRICT, harness_results, samples
     from kava.models import load_for_evaluation, load_tokenizer
     from kava.plan.check import check_fits
 
@@ -67,42 +65,6 @@ def run(job: Job, runtime: Runtime) -> None:
     write_json(job.output, manifest)
     log.info("strict match %.4f, flexible extract %.4f, n %d", manifest["strict_match"],
              manifest["flexible_extract"], manifest["n"])  # fmt: skip
-
-
-def harness_results(model: Any, tokenizer: Any, task_folder: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run the harness in process on a loaded model."""
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    results = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"]),
-        tasks=[TASK],
-        task_manager=TaskManager(include_path=str(task_folder), include_defaults=False),
-        gen_kwargs={"max_gen_toks": settings["max_new_tokens"]},
-        bootstrap_iters=0,
-        log_samples=True,
-    )
-    assert results is not None
-    return results
-
-
-def samples(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One record per question from the harness's samples, which stand once per filter."""
-    by_filter: dict[str, dict[int, Any]] = {STRICT: {}, FLEXIBLE: {}}
-    for sample in results["samples"][TASK]:
-        by_filter[sample["filter"]][sample["doc_id"]] = sample
-    return [
-        {
-            "doc_id": doc_id,
-            "question": sample["doc"]["question"],
-            "gold": sample["doc"]["answer"],
-            "answer": sample["resps"][0][0],
-            "strict_match": int(sample["exact_match"]),
-            "flexible_extract": int(by_filter[FLEXIBLE][doc_id]["exact_match"]),
-        }
-        for doc_id, sample in sorted(by_filter[STRICT].items())
-    ]
 
 
 if __name__ == "__main__":

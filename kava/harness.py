@@ -1,0 +1,91 @@
+"""lm-evaluation-harness in process: its task, filters and marks, with answers that end row by row."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from kava.data.task import TASK
+
+STRICT, FLEXIBLE = "strict-match", "flexible-extract"
+
+
+class RowwiseStop(HFLM):
+    """The harness's Hugging Face model, each row of which stops where its own answer ends.
+
+    The harness decodes every row at every step once for each stop string, and lets a row that has ended go on until
+    all have. transformers' own criterion compares ids on the device, and ends each row by itself. The texts are the
+    same, since the harness cuts off what follows a stop string.
+    """
+
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: Sequence[str], **generation: Any
+    ) -> torch.Tensor:
+        sampled = generation.pop("do_sample", False) or generation.pop("temperature", 0.0)
+        assert not sampled, "answers are greedy: a sampled one could not be paired with another arm's"
+        return self.model.generate(
+            input_ids=context,
+            max_length=max_length,
+            do_sample=False,
+            stop_strings=list(stop),
+            tokenizer=self.tokenizer,
+            pad_token_id=self.tokenizer.pad_token_id,
+            use_cache=True,
+            **generation,
+        )
+
+
+def harness_results(
+    model: Any, tokenizer: Any, task_folder: Path, settings: Mapping[str, Any], harness: type[HFLM] = RowwiseStop
+) -> dict[str, Any]:
+    """Run the harness on a loaded model.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A causal language model and its tokenizer.
+    task_folder
+        As `kava.data.task.write_task` made it.
+    settings
+        `batch_size`, questions per generate call, and `max_new_tokens`, longest answer in tokens.
+    harness
+        The harness's own class, to compare with.
+
+    Returns
+    -------
+    dict
+        What `lm_eval.evaluate` returns, with its samples.
+    """
+    # Not `simple_evaluate`, which lists the installed packages afterwards: three seconds of every evaluation.
+    tasks = TaskManager(include_path=str(task_folder), include_defaults=False).load([TASK])
+    length = {"max_gen_toks": settings["max_new_tokens"]}
+    tasks["tasks"][TASK].set_config("generation_kwargs", length, update=True)
+    results = evaluate(
+        lm=harness(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"]),
+        task_dict=tasks,
+        bootstrap_iters=0,
+    )
+    assert results is not None, "the harness returns results in the first process, and there is one"
+    return results
+
+
+def samples(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One record per question from the harness's samples, which stand once per filter."""
+    by_filter: dict[str, dict[int, Any]] = {STRICT: {}, FLEXIBLE: {}}
+    for sample in results["samples"][TASK]:
+        by_filter[sample["filter"]][sample["doc_id"]] = sample
+    return [
+        {
+            "doc_id": doc_id,
+            "question": sample["doc"]["question"],
+            "gold": sample["doc"]["answer"],
+            "answer": sample["resps"][0][0],
+            "strict_match": int(sample["exact_match"]),
+            "flexible_extract": int(by_filter[FLEXIBLE][doc_id]["exact_match"]),
+        }
+        for doc_id, sample in sorted(by_filter[STRICT].items())
+    ]
