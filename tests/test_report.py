@@ -12,14 +12,19 @@ from report_files import edit_json, edit_lines, sha
 from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed  # noqa: F401
 
 from kava.report import ReportInputs, build_report, render_html
+from kava.report.comparisons import NUMBERS
 
 SEED_KEYS = {
-    *("strict_match", "flexible_extract", "n", "cos_sim", "cos_sim_centered", "cos_sim_constant", "r2"),
+    *("strict_match", "strict_match_ci95", "flexible_extract", "flexible_extract_ci95", "n"),
+    *("cos_sim", "cos_sim_centered", "cos_sim_constant", "r2"),
     *("angular_distance", "alignment_accuracy", "grade", "collapsed"),
     *("retrieval_at_1", "mag_ratio", "train_seconds", "train_tokens", "optimizer_steps", "peak_memory_mib"),
 }
-ARM_KEYS = {"aligner", "loss", "projector_parameters", "strict_match_mean", "strict_match_ci95", "seeds"}
-COMPARISON_KEYS = {"a", "b", "metric", "delta", "ci95", "p_value", "p_value_holm", "test", "mcnemar"}
+ARM_KEYS = {"aligner", "loss", "projector_parameters", "strict_match_mean", "strict_match_ci95", "flexible_extract_ci95", "seeds"}
+COMPARISON_KEYS = {
+    *("a", "b", "metric", "delta", "ci95", "p_value", "p_value_holm", "test", "mcnemar"),
+    *("effect_size", "minimal_detectable_effect", "seed_level"),
+}
 STORE_KEYS = {"manifest", "tokens", "bytes", "raw_bf16_bytes", "ratio", "codec"}
 
 
@@ -131,7 +136,7 @@ def test_missing_samples_are_named_and_not_compared(runs: ReportInputs) -> None:
     assert "sft (seed 42): samples.jsonl has 58 lines, its manifest says 60." in said
     assert "Arms 'flat' and 'sft' cannot be compared" in said
     against_sft = report["comparisons"][1]
-    assert [against_sft[key] for key in ("delta", "ci95", "p_value", "p_value_holm")] == [None] * 4
+    assert [against_sft[key] for key in NUMBERS] == [None] * len(NUMBERS)
     assert report["comparisons"][0]["p_value_holm"] == report["comparisons"][0]["p_value"]
     assert "not comparable" in render_html(report)
 

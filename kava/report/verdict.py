@@ -4,8 +4,10 @@ A *control* is an arm without usable KV signal, a *KV arm* is any other. A compa
 
 - *shown*: Holm-adjusted p below 0.05 in the permutation test over questions. It takes the trained students as they
   are, so it says something about these students and nothing about others.
-- *repeated*: shown, there are at least 3 common seeds, and the paired t-test over them has p of at most 0.05. Only
-  this is a claim about the arms, "a beats b". (Where every seed has the same difference, t is infinite.)
+- *repeated*: shown, there are at least 3 common seeds, and the paired t-test over them has a p of at most 0.05, after
+  Holm's correction of these tests. Only this is a claim about the arms, "a beats b". (Where every seed has the same
+  difference, t is infinite.) Both p-values are corrected, since either alone lets chance through: the first knows
+  nothing of students trained anew, the second nothing of other questions.
 
 A difference that is shown but not repeated is told of the students, "the a students beat the b ones (not shown for
 students trained anew: one seed)". The first rule that applies decides the outcome:
@@ -40,7 +42,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kava.report.conclusion import Configs, among_kv, conclude
-from kava.report.format import listed, p_equals, percent, points
+from kava.report.format import listed, p_equals, percent, points, spread
 from kava.report.shown import (
     ENOUGH_SEEDS,
     NO_DIFFERENCE,
@@ -136,10 +138,12 @@ def _numbers(row: Row, arms: Mapping[str, Row], first: str) -> str:
     a, b, sign = (row["a"], row["b"], 1) if row["a"] == first else (row["b"], row["a"], -1)
     low, high = sorted(sign * edge for edge in row["ci95"])
     rates = [arms[name]["strict_match_mean"] for name in (a, b)]
+    detectable = row["minimal_detectable_effect"]
+    missed = "" if shown(row) or detectable is None else f"; {spread(detectable)} points would be shown with 80% power"
     return (
         f"strict match is {percent(rates[0])} for {a} and {percent(rates[1])} for {b}, a difference of "
         f"{points(sign * row['delta'])} points (95% interval {points(low)} to {points(high)}, "
-        f"Holm-adjusted {p_equals(row['p_value_holm'], at_floor(row))})"
+        f"Holm-adjusted {p_equals(row['p_value_holm'], at_floor(row))}{missed})"
     )
 
 
