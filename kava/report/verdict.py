@@ -31,7 +31,7 @@ among KV arms. The numbers of up to 6 comparisons follow. Of more, it says how m
 control, which are better, which worse, and that the others show no difference (`verdict_many`); the numbers stand in
 the table. Comparisons of controls with each other follow last.
 
-The number of seeds and questions, that intervals are over questions, unequal terms, comparisons that could not be
+The number of seeds and questions, that intervals are over questions, failed checks of fairness, comparisons that could not be
 made and shown differences that are not repeated are said in the same sentence.
 """
 
@@ -147,7 +147,7 @@ def _numbers(row: Row, arms: Mapping[str, Row], first: str) -> str:
     )
 
 
-def _caveats(arms: Mapping[str, Row], rows: Sequence[Row], controls: Sequence[str], unequal: int) -> list[str]:
+def _caveats(arms: Mapping[str, Row], rows: Sequence[Row], controls: Sequence[str], unfair: int) -> list[str]:
     compared = {name: arm for name, arm in arms.items() if any(name in (row["a"], row["b"]) for row in rows)} or arms
     n = min((run["n"] for arm in compared.values() for run in arm["seeds"].values()), default=0)
     common = [len(row["seeds"]) for row in rows if row["delta"] is not None]
@@ -170,8 +170,8 @@ def _caveats(arms: Mapping[str, Row], rows: Sequence[Row], controls: Sequence[st
         differing = sum(shown(row) for row in rows)
         said = _pairs(doubtful) if len(rows) <= FEW else f"{len(doubtful)} of {differing} differences"
         caveats.append(f"not shown to repeat over seeds: {said}")
-    if unequal:
-        caveats.append(f"the terms were not equal: {unequal} mismatch{'es' if unequal > 1 else ''}")
+    if unfair:
+        caveats.append(f"fairness not given: {unfair} mismatch{'es' if unfair > 1 else ''}")
     return caveats
 
 
