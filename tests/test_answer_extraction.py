@@ -1,4 +1,4 @@
-"""Which answers count as right: the task that a token set holds, run by the harness, against the harness's own GSM8K."""
+"""Which answers count as right: the task that a token set holds, against the harness's own GSM8K."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ def test_a_difference_that_the_seeds_do_not_confirm_is_no_claim_about_structure(
     verdict = decide(arms(), [doubtful], [])
     assert verdict.outcome == NO_DIFFERENCE
     assert verdict.headline == (
-        "The structured students beat the flat ones (not shown for students trained anew: Holm-adjusted p = 0.3 over 3 seeds)"
+        "The structured students beat the flat ones "
+        "(not shown for students trained anew: Holm-adjusted p = 0.3 over 3 seeds)"
     )
     assert "not shown to repeat over seeds: B and A" in verdict.caveats
     assert decide(arms(), [doubtful, *BOTH_BEAT_SFT], ["sft"]).outcome == "A and B beat sft"

@@ -55,7 +55,8 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     named = {titles[name]: evaluation for name, evaluation in evaluated.items()}
     named |= {f"{arm} (seed {seed})": run.evaluation for arm, seeds in runs.items() for seed, run in seeds.items()}
 
-    arms = {arm: arm_row(config, runs[arm]) for arm, config in inputs.arms.items()}
+    seeds = {seed for of_arm in runs.values() for seed in of_arm}
+    arms = {arm: arm_row(config, runs[arm], seeds) for arm, config in inputs.arms.items()}
     comparisons, refusals = compare_arms(inputs.comparisons, runs)
     tokens = read_json(inputs.tokens, lost) if inputs.tokens else {}
     overlap, trained_on, shared = check_overlap(tokens)

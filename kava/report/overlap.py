@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-NOT_RECORDED = "Whether test questions stand in the training data is not recorded in this token set; kava tokenize adds it."
+NOT_RECORDED = (
+    "Whether test questions stand in the training data is not recorded in the token set's manifest; "
+    "`kava tokenize` adds it."
+)
 
 
 def check_overlap(tokens: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str], list[str]]:
@@ -30,8 +33,7 @@ def check_overlap(tokens: Mapping[str, Any]) -> tuple[dict[str, Any] | None, lis
         warnings.append(
             f"{_of(shared['count'], overlap, 'share')} {overlap['ngram']} words in a row with a training question "
             f"({_some(where, shared['count'])}); {mostly['count']:,} of them share at least 70% of their runs. "
-            "Word problems have phrases in common, and generated ones whole sentences: this alone is no leak, but such "
-            "accuracy says little of problems of other kinds."
+            "Word problems have phrases in common, and generated ones whole sentences, so this alone is no leak."
         )
     return overlap, mismatches, warnings
 

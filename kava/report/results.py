@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from kava.grades import grade
@@ -74,8 +74,10 @@ def mean_cost(costs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, An
     }
 
 
-def arm_row(config: Mapping[str, Any], runs: Mapping[str, Run]) -> dict[str, Any]:
+def arm_row(config: Mapping[str, Any], runs: Mapping[str, Run], seeds: Collection[str]) -> dict[str, Any]:
     """One arm over its seeds (`runs`: seed → run); a mean is None where a seed's number is not known.
+
+    So it is where one of the report's `seeds` has no run: if it failed, the others may be those that went well.
 
     `strict_match_sd` is the standard deviation over seeds (n − 1; None for one seed), `strict_match_range` the
     smallest and the largest of them.
@@ -84,7 +86,7 @@ def arm_row(config: Mapping[str, Any], runs: Mapping[str, Run]) -> dict[str, Any
     same_questions = len({frozenset(run.evaluation.samples) for run in runs.values()}) == 1
     rows = {seed: _seed_row(run) for seed, run in runs.items()}
     rates = {key: mean([row[key] for row in rows.values()]) for key in (METRIC, FLEXIBLE)}
-    if not same_questions:
+    if not same_questions or set(runs) != set(seeds):
         rates = dict.fromkeys(rates)
     n = min((row["n"] for row in rows.values()), default=0)
     rate = rates[METRIC]

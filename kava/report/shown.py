@@ -51,7 +51,10 @@ def too_few_seeds(rows: Sequence[Row]) -> bool:
 
 
 def repeated(row: Row) -> bool:
-    """Whether a shown difference is also shown for students trained anew: t-test over at least 3 seeds, Holm-adjusted p <= 0.05."""
+    """Whether a shown difference is also shown for students trained anew.
+
+    That is, in the t-test over at least 3 seeds, with a Holm-adjusted p of at most 0.05.
+    """
     if not shown(row) or row["seed_level"] is None or too_few_seeds([row]):
         return False
     p_value = row["seed_level"]["p_value_holm"]

@@ -27,12 +27,13 @@ students trained anew: one seed)". The first rule that applies decides the outco
    it repeats* with fewer than 3 seeds. Else *no difference shown*.
 
 The headline says first which KV arms beat their controls, then what the pairs show, or without pairs the comparisons
-among KV arms. The numbers of up to 6 comparisons follow. Of more, it says how many KV arms were compared with each
-control, which are better, which worse, and that the others show no difference (`verdict_many`); the numbers stand in
-the table. Comparisons of controls with each other follow last.
+among KV arms. The numbers of up to 6 comparisons follow, and of one that shows nothing the difference that it would
+have shown with 80% power. Of more, it says how many KV arms were compared with each control, which are better, which
+worse, and that the others show no difference (`verdict_many`); the numbers stand in the table. Comparisons of controls
+with each other follow last.
 
-The number of seeds and questions, that intervals are over questions, failed checks of fairness, comparisons that could not be
-made and shown differences that are not repeated are said in the same sentence.
+The number of seeds and questions, that intervals are over questions, failed checks of fairness, comparisons that could
+not be made and shown differences that are not repeated are said in the same sentence.
 """
 
 from __future__ import annotations
