@@ -117,6 +117,7 @@ def test_hard_answers_count_as_in_the_harness_own_gsm8k(ours: Callable[..., list
     assert marks == {name: (theirs["strict-match"][name], theirs["flexible-extract"][name]) for name in CASES}
 
 
+@pytest.mark.slow
 def test_each_of_the_1319_gold_answers_is_right_by_both_filters(
     ours: Callable[..., list[dict[str, Any]]], gsm8k: Path
 ) -> None:
