@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from kava.data.overlap import find_overlap
 
 
 def sha(text: str) -> str:
@@ -51,7 +53,7 @@ def write_evaluation(directory: Path, right: np.ndarray, model: str) -> Path:
     write_lines(directory / "samples.jsonl", rows)
     manifest = {
         "stage": "evaluate",
-        "spec": {},
+        "spec": {"key": {"evaluation": {"batch_size": 16, "max_new_tokens": 256}}},
         "model": model,
         "strict_match": float(np.mean([row["strict_match"] for row in rows])),
         "flexible_extract": float(np.mean([row["flexible_extract"] for row in rows])),
@@ -162,6 +164,15 @@ def write_bench(path: Path) -> Path:
         },
     )
     return path
+
+
+def write_tokens(root: Path, training: Sequence[str] = (), test: Sequence[str] = ()) -> Path:
+    """Manifest of a token set with these questions, which by default share nothing."""
+    splits = {"train": training, "validation": (), "test": test}
+    overlap = find_overlap({split: [{"question": text} for text in texts] for split, texts in splits.items()})
+    manifest = root / "tokens" / "demo-0123abcd" / "manifest.json"
+    write_json(manifest, {"stage": "tokenize", "spec": {}, "splits": {}, "overlap": overlap})
+    return manifest
 
 
 def write_store(root: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from report_files import write_bench, write_evaluation, write_store, write_training
+from report_files import write_bench, write_evaluation, write_store, write_tokens, write_training
 
 from kava.report import ReferenceFiles, ReportInputs, RunFiles, build_report
 
@@ -90,6 +90,7 @@ def write_experiment(
         teacher=teacher,
         student_base=base,
         provenance=PROVENANCE,
+        tokens=write_tokens(root),
         **further,
     )
 

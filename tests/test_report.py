@@ -12,14 +12,27 @@ from report_files import edit_json, edit_lines, sha
 from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed  # noqa: F401
 
 from kava.report import ReportInputs, build_report, render_html
+from kava.report.comparisons import NUMBERS
 
 SEED_KEYS = {
-    *("strict_match", "flexible_extract", "n", "cos_sim", "cos_sim_centered", "cos_sim_constant", "r2"),
+    *("strict_match", "strict_match_ci95", "flexible_extract", "flexible_extract_ci95", "n"),
+    *("cos_sim", "cos_sim_centered", "cos_sim_constant", "r2"),
     *("angular_distance", "alignment_accuracy", "grade", "collapsed"),
     *("retrieval_at_1", "mag_ratio", "train_seconds", "train_tokens", "optimizer_steps", "peak_memory_mib"),
 }
-ARM_KEYS = {"aligner", "loss", "projector_parameters", "strict_match_mean", "strict_match_ci95", "seeds"}
-COMPARISON_KEYS = {"a", "b", "metric", "delta", "ci95", "p_value", "p_value_holm", "test", "mcnemar"}
+ARM_KEYS = {
+    "aligner",
+    "loss",
+    "projector_parameters",
+    "strict_match_mean",
+    "strict_match_ci95",
+    "flexible_extract_ci95",
+    "seeds",
+}
+COMPARISON_KEYS = {
+    *("a", "b", "metric", "delta", "ci95", "p_value", "p_value_holm", "test", "mcnemar"),
+    *("effect_size", "minimal_detectable_effect", "seed_level"),
+}
 STORE_KEYS = {"manifest", "tokens", "bytes", "raw_bf16_bytes", "ratio", "codec"}
 
 
@@ -59,7 +72,8 @@ def test_numbers_are_those_of_the_files(report: dict[str, Any]) -> None:
     delta = report["arms"]["structured"]["strict_match_mean"] - flat["strict_match_mean"]
     assert report["comparisons"][0]["delta"] == pytest.approx(delta)
     assert report["stores"]["demo"]["codec"] == "int8"
-    assert report["fairness"] == {"equal": True, "mismatches": []}
+    assert report["fairness"]["equal"]
+    assert report["fairness"]["mismatches"] == []
     # Two seeds: what these students did, and no claim about the arms.
     assert report["verdict"].startswith("The flat and structured students beat the sft ones; the structured students")
     assert "(not shown for students trained anew: 2 seeds)" in report["verdict"]
@@ -114,7 +128,7 @@ def test_unequal_training_is_named_near_the_top(runs: ReportInputs, field: str, 
     assert any(said in line and "Seed 42" in line for line in report["fairness"]["mismatches"])
     html = render_html(report)
     assert html.index(said) < html.index("<main>")
-    assert "not equal: 1 mismatch" in report["verdict"]
+    assert "fairness not given: 1 mismatch" in report["verdict"]
 
 
 def test_other_questions_are_named_also_for_the_references(runs: ReportInputs) -> None:
@@ -131,7 +145,7 @@ def test_missing_samples_are_named_and_not_compared(runs: ReportInputs) -> None:
     assert "sft (seed 42): samples.jsonl has 58 lines, its manifest says 60." in said
     assert "Arms 'flat' and 'sft' cannot be compared" in said
     against_sft = report["comparisons"][1]
-    assert [against_sft[key] for key in ("delta", "ci95", "p_value", "p_value_holm")] == [None] * 4
+    assert [against_sft[key] for key in NUMBERS] == [None] * len(NUMBERS)
     assert report["comparisons"][0]["p_value_holm"] == report["comparisons"][0]["p_value"]
     assert "not comparable" in render_html(report)
 
@@ -141,18 +155,22 @@ def test_manifest_that_contradicts_its_samples_is_named(runs: ReportInputs) -> N
     assert any("0.9900 in its manifest" in line for line in build_report(runs)["fairness"]["mismatches"])
 
 
-def test_missing_seed_is_named(tmp_path: Path) -> None:
+def test_missing_seed_is_named_and_no_mean_is_taken_over_the_others(tmp_path: Path) -> None:
     inputs = finished_runs(tmp_path, n=40)
     only = {**inputs.runs, "flat": {"42": inputs.runs["flat"]["42"]}}
     report = build_report(replace(inputs, runs=only))
-    assert "Seed 43: no finished run of flat." in report["fairness"]["mismatches"]
+    (line,) = report["fairness"]["mismatches"]
+    assert line.startswith("Seed 43: no finished run of flat; a mean over the other seeds alone is left out")
+    assert report["arms"]["flat"]["strict_match_mean"] is None
+    assert report["arms"]["flat"]["seeds"]["42"]["strict_match"] is not None
+    assert report["arms"]["structured"]["strict_match_mean"] is not None
     assert report["comparisons"][0]["seeds"] == ["42"]
     render_html(report)
 
 
 def test_arm_without_any_run_is_named_and_shown_empty(runs: ReportInputs) -> None:
     report = build_report(replace(runs, runs={k: v for k, v in runs.runs.items() if k != "flat"}))
-    assert "Seed 42: no finished run of flat." in report["fairness"]["mismatches"]
+    assert report["fairness"]["mismatches"][0].startswith("Seed 42: no finished run of flat;")
     assert report["arms"]["flat"]["strict_match_mean"] is None
     render_html(report)
 

@@ -22,7 +22,7 @@ def test_few_seeds_few_questions_and_unequal_terms_are_admitted() -> None:
         assert said in decide(arms(seeds=3), few, ["sft"]).sentence
     assert "only 199 questions" in decide(arms(n=199), rows, ["sft"]).sentence
     assert "only" not in decide(arms(n=200), rows, ["sft"]).sentence
-    assert "not equal: 1 mismatch" in decide(arms(), rows, ["sft"], ("steps differ.",)).sentence
+    assert "fairness not given: 1 mismatch" in decide(arms(), rows, ["sft"], ("steps differ.",)).sentence
 
 
 def test_comparison_that_could_not_be_made_shows_nothing() -> None:
@@ -67,7 +67,8 @@ def test_a_difference_that_the_seeds_do_not_confirm_is_no_claim_about_structure(
     verdict = decide(arms(), [doubtful], [])
     assert verdict.outcome == NO_DIFFERENCE
     assert verdict.headline == (
-        "The structured students beat the flat ones (not shown for students trained anew: p = 0.3 over 3 seeds)"
+        "The structured students beat the flat ones "
+        "(not shown for students trained anew: Holm-adjusted p = 0.3 over 3 seeds)"
     )
     assert "not shown to repeat over seeds: B and A" in verdict.caveats
     assert decide(arms(), [doubtful, *BOTH_BEAT_SFT], ["sft"]).outcome == "A and B beat sft"

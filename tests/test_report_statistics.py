@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_rel
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
+from kava.report.comparisons import compare_arms
+from kava.report.effects import cohens_h, minimal_detectable_effect
 from kava.report.over_seeds import SeedLevel, seed_level
+from kava.report.read import Evaluation, Run, Training
 from kava.report.statistics import bootstrap_ci, compare, holm, mcnemar_p, sign_flip_p, wilson
 
 
@@ -120,3 +126,67 @@ def test_one_seed_has_no_test_over_seeds_and_equal_differences_no_t() -> None:
     assert seed_level([3], 10) is None
     assert seed_level([2, 2], 10) == SeedLevel(0.2, 0.0, None)
     assert seed_level([0, 0], 10) == SeedLevel(0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.5, 0.4), (0.06, 0.02), (1.0, 0.0), (0.3, 0.3)])
+def test_effect_size_is_the_difference_of_arcsines_with_the_sign_of_a_minus_b(a: float, b: float) -> None:
+    expected = 2 * (math.asin(math.sqrt(a)) - math.asin(math.sqrt(b)))
+    assert cohens_h(a, b) == pytest.approx(expected, abs=1e-12)
+    assert cohens_h(b, a) == -cohens_h(a, b)
+
+
+@pytest.mark.parametrize("comparisons", [1, 3, 36])
+@pytest.mark.parametrize("n", [200, 250, 500, 1_319])
+def test_the_paired_t_test_has_80_per_cent_power_for_the_minimal_detectable_effect(n: int, comparisons: int) -> None:
+    sd = 0.6
+    effect = minimal_detectable_effect(sd, n, comparisons)
+    assert effect is not None
+    assert TTestPower().power(effect / sd, n, 0.05 / comparisons) == pytest.approx(0.8, abs=0.02)
+
+
+def test_nothing_is_detectable_where_no_question_differs_or_too_few_were_asked() -> None:
+    assert minimal_detectable_effect(0.0, 500, 1) is None
+    assert minimal_detectable_effect(1.0, 5, 1) is None
+
+
+def rows_of(*arms: np.ndarray) -> list[dict[str, Any]]:
+    """Each arm against the next; an arm is right or wrong `[seeds, questions]`."""
+    runs = {
+        str(arm): {
+            seed: Run(
+                None, Training({}, {}, []), Evaluation({}, {}, {q: {"strict_match": x} for q, x in of.items()}, 0)
+            )
+            for seed, of in scores(*right.tolist()).items()
+        }
+        for arm, right in enumerate(arms)
+    }
+    rows, refusals = compare_arms([(str(i), str(i + 1)) for i in range(len(arms) - 1)], runs)
+    assert refusals == []
+    return rows
+
+
+def test_a_row_says_how_large_its_difference_is_and_what_it_could_have_shown() -> None:
+    rng = np.random.default_rng(5)
+    a, b = (rng.random((3, 250)) < rate for rate in (0.5, 0.4))
+    (row,) = rows_of(a, b)
+    assert row["effect_size"] == pytest.approx(cohens_h(a.mean(), b.mean()))
+    differences = (a.astype(float) - b).mean(0)
+    assert row["difference_sd"] == pytest.approx(differences.std(ddof=1))
+    assert row["minimal_detectable_effect"] == minimal_detectable_effect(row["difference_sd"], 250, 1)
+    # Of more comparisons each must clear a higher bar.
+    assert rows_of(a, b, a)[0]["minimal_detectable_effect"] > row["minimal_detectable_effect"]
+
+
+def test_the_tests_over_seeds_have_a_holm_correction_of_their_own() -> None:
+    rng = np.random.default_rng(6)
+    rows = rows_of(*(rng.random((4, 60)) < rate for rate in (0.7, 0.5, 0.45, 0.3)))
+    raw = [row["seed_level"]["p_value"] for row in rows]
+    adjusted = [row["seed_level"]["p_value_holm"] for row in rows]
+    assert adjusted == pytest.approx(list(multipletests(raw, method="holm")[1]))
+    assert adjusted != raw
+
+
+def test_seeds_that_all_differ_alike_come_first_in_the_correction_and_have_no_p() -> None:
+    first = np.array([[1, 1, 0, 0]] * 3)
+    rows = rows_of(first, np.array([[1, 0, 0, 0]] * 3), np.array([[0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]))
+    assert [row["seed_level"]["p_value_holm"] for row in rows] == [None, rows[1]["seed_level"]["p_value"]]

@@ -167,3 +167,18 @@ def test_examples_without_equations_are_counted(tmp_path: Path) -> None:
         ("student_reasoning", "equations"),
     )
     assert [tokens.manifest["splits"][split]["without_equations"] for split in ("train", "validation")] == [2, 0]
+
+
+def test_overlap_stands_in_the_manifest_and_is_added_to_one_without_it_and_nothing_else_is_written(
+    tmp_path: Path,
+) -> None:
+    made = token_set(tmp_path)
+    assert made.manifest["overlap"]["questions"] == 5
+    assert made.manifest["overlap"]["same_question"]["count"] == 0
+    path = made.folder / "manifest.json"
+    written = path.read_bytes()
+    path.write_text(json.dumps({name: value for name, value in made.manifest.items() if name != "overlap"}))
+    others = {file: file.stat().st_mtime_ns for file in made.folder.rglob("*") if file.is_file() and file != path}
+    token_set(tmp_path)
+    assert json.loads(path.read_text()) == json.loads(written)
+    assert {file: file.stat().st_mtime_ns for file in others} == others

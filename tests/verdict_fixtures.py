@@ -24,16 +24,16 @@ def arms(n: int = 500, seeds: int = 3, rate: float | None = None, names: str = "
 def row(
     a: str, b: str, delta: float | None, p: float | None = 0.001, seeds: int = 3, anew: float | None = 0.01
 ) -> dict[str, Any]:
-    """A comparison with Holm-adjusted `p` over questions, and p `anew` of the t-test over seeds."""
+    """A comparison with Holm-adjusted `p` over questions, and Holm-adjusted p `anew` of the t-test over seeds."""
     if delta is None:
         return {
             "a": a,
             "b": b,
             "delta": None,
-            **dict.fromkeys(("ci95", "p_value", "p_value_holm", "seed_level")),
+            **dict.fromkeys(("ci95", "p_value", "p_value_holm", "seed_level", "minimal_detectable_effect")),
             "seeds": [],
         }
-    over = {"mean": delta, "se": 0.01, "p_value": anew} if seeds > 1 else None
+    over = {"mean": delta, "se": 0.01, "p_value": anew, "p_value_holm": anew} if seeds > 1 else None
     edges = [delta - 0.03, delta + 0.03]
     named = [str(s) for s in range(seeds)]
     return {
@@ -44,6 +44,7 @@ def row(
         "p_value": p,
         "p_value_holm": p,
         "seed_level": over,
+        "minimal_detectable_effect": 0.042,
         "seeds": named,
     }
 

@@ -219,6 +219,7 @@ class Plan:
     def report(self) -> Job:
         config = self.config
         inputs: dict[str, Path] = {role: self.reference(role).output for role in REFERENCES}
+        inputs["tokens"] = self.tokenize.output
         inputs["store"] = self.extract.output
         inputs["bench"] = self.bench.output
         for arm, settings in config.arms.items():

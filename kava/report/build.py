@@ -13,6 +13,7 @@ from kava.report.fairness import check_evaluations, check_training
 from kava.report.fidelity import read_fidelity
 from kava.report.inputs import ReportInputs
 from kava.report.notices import lost_numbers, merged, run_notices
+from kava.report.overlap import check_overlap
 from kava.report.read import read_evaluation, read_json, read_run
 from kava.report.results import arm_row, cost_row, mean_cost, reference_row
 from kava.report.samples import pick_samples
@@ -54,9 +55,12 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     named = {titles[name]: evaluation for name, evaluation in evaluated.items()}
     named |= {f"{arm} (seed {seed})": run.evaluation for arm, seeds in runs.items() for seed, run in seeds.items()}
 
-    arms = {arm: arm_row(config, runs[arm]) for arm, config in inputs.arms.items()}
+    seeds = {seed for of_arm in runs.values() for seed in of_arm}
+    arms = {arm: arm_row(config, runs[arm], seeds) for arm, config in inputs.arms.items()}
     comparisons, refusals = compare_arms(inputs.comparisons, runs)
-    mismatches = check_training(runs) + check_evaluations(named) + refusals
+    tokens = read_json(inputs.tokens, lost) if inputs.tokens else {}
+    overlap, trained_on, shared = check_overlap(tokens)
+    mismatches = check_training(runs) + check_evaluations(named) + refusals + trained_on
     logged, broken = curves(runs)
     manifests = {name: read_json(path, lost) for name, path in inputs.stores.items()}
     stores = {name: _store(path.as_posix(), manifests[name]) for name, path in inputs.stores.items()}
@@ -77,7 +81,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             "cka": first_cka(runs, inputs.arms),
             "stores": stores,
             "fidelity": fidelity,
-            "fairness": {"equal": not mismatches, "mismatches": mismatches},
+            "fairness": {"equal": not mismatches, "mismatches": mismatches, "overlap": overlap},
             "cost": cost,
             "cost_mean": {arm: mean_cost(list(cost[arm].values()), list(arms[arm]["seeds"].values())) for arm in runs},
             "samples": pick_samples({a: {s: run.evaluation for s, run in r.items()} for a, r in runs.items()}),
@@ -88,7 +92,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         lost=lost,
     )
     report["curves"] = logged
-    report["warnings"] = merged(run_notices(runs) + broken) + lost_numbers(lost)
+    report["warnings"] = merged(run_notices(runs) + broken) + shared + lost_numbers(lost)
     verdict = decide(report["arms"], report["comparisons"], inputs.controls, inputs.arms, mismatches)
     return report | {"verdict": verdict.sentence, "verdict_parts": verdict.to_dict()}
 

@@ -1,4 +1,4 @@
-"""The declared comparisons as rows, with Holm's correction over all that could be made."""
+"""The declared comparisons as rows, with Holm's corrections over all that could be made."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from kava.report.effects import minimal_detectable_effect
 from kava.report.read import Run
 from kava.report.results import METRIC
 from kava.report.shown import doubt
 from kava.report.statistics import TEST, compare, holm
+
+# Of a comparison that cannot be made, none is known.
+NUMBERS = (
+    *("delta", "ci95", "effect_size", "difference_sd", "minimal_detectable_effect"),
+    *("p_value", "p_value_holm", "seed_level", "n"),
+)
 
 
 def compare_arms(
@@ -26,12 +33,23 @@ def compare_arms(
         except ValueError as error:
             message = str(error)
             refusals.append(f"{message[0].upper()}{message[1:]}.")
-            nothing = dict.fromkeys(("delta", "ci95", "p_value", "seed_level", "n"))
+            nothing = dict.fromkeys(NUMBERS)
             rows.append({**base, **nothing, "mcnemar": {}, "discordant": {}, "seeds": []})
         else:
             rows.append({**base, **asdict(result)})
-    adjusted = iter(holm([row["p_value"] for row in rows if row["p_value"] is not None]))
+    made = [row for row in rows if row["delta"] is not None]
+    for row, adjusted in zip(made, holm([row["p_value"] for row in made]), strict=True):
+        row["p_value_holm"] = adjusted
+        row["minimal_detectable_effect"] = minimal_detectable_effect(row["difference_sd"], row["n"], len(made))
+    _adjust_over_seeds([row["seed_level"] for row in made if row["seed_level"] is not None])
     for row in rows:
-        row["p_value_holm"] = None if row["p_value"] is None else next(adjusted)
         row["caveat"] = doubt(row)
     return rows, refusals
+
+
+def _adjust_over_seeds(levels: Sequence[dict[str, Any]]) -> None:
+    """Add `p_value_holm`: students differ from seed to seed, so that of many comparisons some pass the t-test."""
+    # Where every seed has the same difference t is infinite: it comes first and keeps no value.
+    p_values = [0.0 if level["p_value"] is None else level["p_value"] for level in levels]
+    for level, adjusted in zip(levels, holm(p_values), strict=True):
+        level["p_value_holm"] = None if level["p_value"] is None else adjusted

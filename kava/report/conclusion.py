@@ -99,8 +99,8 @@ def not_anew(rows: Sequence[Row]) -> str:
     if seeds < ENOUGH_SEEDS:
         why = "one seed" if seeds == 1 else f"{seeds} seeds"
     else:
-        largest = max(row["seed_level"]["p_value"] for row in rows)
-        why = f"{p_equals(largest)} over {seeds} seeds"
+        largest = max(row["seed_level"]["p_value_holm"] for row in rows)
+        why = f"Holm-adjusted {p_equals(largest)} over {seeds} seeds"
     return f"(not shown for students trained anew: {why})"
 
 

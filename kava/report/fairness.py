@@ -47,7 +47,9 @@ def check_training(runs: Mapping[str, Mapping[str, Run]]) -> list[str]:
         present = {name: seeds[seed] for name, seeds in runs.items() if seed in seeds}
         absent = [name for name in runs if name not in present]
         if absent:
-            sentences.append(f"Seed {seed}: no finished run of {', '.join(absent)}.")
+            sentences.append(
+                f"Seed {seed}: no finished run of {', '.join(absent)}; a mean over the other seeds alone is left out."
+            )
         for field, what in TRAINING_FIELDS.items():
             values = {name: run.distill.manifest.get(field) for name, run in present.items()}
             sentences += _differing(f"Seed {seed}", what, values)
@@ -91,4 +93,17 @@ def check_evaluations(evaluations: Mapping[str, Evaluation]) -> list[str]:
     if len(hashes) > 1:
         groups = "; ".join(f"{_short(digest)}: {', '.join(names)}" for digest, names in hashes.items())
         sentences.append(f"Not all models answered the same questions ({groups}).")
-    return sentences
+    return sentences + _other_settings(evaluations)
+
+
+def _other_settings(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """A sentence if models were evaluated in different ways; the batch size is none."""
+    found: dict[str, list[str]] = {}
+    for name, evaluation in evaluations.items():
+        settings = evaluation.manifest["spec"]["key"]["evaluation"]
+        said = ", ".join(f"{key} {value}" for key, value in sorted(settings.items()) if key != "batch_size")
+        found.setdefault(said, []).append(name)
+    if len(found) < 2:
+        return []
+    groups = "; ".join(f"{said}: {', '.join(names)}" for said, names in found.items())
+    return [f"Not all models were evaluated with the same settings ({groups})."]

@@ -56,6 +56,8 @@ class ReportInputs:
         Shown as they are: the resolved configuration; versions, commit, hardware, command.
     bench : Path or None
         What `kava bench store` measured on the run's teacher; None leaves size against fidelity out.
+    tokens : Path or None
+        Manifest of the token set, which says whether test questions stand in the training data; None if it is unknown.
     """
 
     experiment: str
@@ -70,6 +72,7 @@ class ReportInputs:
     config: dict[str, Any]
     provenance: dict[str, Any]
     bench: Path | None = None
+    tokens: Path | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted({name for pair in self.comparisons for name in pair} | set(self.controls) | set(self.runs))

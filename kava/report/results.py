@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from kava.grades import grade
@@ -13,6 +13,7 @@ from kava.report.read import Evaluation, Run
 from kava.report.statistics import wilson
 
 METRIC = "strict_match"
+FLEXIBLE = "flexible_extract"
 
 
 def _known(values: Iterable[Any]) -> list[Any]:
@@ -25,6 +26,14 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
+def _interval(rate: float | None, n: int) -> list[float] | None:
+    return None if rate is None or n < 1 else list(wilson(rate, n))
+
+
+def _intervals(rates: Mapping[str, Any], n: int) -> dict[str, Any]:
+    return {f"{metric}_ci95": _interval(rates[metric], n) for metric in (METRIC, FLEXIBLE)}
+
+
 def _seed_row(run: Run) -> dict[str, Any]:
     manifest, scores = run.distill.manifest, run.evaluation.manifest
     alignment = alignment_of(run)
@@ -34,6 +43,7 @@ def _seed_row(run: Run) -> dict[str, Any]:
         "strict_match": scores["strict_match"],
         "flexible_extract": scores["flexible_extract"],
         "n": scores["n"],
+        **_intervals(scores, scores["n"]),
         **{name: alignment.get(name) for name in ALIGNMENT},
         "grade": grade(alignment.get("cos_sim_centered")),
         "collapsed": has_collapsed(alignment),
@@ -64,8 +74,10 @@ def mean_cost(costs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, An
     }
 
 
-def arm_row(config: Mapping[str, Any], runs: Mapping[str, Run]) -> dict[str, Any]:
+def arm_row(config: Mapping[str, Any], runs: Mapping[str, Run], seeds: Collection[str]) -> dict[str, Any]:
     """One arm over its seeds (`runs`: seed → run); a mean is None where a seed's number is not known.
+
+    So it is where one of the report's `seeds` has no run: if it failed, the others may be those that went well.
 
     `strict_match_sd` is the standard deviation over seeds (n − 1; None for one seed), `strict_match_range` the
     smallest and the largest of them.
@@ -73,8 +85,8 @@ def arm_row(config: Mapping[str, Any], runs: Mapping[str, Run]) -> dict[str, Any
     aligner = (config.get("aligner") or {}).get("kind")
     same_questions = len({frozenset(run.evaluation.samples) for run in runs.values()}) == 1
     rows = {seed: _seed_row(run) for seed, run in runs.items()}
-    rates = {key: mean([row[key] for row in rows.values()]) for key in (METRIC, "flexible_extract")}
-    if not same_questions:
+    rates = {key: mean([row[key] for row in rows.values()]) for key in (METRIC, FLEXIBLE)}
+    if not same_questions or set(runs) != set(seeds):
         rates = dict.fromkeys(rates)
     n = min((row["n"] for row in rows.values()), default=0)
     rate = rates[METRIC]
@@ -85,21 +97,16 @@ def arm_row(config: Mapping[str, Any], runs: Mapping[str, Run]) -> dict[str, Any
         "loss": None if aligner is None else (config.get("loss") or {}).get("kind"),
         "projector_parameters": parameters[0] if parameters else None,
         "strict_match_mean": rate,
-        "strict_match_ci95": None if rate is None or n < 1 else list(wilson(rate, n)),
+        **_intervals(rates, n),
         "strict_match_sd": statistics.stdev(spread) if len(spread) > 1 else None,
         "strict_match_range": [min(spread), max(spread)] if spread else None,
-        "flexible_extract_mean": rates["flexible_extract"],
+        "flexible_extract_mean": rates[FLEXIBLE],
         "alignment": arm_alignment(list(runs.values())),
         "seeds": rows,
     }
 
 
 def reference_row(files: ReferenceFiles, evaluation: Evaluation) -> dict[str, Any]:
-    """A model that was evaluated but not trained here, with the interval of its strict match."""
+    """A model that was evaluated but not trained here, with the intervals of its accuracies."""
     row = {key: evaluation.manifest[key] for key in ("strict_match", "flexible_extract", "n")}
-    rate, n = row["strict_match"], row["n"]
-    return {
-        "model": files.model,
-        **row,
-        "strict_match_ci95": None if rate is None or n < 1 else list(wilson(rate, n)),
-    }
+    return {"model": files.model, **row, **_intervals(row, row["n"])}

@@ -1,7 +1,9 @@
 """What the declared comparisons show, before it is put into words.
 
 A comparison can show two things. *Shown*: the trained students differ on the questions (Holm-adjusted p under 0.05).
-*Repeated*: shown, and the paired t-test over at least three seeds says that students trained anew would differ too.
+*Repeated*: shown, and the paired t-test over at least three seeds says that students trained anew would differ too
+(p after Holm's correction of its own). Without that correction, three comparisons of equal arms whose accuracy has a
+standard deviation of 6 points over seeds, as the demo's have, give a claim in 12% of experiments.
 """
 
 from __future__ import annotations
@@ -49,10 +51,13 @@ def too_few_seeds(rows: Sequence[Row]) -> bool:
 
 
 def repeated(row: Row) -> bool:
-    """Whether a shown difference is also shown for students trained anew: t-test over at least 3 seeds, p <= 0.05."""
+    """Whether a shown difference is also shown for students trained anew.
+
+    That is, in the t-test over at least 3 seeds, with a Holm-adjusted p of at most 0.05.
+    """
     if not shown(row) or row["seed_level"] is None or too_few_seeds([row]):
         return False
-    p_value = row["seed_level"]["p_value"]
+    p_value = row["seed_level"]["p_value_holm"]
     # Without a p, every seed has the same difference, and it is not zero where the row shows one: t is infinite.
     return p_value is None or p_value <= ALPHA
 

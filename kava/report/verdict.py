@@ -4,8 +4,10 @@ A *control* is an arm without usable KV signal, a *KV arm* is any other. A compa
 
 - *shown*: Holm-adjusted p below 0.05 in the permutation test over questions. It takes the trained students as they
   are, so it says something about these students and nothing about others.
-- *repeated*: shown, there are at least 3 common seeds, and the paired t-test over them has p of at most 0.05. Only
-  this is a claim about the arms, "a beats b". (Where every seed has the same difference, t is infinite.)
+- *repeated*: shown, there are at least 3 common seeds, and the paired t-test over them has a p of at most 0.05, after
+  Holm's correction of these tests. Only this is a claim about the arms, "a beats b". (Where every seed has the same
+  difference, t is infinite.) Both p-values are corrected, since either alone lets chance through: the first knows
+  nothing of students trained anew, the second nothing of other questions.
 
 A difference that is shown but not repeated is told of the students, "the a students beat the b ones (not shown for
 students trained anew: one seed)". The first rule that applies decides the outcome:
@@ -25,12 +27,13 @@ students trained anew: one seed)". The first rule that applies decides the outco
    it repeats* with fewer than 3 seeds. Else *no difference shown*.
 
 The headline says first which KV arms beat their controls, then what the pairs show, or without pairs the comparisons
-among KV arms. The numbers of up to 6 comparisons follow. Of more, it says how many KV arms were compared with each
-control, which are better, which worse, and that the others show no difference (`verdict_many`); the numbers stand in
-the table. Comparisons of controls with each other follow last.
+among KV arms. The numbers of up to 6 comparisons follow, and of one that shows nothing the difference that it would
+have shown with 80% power. Of more, it says how many KV arms were compared with each control, which are better, which
+worse, and that the others show no difference (`verdict_many`); the numbers stand in the table. Comparisons of controls
+with each other follow last.
 
-The number of seeds and questions, that intervals are over questions, unequal terms, comparisons that could not be
-made and shown differences that are not repeated are said in the same sentence.
+The number of seeds and questions, that intervals are over questions, failed checks of fairness, comparisons that could
+not be made and shown differences that are not repeated are said in the same sentence.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kava.report.conclusion import Configs, among_kv, conclude
-from kava.report.format import listed, p_equals, percent, points
+from kava.report.format import listed, p_equals, percent, points, spread
 from kava.report.shown import (
     ENOUGH_SEEDS,
     NO_DIFFERENCE,
@@ -136,14 +139,16 @@ def _numbers(row: Row, arms: Mapping[str, Row], first: str) -> str:
     a, b, sign = (row["a"], row["b"], 1) if row["a"] == first else (row["b"], row["a"], -1)
     low, high = sorted(sign * edge for edge in row["ci95"])
     rates = [arms[name]["strict_match_mean"] for name in (a, b)]
+    detectable = row["minimal_detectable_effect"]
+    missed = "" if shown(row) or detectable is None else f"; {spread(detectable)} points would be shown with 80% power"
     return (
         f"strict match is {percent(rates[0])} for {a} and {percent(rates[1])} for {b}, a difference of "
         f"{points(sign * row['delta'])} points (95% interval {points(low)} to {points(high)}, "
-        f"Holm-adjusted {p_equals(row['p_value_holm'], at_floor(row))})"
+        f"Holm-adjusted {p_equals(row['p_value_holm'], at_floor(row))}{missed})"
     )
 
 
-def _caveats(arms: Mapping[str, Row], rows: Sequence[Row], controls: Sequence[str], unequal: int) -> list[str]:
+def _caveats(arms: Mapping[str, Row], rows: Sequence[Row], controls: Sequence[str], unfair: int) -> list[str]:
     compared = {name: arm for name, arm in arms.items() if any(name in (row["a"], row["b"]) for row in rows)} or arms
     n = min((run["n"] for arm in compared.values() for run in arm["seeds"].values()), default=0)
     common = [len(row["seeds"]) for row in rows if row["delta"] is not None]
@@ -166,8 +171,8 @@ def _caveats(arms: Mapping[str, Row], rows: Sequence[Row], controls: Sequence[st
         differing = sum(shown(row) for row in rows)
         said = _pairs(doubtful) if len(rows) <= FEW else f"{len(doubtful)} of {differing} differences"
         caveats.append(f"not shown to repeat over seeds: {said}")
-    if unequal:
-        caveats.append(f"the terms were not equal: {unequal} mismatch{'es' if unequal > 1 else ''}")
+    if unfair:
+        caveats.append(f"fairness not given: {unfair} mismatch{'es' if unfair > 1 else ''}")
     return caveats
 
 

@@ -53,6 +53,7 @@ def run(job: Job, runtime: Runtime) -> None:  # noqa: ARG001
             config={name: value for name, value in spec.items() if name != "controls"},
             provenance=provenance(store),
             bench=inputs.get("bench"),
+            tokens=inputs["tokens"],
         )
     )
     write_json(job.output.with_suffix(".json"), report)

@@ -27,6 +27,7 @@ def run(job: Job, runtime: Runtime) -> None:
 
     from kava.config.schema import Data
     from kava.data import load_splits
+    from kava.data.overlap import find_overlap
     from kava.data.task import write_task
     from kava.data.tokens import check_rows, require_same_tokenizer, vocabulary_sha256
     from kava.files import read_json, sha256_json, write_json
@@ -46,9 +47,18 @@ def run(job: Job, runtime: Runtime) -> None:
         examples[split], splits[split] = encode_split(teacher, key, split, rows[split])
     splits["test"] = {"examples": len(rows["test"]), "sha256": sha256_json(rows["test"])}
 
+    overlap = find_overlap(rows)
+    log.info(
+        "test: %d questions, %d of them in train or validation, %d with %d words in a row from there",
+        overlap["questions"], overlap["same_question"]["count"], overlap["shared_ngram"]["count"], overlap["ngram"],
+    )  # fmt: skip
+
     folder = job.output.parent
-    if job.output.is_file() and read_json(job.output)["splits"] == splits:
-        return  # what others may be reading right now is already right
+    if job.output.is_file() and (manifest := read_json(job.output))["splits"] == splits:
+        # What others may be reading right now is already right; a manifest may be older than the search for overlap.
+        if manifest.get("overlap") != overlap:
+            write_json(job.output, manifest | {"overlap": overlap})
+        return
     write_task(folder / "task", rows["test"], key["template"])
     staged = folder / "examples.partial"
     shutil.rmtree(staged, ignore_errors=True)
@@ -61,6 +71,7 @@ def run(job: Job, runtime: Runtime) -> None:
             "stage": "tokenize",
             "spec": key,
             "splits": splits,
+            "overlap": overlap,
             "vocabulary_sha256": vocabulary_sha256(teacher),
             "end_token_id": teacher.eos_token_id,
         },

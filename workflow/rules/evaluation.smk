@@ -46,7 +46,7 @@ rule report:
         **{
             name: (
                 ancient(path)
-                if name in ("store", "bench", "teacher", "student_base")
+                if name in ("tokens", "store", "bench", "teacher", "student_base")
                 else path
             )
             for name, path in PLAN.report.inputs.items()
