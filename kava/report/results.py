@@ -25,6 +25,10 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
+def _rate(amount: float | None, seconds: float | None) -> float | None:
+    return None if amount is None or not seconds else amount / seconds
+
+
 def _seed_row(run: Run) -> dict[str, Any]:
     manifest, scores = run.distill.manifest, run.evaluation.manifest
     alignment = alignment_of(run)
@@ -39,6 +43,7 @@ def _seed_row(run: Run) -> dict[str, Any]:
         "collapsed": has_collapsed(alignment),
         "train_seconds": _sum([cost.get("seconds") for cost in stages]),
         "train_tokens": manifest.get("train_tokens"),
+        "tokens_per_second": _rate(manifest.get("train_tokens"), run.distill.cost.get("seconds")),
         "optimizer_steps": manifest.get("optimizer_steps"),
         "peak_memory_mib": max(peaks, default=None),
     }
@@ -57,9 +62,10 @@ def cost_row(run: Run) -> dict[str, Any]:
 def mean_cost(costs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One arm's cost over its seeds, from its rows of `cost_row` and its `seeds`: means, but the highest memory."""
     seconds = ("pretrain_seconds", "distill_seconds", "evaluate_seconds")
+    further = ("train_seconds", "train_tokens", "tokens_per_second", "optimizer_steps")
     return {
         **{name: mean([cost[name] for cost in costs]) for name in seconds},
-        **{name: mean([row[name] for row in rows]) for name in ("train_seconds", "train_tokens", "optimizer_steps")},
+        **{name: mean([row[name] for row in rows]) for name in further},
         "peak_memory_mib": max(_known(row["peak_memory_mib"] for row in rows), default=None),
     }
 
