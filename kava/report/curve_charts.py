@@ -94,7 +94,9 @@ def curve_chart(curve: Curve, report: Mapping[str, Any], domain: tuple[float, fl
         chart, without = _means(curve, report, runs, whole, x, y_scale), "Without a mean"
     else:
         chart, without = _seeds(curve, report, runs, x, y_scale), ""
-    caption = f"{curve.caption} {without}, as not every seed logged it: {listed(partial)}." if partial else curve.caption
+    caption = (
+        f"{curve.caption} {without}, as not every seed logged it: {listed(partial)}." if partial else curve.caption
+    )
     chart = chart.properties(height=CURVE_HEIGHT)
     return Chart(curve.name, curve.title, caption, finish(chart, f"{curve.title} against optimizer step. {caption}"))
 

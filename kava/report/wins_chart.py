@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kava.report.charts import PALETTE, Chart, finish
+from kava.report.verdict_many import FEW
 
-ROW_HEIGHT = 42
+# Height of a row, and of the bar in it: of few comparisons, and of many.
+ROW, BAR = 42, 15
+ROW_OF_MANY, BAR_OF_MANY = 34, 11
 
 
 def wins_chart(comparisons: Sequence[Mapping[str, Any]]) -> Chart | None:
@@ -23,6 +26,8 @@ def wins_chart(comparisons: Sequence[Mapping[str, Any]]) -> Chart | None:
     rows = [row for row in comparisons if row["discordant"]]
     if not rows:
         return None
+    row_height, bar_height = (ROW_OF_MANY, BAR_OF_MANY) if len(rows) > FEW else (ROW, BAR)
+    below, above = row_height / 6, -row_height / 4
     bars = []
     for row in rows:
         name = f"{row['a']} − {row['b']}"
@@ -49,7 +54,7 @@ def wins_chart(comparisons: Sequence[Mapping[str, Any]]) -> Chart | None:
         scale=alt.Scale(paddingInner=0.1, paddingOuter=0),
     )
     table = alt.Chart(alt.Data(values=bars)).encode(y=y, x=alt.X("questions:Q", scale=x_scale, axis=x_axis))
-    bar = table.mark_bar(height=15, yOffset=9).encode(
+    bar = table.mark_bar(height=bar_height, yOffset=below).encode(
         color=alt.Color(
             "only:N", scale=alt.Scale(domain=["first", "second"], range=[PALETTE[0], PALETTE[1]]), legend=None
         ),
@@ -60,19 +65,19 @@ def wins_chart(comparisons: Sequence[Mapping[str, Any]]) -> Chart | None:
             alt.Tooltip("by_seed:N", title="by seed"),
         ],
     )
-    count = {"fontSize": 12, "yOffset": 9, "baseline": "middle"}
+    count = {"fontSize": 12, "yOffset": below, "baseline": "middle"}
     first, second = (table.transform_filter(f"datum.only == '{side}'") for side in ("first", "second"))
     text = alt.Text("count:Q", format=".1~f")
     labels = [
         first.mark_text(align="left", dx=4, **count).encode(text=text),
         second.mark_text(align="right", dx=-4, **count).encode(text=text),
         # Names stand above their bars: beside them they would leave a phone no room.
-        first.mark_text(align="left", fontSize=13, yOffset=-9, baseline="middle").encode(
+        first.mark_text(align="left", fontSize=13, yOffset=above, baseline="middle").encode(
             text="comparison:N", x=alt.value(0)
         ),
     ]
     zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color="#8a8f98").encode(x="zero:Q")
-    chart = alt.layer(bar, zero, *labels).properties(height=ROW_HEIGHT * len(rows))
+    chart = alt.layer(bar, zero, *labels).properties(height=row_height * len(rows))
     said = "; ".join(f"{bar['comparison']}: only {bar['arm']} {bar['count']:.1f}" for bar in bars)
     return Chart(
         "wins",
