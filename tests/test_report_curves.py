@@ -15,12 +15,14 @@ from kava.report.wins_chart import wins_chart
 
 
 def datasets(spec: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    return [part["data"]["values"] for part in [spec, *spec["layer"]] if "data" in part]
+    parts = [spec, *spec["layer"], *(layer for part in spec["layer"] for layer in part.get("layer", []))]
+    return [part["data"]["values"] for part in parts if "data" in part]
 
 
 def test_few_arms_with_seeds_have_a_mean_a_band_and_each_seed(report: dict[str, Any]) -> None:
     chart = loss_charts(report)[0]
-    assert [layer["mark"]["type"] for layer in chart.spec["layer"]] == ["line", "area", "line", "point"]
+    thin, means = chart.spec["layer"]
+    assert [layer["mark"]["type"] for layer in (thin, *means["layer"])] == ["line", "area", "line", "point"]
     rows = [row for rows in datasets(chart.spec) for row in rows]
     (mean,) = (row for row in rows if row["arm"] == "flat" and "low" in row)
     seeds = [row["value"] for row in rows if row["arm"] == "flat" and "seed" in row]

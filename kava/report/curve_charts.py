@@ -154,7 +154,9 @@ def _means(
     thin = _seed_lines(report, runs, x, y_scale).mark_line(strokeWidth=0.7, opacity=0.45)
     base = _mean_lines(whole, x, y_scale)
     coloured = base.encode(color=colour_of(arm_styles(report)))
-    return alt.layer(thin, *_with_band(coloured, report, y_scale), _mean_points(curve, report, base))
+    # A layer of their own, so that their rows stand in the page once.
+    means = alt.layer(*_with_band(coloured, report, y_scale), _mean_points(curve, report, base))
+    return alt.layer(thin, means)
 
 
 def _many(curve: Curve, report: Mapping[str, Any], runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
