@@ -46,6 +46,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
 
     def hostile(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         rows = [{**row, "answer": HOSTILE.get(row["doc_id"], row["answer"])} for row in rows]
+        rows = [{**row, "question": row["question"] + " Really?" * (row["doc_id"] % 3)} for row in rows]
         return [{**row, "question": ATTACK} if row["doc_id"] == 9 else row for row in rows]
 
     for evaluation in (files.evaluation for seeds in inputs.runs.values() for files in seeds.values()):
