@@ -206,7 +206,7 @@ def test_an_arm_whose_projector_was_not_pretrained_is_reported_like_any_other(ru
     assert report["cost"]["structured"]["42"]["pretrain_seconds"] == 0
     assert report["arms"]["structured"]["seeds"]["42"]["train_seconds"] == pytest.approx(41.5)
     assert {row["arm"] for row in report["curves"] if row["stage"] == "pretrain"} == {"flat"}
-    assert '<td class="n">0.0 s</td>' in render_html(report)
+    assert 'data-value="0.0">0.0 s</td>' in render_html(report)
 
 
 def test_a_sample_without_its_doc_id_is_refused_with_its_line(runs: ReportInputs) -> None:
@@ -214,13 +214,6 @@ def test_a_sample_without_its_doc_id_is_refused_with_its_line(runs: ReportInputs
     edit_lines(path, lambda rows: [rows[0], {k: v for k, v in rows[1].items() if k != "doc_id"}, *rows[2:]])
     with pytest.raises(ValueError, match=r"samples.jsonl, line 2, has no doc_id; rerun the evaluation"):
         build_report(runs)
-
-
-def test_sample_questions_prefer_disagreement(report: dict[str, Any]) -> None:
-    questions = report["samples"]["questions"]
-    assert len(questions) == 12
-    assert all(len({a["strict_match"] for a in q["answers"].values()}) == 2 for q in questions)
-    assert len({tuple(a["strict_match"] for a in q["answers"].values()) for q in questions}) > 2
 
 
 def test_long_logs_are_thinned_to_what_a_chart_shows(runs: ReportInputs) -> None:

@@ -55,6 +55,7 @@ def test_model_output_is_text_whatever_it_holds(runs: ReportInputs) -> None:
     html = render_html(build_report(runs))
     page = Page(html)
     assert page.text.count(attack) > 20
+    assert "begin blah blah" in page.text
     assert page.count("img") == 0
     assert page.count("script") == clean.count("script")
     assert len(html.encode()) < 3_000_000
@@ -67,7 +68,7 @@ def test_100_kb_answer_is_folded_and_whole(runs: ReportInputs) -> None:
     edit_lines(path, lambda rows: [{**row, "answer": text} if str(row["doc_id"]) == shown else row for row in rows])
     html = render_html(build_report(runs))
     assert html.count("the-very-end") == 1
-    assert "all 98,012 characters" in html
+    assert "98,012 characters in all" in html
 
 
 def test_invalid_utf8_and_surrogates_show_as_text(runs: ReportInputs) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kava.report.alignment import first_cka, over_shuffled
+from kava.report.breakdown import break_down
 from kava.report.clean import flatten, jsonable
 from kava.report.comparisons import compare_arms
 from kava.report.curves import curves
@@ -36,7 +37,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     dict
         Plain JSON types, no NaN or infinity (they become null, and `warnings` says where). Fulfils the
         contract of `ab_report.json`; beside it stand `verdict_parts`, `fairness`, `warnings`, `cost`, `cost_mean`,
-        `fidelity`, `curves`, `samples`, `controls`, `retrieval_over_shuffled`, `cka`, `arm_differences`,
+        `fidelity`, `curves`, `breakdown`, `samples`, `controls`, `retrieval_over_shuffled`, `cka`, `arm_differences`,
         `configuration` and `provenance`.
 
     Raises
@@ -67,6 +68,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     fidelity = read_fidelity(inputs.bench, list(manifests.values()), lost) if inputs.bench else None
 
     alignments = {name: arm["alignment"] for name, arm in arms.items()}
+    evaluations = {arm: {seed: run.evaluation for seed, run in seeds.items()} for arm, seeds in runs.items()}
     cost = {arm: {seed: cost_row(run) for seed, run in seeds.items()} for arm, seeds in runs.items()}
     report = jsonable(
         {
@@ -84,7 +86,8 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             "fairness": {"equal": not mismatches, "mismatches": mismatches, "overlap": overlap},
             "cost": cost,
             "cost_mean": {arm: mean_cost(list(cost[arm].values()), list(arms[arm]["seeds"].values())) for arm in runs},
-            "samples": pick_samples({a: {s: run.evaluation for s, run in r.items()} for a, r in runs.items()}),
+            "breakdown": break_down(evaluations),
+            "samples": pick_samples(evaluations),
             "arm_differences": _differences(inputs.arms),
             "configuration": inputs.config,
             "provenance": inputs.provenance,

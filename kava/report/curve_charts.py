@@ -1,7 +1,7 @@
 """The training curves: a small chart for each part of the loss that any arm logged.
 
-Of few arms every seed is a line of its own. Of many, an arm is its mean over seeds; those picked in the legend stand
-out in colour with the range of their seeds, and the others stay as thin grey lines to compare with.
+An arm is its mean over seeds with their range as a band; where there is one seed, its line. Of few arms the seeds are
+thin lines as well. Of many, those picked in the legend stand out in colour, and the others stay as thin grey lines.
 """
 
 from __future__ import annotations
@@ -86,11 +86,18 @@ def curve_chart(curve: Curve, report: Mapping[str, Any], domain: tuple[float, fl
         axis=alt.Axis(tickCount=5, format="d"),
     )
     # A mean over the seeds that happen to have the field would pass for that of the arm.
-    partial = [arm for arm, seeds in runs.items() if set(seeds) != logged[arm]] if many_arms(report) else []
-    runs = {arm: seeds for arm, seeds in runs.items() if arm not in partial}
-    caption = f"{curve.caption} Left out, as not every seed logged it: {listed(partial)}." if partial else curve.caption
-    draw = _means if many_arms(report) else _seeds
-    chart = draw(curve, report, runs, x, y_scale).properties(height=CURVE_HEIGHT)
+    partial = [arm for arm, seeds in runs.items() if set(seeds) != logged[arm]]
+    whole = {arm: seeds for arm, seeds in runs.items() if arm not in partial}
+    if many_arms(report):
+        chart, without = _many(curve, report, whole, x, y_scale), "Left out"
+    elif any(len(seeds) > 1 for seeds in logged.values()):
+        chart, without = _means(curve, report, runs, whole, x, y_scale), "Without a mean"
+    else:
+        chart, without = _seeds(curve, report, runs, x, y_scale), ""
+    caption = (
+        f"{curve.caption} {without}, as not every seed logged it: {listed(partial)}." if partial else curve.caption
+    )
+    chart = chart.properties(height=CURVE_HEIGHT)
     return Chart(curve.name, curve.title, caption, finish(chart, f"{curve.title} against optimizer step. {caption}"))
 
 
@@ -101,38 +108,66 @@ def _table(rows: list[dict[str, Any]], columns: list[str]) -> Any:
     return alt.Chart(alt.Data(values=rows)).transform_flatten(columns)
 
 
-def _seeds(curve: Curve, report: Mapping[str, Any], runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
-    import altair as alt
-
+def _seed_lines(report: Mapping[str, Any], runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
     rows = [
         {"arm": arm, "seed": seed, "step": list(line), "value": list(line.values())}
         for arm, seeds in runs.items()
         for seed, line in seeds.items()
     ]
-    styles = arm_styles(report)
-    base = _table(rows, ["step", "value"]).encode(
-        x=x, y=_value("value", y_scale), color=colour_of(styles), detail="seed:N"
-    )
-    line = base.mark_line(strokeWidth=1.8, opacity=0.9).encode(strokeDash=_dash(styles))
+    y = _value("value", y_scale)
+    return _table(rows, ["step", "value"]).encode(x=x, y=y, color=colour_of(arm_styles(report)), detail="seed:N")
+
+
+def _seeds(curve: Curve, report: Mapping[str, Any], runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
+    import altair as alt
+
+    base = _seed_lines(report, runs, x, y_scale)
+    line = base.mark_line(strokeWidth=1.8, opacity=0.9).encode(strokeDash=dash_of(arm_styles(report)))
     return alt.layer(line, _points(base, ["step"], _tooltip(curve, alt.Tooltip("seed:N", title="seed"))))
 
 
-def _means(curve: Curve, report: Mapping[str, Any], runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
+def _mean_lines(runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
+    rows = [_mean_line(arm, list(seeds.values())) for arm, seeds in runs.items()]
+    table = _table(rows, ["step", "value", "low", "high"])
+    return table.encode(x=x, y=_value("value", y_scale), detail="arm:N")
+
+
+def _with_band(coloured: Any, report: Mapping[str, Any], y_scale: Any) -> list[Any]:
+    band = coloured.mark_area(opacity=0.14, line=False).encode(y=_value("low", y_scale), y2="high:Q")
+    return [band, coloured.mark_line(strokeWidth=2.2).encode(strokeDash=dash_of(arm_styles(report)))]
+
+
+def _mean_points(curve: Curve, report: Mapping[str, Any], base: Any) -> Any:
     import altair as alt
 
-    rows = [_mean_line(arm, list(seeds.values())) for arm, seeds in runs.items()]
-    styles = arm_styles(report)
-    chosen = alt.param(name=CHOICE, value=highlighted(report))
-    is_chosen = f"indexof({CHOICE}, datum.arm) >= 0"
-    table = _table(rows, ["step", "value", "low", "high"])
-    base = table.encode(x=x, y=_value("value", y_scale), detail="arm:N")
-    context = base.mark_line(strokeWidth=1, opacity=0.45, color=GREY)
-    in_colour = base.transform_filter(is_chosen).encode(color=colour_of(styles))
-    line = in_colour.mark_line(strokeWidth=2.2).encode(strokeDash=_dash(styles))
-    band = in_colour.mark_area(opacity=0.14, line=False).encode(y=_value("low", y_scale), y2="high:Q")
     spread = [alt.Tooltip(f"{edge}:Q", title=f"{edge}est seed", format=".4~g") for edge in ("low", "high")]
-    points = _points(base.encode(color=colour_of(styles)), ["step", "arm"], _tooltip(curve, *spread))
-    return alt.layer(context, band, line, points).add_params(chosen)
+    coloured = base.encode(color=colour_of(arm_styles(report)))
+    return _points(coloured, ["step", "arm"], _tooltip(curve, *spread))
+
+
+def _means(
+    curve: Curve, report: Mapping[str, Any], runs: Mapping[str, Any], whole: Mapping[str, Any], x: Any, y_scale: Any
+) -> Any:
+    """Every seed as a thin line, and the mean and range of those arms whose seeds all logged the quantity."""
+    import altair as alt
+
+    thin = _seed_lines(report, runs, x, y_scale).mark_line(strokeWidth=0.7, opacity=0.45)
+    base = _mean_lines(whole, x, y_scale)
+    coloured = base.encode(color=colour_of(arm_styles(report)))
+    # A layer of their own, so that their rows stand in the page once.
+    means = alt.layer(*_with_band(coloured, report, y_scale), _mean_points(curve, report, base))
+    return alt.layer(thin, means)
+
+
+def _many(curve: Curve, report: Mapping[str, Any], runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
+    import altair as alt
+
+    chosen = alt.param(name=CHOICE, value=highlighted(report))
+    base = _mean_lines(runs, x, y_scale)
+    context = base.mark_line(strokeWidth=1, opacity=0.45, color=GREY)
+    in_colour = base.transform_filter(f"indexof({CHOICE}, datum.arm) >= 0").encode(color=colour_of(arm_styles(report)))
+    points = _mean_points(curve, report, base)
+    return alt.layer(context, *_with_band(in_colour, report, y_scale), points).add_params(chosen)
 
 
 def _mean_line(arm: str, seeds: list[dict[int, float]]) -> dict[str, Any]:
@@ -154,7 +189,7 @@ def _value(field: str, scale: Any) -> Any:
     return alt.Y(f"{field}:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5))
 
 
-def _dash(styles: Mapping[str, Mapping[str, Any]]) -> Any:
+def dash_of(styles: Mapping[str, Mapping[str, Any]]) -> Any:
     import altair as alt
 
     scale = alt.Scale(domain=list(styles), range=[style["dash"] for style in styles.values()])

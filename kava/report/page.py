@@ -15,16 +15,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kava.report import format as formats
+from kava.report.breakdown_chart import breakdown_charts
 from kava.report.charts import accuracy_chart, arm_styles, highlighted, many_arms, ranked
 from kava.report.clean import flatten
 from kava.report.curve_charts import loss_charts, similarity_charts
 from kava.report.fidelity_chart import fidelity_chart
 from kava.report.heatmap import heat_map, layer_by_head
+from kava.report.samples import FIRST, embedded
 from kava.report.shown import at_floor, winner_of
 from kava.report.verdict_many import FEW
+from kava.report.wins_chart import wins_chart
 
 HERE = Path(__file__).parent
-# Longer answers are folded: a summary of this many characters, the rest on demand.
+STYLES = ("page.css", "controls.css")
+SCRIPTS = ("page.js", "tables.js", "explorer.js")
+# Longer texts are folded: this many characters, the rest on demand.
 FOLD = 420
 
 
@@ -40,6 +45,10 @@ def _library() -> str:
         vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
         flags=re.IGNORECASE,
     )
+
+
+def _together(names: Sequence[str]) -> str:
+    return "".join((HERE / name).read_text(encoding="utf-8") for name in names)
 
 
 def _hash(script: str) -> str:
@@ -92,6 +101,14 @@ def _departures(differences: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str,
     return {key: value for key, value in usual.items() if value is not None}, arms
 
 
+def _explorer(report: Mapping[str, Any], order: Sequence[str]) -> Markup:
+    """The questions as the page's script reads them; `order` of the arms as their numbers in the rows."""
+    samples = report["samples"]
+    shown = {key: samples[key] for key in ("arms", "questions")}
+    numbers = [samples["arms"].index(name) for name in order]
+    return Markup(embedded({**shown, "order": numbers, "many": many_arms(report), "fold": FOLD}))
+
+
 def render_html(report: Mapping[str, Any]) -> str:
     """One self-contained HTML page.
 
@@ -132,15 +149,17 @@ def render_html(report: Mapping[str, Any]) -> str:
     if sort_comparisons:
         comparisons.sort(key=lambda row: (row["delta"] is None, -(row["delta"] or 0.0)))
     usual, departures = _departures(report["arm_differences"])
-    script = (HERE / "page.js").read_text(encoding="utf-8")
+    script = _together(SCRIPTS)
     library = _library()
     return environment.get_template("page.html.j2").render(
         r=report,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        style=Markup(_together(STYLES)),
         library=Markup(library),
         script=Markup(script),
         script_hashes=f"{_hash(library)} {_hash(script)}",
         accuracy=accuracy_chart(report),
+        wins=wins_chart(comparisons),
+        breakdowns=breakdown_charts(report),
         losses=loss_charts(report),
         similarities=similarity_charts(report),
         fidelity=fidelity_chart(report),
@@ -161,5 +180,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         departures=departures,
         configuration=yaml.safe_dump(report["configuration"], sort_keys=False, allow_unicode=True, width=100),
         provenance=flatten(report["provenance"]),
+        explorer=_explorer(report, order),
+        first=FIRST,
         fold=FOLD,
     )

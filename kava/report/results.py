@@ -55,20 +55,22 @@ def _seed_row(run: Run) -> dict[str, Any]:
 
 
 def cost_row(run: Run) -> dict[str, Any]:
-    """Seconds and peak memory (MiB) of each stage; None for a stage the arm does not have."""
+    """Seconds and peak memory (MiB) of each stage, None for one the arm does not have; tokens/s of distillation."""
     stages = {"pretrain": run.pretrain, "distill": run.distill, "evaluate": run.evaluation}
-    return {
+    tokens, seconds = run.distill.manifest.get("train_tokens"), run.distill.cost.get("seconds")
+    row = {
         f"{stage}_{field}": None if part is None else part.cost.get(field)
         for stage, part in stages.items()
         for field in ("seconds", "peak_memory_mib")
     }
+    return row | {"tokens_per_second": None if tokens is None or not seconds else tokens / seconds}
 
 
 def mean_cost(costs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One arm's cost over its seeds, from its rows of `cost_row` and its `seeds`: means, but the highest memory."""
-    seconds = ("pretrain_seconds", "distill_seconds", "evaluate_seconds")
+    of_stages = ("pretrain_seconds", "distill_seconds", "evaluate_seconds", "tokens_per_second")
     return {
-        **{name: mean([cost[name] for cost in costs]) for name in seconds},
+        **{name: mean([cost[name] for cost in costs]) for name in of_stages},
         **{name: mean([row[name] for row in rows]) for name in ("train_seconds", "train_tokens", "optimizer_steps")},
         "peak_memory_mib": max(_known(row["peak_memory_mib"] for row in rows), default=None),
     }

@@ -1,0 +1,80 @@
+"""Accuracy by kind of question: which bin a question falls into, and that every question counts once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from report_fixtures import finished_runs, report_of_two_seeds  # noqa: F401
+
+from kava.report.breakdown import break_down, steps_of, words_of
+from kava.report.read import Evaluation
+from kava.report.statistics import wilson
+
+
+def evaluation(questions: list[str], golds: list[str], marks: str) -> Evaluation:
+    lines = {
+        str(doc): {"question": question, "gold": gold, "strict_match": int(mark)}
+        for doc, (question, gold, mark) in enumerate(zip(questions, golds, marks, strict=True))
+    }
+    return Evaluation({}, {}, lines, len(lines))
+
+
+@pytest.mark.parametrize(
+    ("gold", "steps"),
+    [
+        ("He has 2 + 3 = <<2+3=5>>5.\n#### 5", 1),
+        ("<<2+3=5>>5 and <<5*2=10>>10 in one line.\n#### 10", 2),
+        ("First he has two.\nThen, three more.\n\n#### 5", 2),
+        ("#### 5", 0),
+        ("a << b and << c\n#### 5", 1),
+    ],
+)
+def test_steps_are_equations_and_without_any_lines(gold: str, steps: int) -> None:
+    assert steps_of(gold) == steps
+
+
+def test_words_are_parted_by_whitespace() -> None:
+    assert words_of(" How  many\napples? ") == 3
+
+
+def test_terciles_are_even_and_ties_are_never_parted() -> None:
+    questions = ["w " * n for n in range(1, 10)]
+    table = break_down({"a": {"1": evaluation(questions, ["x"] * 9, "111110000")}})
+    assert table is not None
+    assert [(b["name"], b["n"]) for b in table["length"]] == [("1–3 words", 3), ("4–6 words", 3), ("7–9 words", 3)]
+    assert [b["arms"]["a"]["rate"] for b in table["length"]] == pytest.approx([1, 2 / 3, 0])
+    alike = break_down({"a": {"1": evaluation(["w w"] * 9, ["x"] * 9, "111110000")}})
+    assert alike is not None
+    assert [(b["name"], b["n"]) for b in alike["length"]] == [("2 words", 9)]
+
+
+def test_long_solutions_share_a_bin() -> None:
+    golds = ["<<1=1>>" * n for n in (1, 2, 2, 6, 7, 9)]
+    table = break_down({"a": {"1": evaluation(["w"] * 6, golds, "101010")}})
+    assert table is not None
+    assert [(b["name"], b["n"]) for b in table["steps"]] == [("1 step", 1), ("2 steps", 2), ("6 or more steps", 3)]
+
+
+def test_bins_average_over_seeds_and_add_up_to_the_accuracy_of_the_arm(report: dict[str, Any]) -> None:
+    for bins in report["breakdown"].values():
+        assert sum(row["n"] for row in bins) == 500
+        for arm, row in report["arms"].items():
+            total = sum(bin_["n"] * bin_["arms"][arm]["rate"] for bin_ in bins) / 500
+            assert total == pytest.approx(row["strict_match_mean"])
+            one = bins[0]["arms"][arm]
+            assert one["ci95"] == pytest.approx(wilson(one["rate"], bins[0]["n"]))
+
+
+def test_only_questions_of_every_run_count_and_an_arm_without_runs_has_no_number() -> None:
+    three, two = evaluation(["w"] * 3, ["x"] * 3, "110"), evaluation(["w"] * 2, ["x"] * 2, "10")
+    table = break_down({"a": {"1": three, "2": two}, "b": {}})
+    assert table is not None
+    (row,) = table["length"]
+    assert row["n"] == 2
+    assert row["arms"] == {
+        "a": {"rate": 0.75, "ci95": pytest.approx(wilson(0.75, 2))},
+        "b": {"rate": None, "ci95": None},
+    }
+    assert break_down({"a": {}}) is None
+    assert break_down({"a": {"1": three, "2": evaluation([], [], "")}}) is None

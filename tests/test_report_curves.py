@@ -1,0 +1,71 @@
+"""What the charts are drawn from: seeds as bands, wins to each side, lines by kind of question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_files import edit_lines
+from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed  # noqa: F401
+
+from kava.report import ReportInputs, build_report
+from kava.report.curve_charts import loss_charts
+from kava.report.wins_chart import wins_chart
+
+
+def datasets(spec: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    parts = [spec, *spec["layer"], *(layer for part in spec["layer"] for layer in part.get("layer", []))]
+    return [part["data"]["values"] for part in parts if "data" in part]
+
+
+def test_few_arms_with_seeds_have_a_mean_a_band_and_each_seed(report: dict[str, Any]) -> None:
+    chart = loss_charts(report)[0]
+    thin, means = chart.spec["layer"]
+    assert [layer["mark"]["type"] for layer in (thin, *means["layer"])] == ["line", "area", "line", "point"]
+    rows = [row for rows in datasets(chart.spec) for row in rows]
+    (mean,) = (row for row in rows if row["arm"] == "flat" and "low" in row)
+    seeds = [row["value"] for row in rows if row["arm"] == "flat" and "seed" in row]
+    assert len(seeds) == 2
+    at = [line[5] for line in seeds]
+    assert [mean[name][5] for name in ("value", "low", "high")] == pytest.approx(
+        [sum(at) / 2, min(at), max(at)], rel=1e-3
+    )
+
+
+def test_one_seed_is_one_line_without_a_band(runs: ReportInputs) -> None:
+    chart = loss_charts(build_report(runs))[0]
+    assert [layer["mark"]["type"] for layer in chart.spec["layer"]] == ["line", "point"]
+
+
+def test_an_arm_whose_seeds_did_not_all_log_a_quantity_has_its_lines_but_no_mean(tmp_path: Path) -> None:
+    inputs = finished_runs(tmp_path, n=20)
+    path = inputs.runs["flat"]["43"].student / "metrics.jsonl"
+    edit_lines(path, lambda rows: [{**row, "kv": None} for row in rows])
+    chart = next(chart for chart in loss_charts(build_report(inputs)) if chart.name == "kv")
+    rows = [row for rows in datasets(chart.spec) for row in rows]
+    assert [row["arm"] for row in rows if "low" in row] == ["structured"]
+    assert [row["seed"] for row in rows if row["arm"] == "flat"] == ["42"]
+    assert "Without a mean, as not every seed logged it: flat." in chart.caption
+
+
+def test_wins_and_losses_are_the_discordant_questions_mean_over_seeds(report: dict[str, Any]) -> None:
+    chart = wins_chart(report["comparisons"])
+    assert chart is not None
+    bars = {(row["comparison"], row["only"]): row for rows in datasets(chart.spec) for row in rows if "only" in row}
+    for row in report["comparisons"]:
+        name = f"{row['a']} − {row['b']}"
+        first, second = (sum(pair[i] for pair in row["discordant"].values()) / 2 for i in (0, 1))
+        assert (bars[name, "first"]["questions"], bars[name, "second"]["questions"]) == (first, -second)
+        assert (first - second) / row["n"] == pytest.approx(row["delta"])
+
+
+def test_comparisons_that_could_not_be_made_have_no_bars() -> None:
+    row = {"a": "flat", "b": "sft", "discordant": {}}
+    assert wins_chart([row]) is None
+    assert wins_chart([]) is None
+
+
+def test_tokens_per_second_are_those_of_distillation_mean_over_seeds(report: dict[str, Any]) -> None:
+    assert report["cost"]["flat"]["42"]["tokens_per_second"] == pytest.approx(71_234 / 41.5)
+    assert report["cost_mean"]["flat"]["tokens_per_second"] == pytest.approx(71_234 / 41.5)
