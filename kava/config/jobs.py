@@ -96,6 +96,11 @@ class Runtime:
             vram_budget_gib=config.vram_budget_gib,
         )
 
+    @property
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """Settings of the teacher, of the student before distillation and of the data, for a model card."""
+        return {"teacher": self.teacher, "student": self.student, "data": self.data}
+
     def processes(self, job: Job) -> int:
         """In how many processes a job runs: several only in training, and only where there are steps."""
         execution = self.execution.get(job.stage)
@@ -231,6 +236,11 @@ class Plan:
         spec = config.model_dump(exclude={"device", "tracker", "cache_dir", "extract_jobs", "vram_budget_gib"})
         spec |= {"comparisons": [list(pair) for pair in config.declared_comparisons], "controls": config.controls}
         return Job("report", spec, self.results / "ab_report.html", inputs)
+
+    @property
+    def record(self) -> Path:
+        """What the report writes beside its page: the experiment, to be read and compared later."""
+        return self.experiment / "record.yaml"
 
     def _folder(self, arm: str, seed: int) -> Path:
         return self.experiment / arm / f"seed-{seed}"

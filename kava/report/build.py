@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kava.report.alignment import first_cka, over_shuffled
+from kava.report.apart import questions_apart
 from kava.report.clean import flatten, jsonable
 from kava.report.comparisons import compare_arms
 from kava.report.curves import curves
@@ -48,6 +49,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     runs = {
         arm: {seed: read_run(files, lost) for seed, files in inputs.runs.get(arm, {}).items()} for arm in inputs.arms
     }
+    runs = questions_apart(runs)
     references = {"teacher": inputs.teacher, "student_base": inputs.student_base}
     evaluated = {name: read_evaluation(files.evaluation, lost) for name, files in references.items()}
     titles = {"teacher": "teacher", "student_base": "base student"}
@@ -56,7 +58,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
 
     arms = {arm: arm_row(config, runs[arm]) for arm, config in inputs.arms.items()}
     comparisons, refusals = compare_arms(inputs.comparisons, runs)
-    mismatches = check_training(runs) + check_evaluations(named) + refusals
+    mismatches = check_training(runs) + check_evaluations(named) + refusals + inputs.mismatches
     logged, broken = curves(runs)
     manifests = {name: read_json(path, lost) for name, path in inputs.stores.items()}
     stores = {name: _store(path.as_posix(), manifests[name]) for name, path in inputs.stores.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class ReportInputs:
         Shown as they are: the resolved configuration; versions, commit, hardware, command.
     bench : Path or None
         What `kava bench store` measured on the run's teacher; None leaves size against fidelity out.
+    mismatches : list of str
+        Sentences on unequal terms that no file tells, for the fairness checks.
     """
 
     experiment: str
@@ -70,6 +72,7 @@ class ReportInputs:
     config: dict[str, Any]
     provenance: dict[str, Any]
     bench: Path | None = None
+    mismatches: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         unknown = sorted({name for pair in self.comparisons for name in pair} | set(self.controls) | set(self.runs))

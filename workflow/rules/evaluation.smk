@@ -2,7 +2,12 @@ rule evaluate:
     input:
         unpack(arm_inputs("evaluate")),
     output:
-        manifest=RUN / "evaluation" / "manifest.json",
+        manifest=report(
+            RUN / "evaluation" / "manifest.json",
+            caption="../report/evaluation.rst",
+            category="Evaluations",
+            labels={"model": "{arm}", "seed": "{seed}"},
+        ),
     log:
         RUN / "evaluation" / "evaluate.log",
     benchmark:
@@ -26,7 +31,12 @@ for role in ("teacher", "student_base"):
         input:
             tokens=ancient(reference.inputs["tokens"]),
         output:
-            manifest=reference.output,
+            manifest=report(
+                reference.output,
+                caption="../report/evaluation.rst",
+                category="Evaluations",
+                labels={"model": role.replace("_", " "), "seed": "–"},
+            ),
         log:
             reference.output.with_name("evaluate.log"),
         benchmark:
@@ -53,9 +63,23 @@ rule report:
         },
     output:
         html=report(
-            PLAN.report.output, caption="../report/ab_report.rst", category="A/B"
+            PLAN.report.output,
+            caption="../report/ab_report.rst",
+            category="A/B",
+            labels={"experiment": PLAN.config.experiment, "file": "page"},
         ),
-        json=PLAN.report.output.with_suffix(".json"),
+        json=report(
+            PLAN.report.output.with_suffix(".json"),
+            caption="../report/ab_report.rst",
+            category="A/B",
+            labels={"experiment": PLAN.config.experiment, "file": "numbers"},
+        ),
+        record=report(
+            PLAN.record,
+            caption="../report/record.rst",
+            category="A/B",
+            labels={"experiment": PLAN.config.experiment, "file": "record"},
+        ),
     log:
         PLAN.report.output.with_name("ab_report.log"),
     benchmark:
