@@ -14,6 +14,7 @@ from report_fixtures import finished_runs
 
 from kava.cli import main
 from kava.errors import UserError
+from kava.report import build_report
 from kava.report.across import name_each, report_across
 from kava.report.record import read_record
 from kava.report.statistics import holm
@@ -98,6 +99,15 @@ def test_different_questions_are_said_shown_and_never_compared(folders, tmp_path
     assert all(row["delta"] is not None for row in report["comparisons"])
     assert report["samples"]["questions"] == []
     assert report["arms"]["demo/flat"]["strict_match_mean"] > 0
+
+
+def test_an_arm_that_answered_other_questions_is_compared_with_none_though_its_doc_ids_are_the_same(tmp_path) -> None:
+    planted = finished_runs(tmp_path, n=60, seeds=("42",))
+    edit_json(planted.runs["flat"]["42"].evaluation / "manifest.json", questions_sha256=sha("others"))
+    report = build_report(planted)
+    compared = {(row["a"], row["b"]): row["delta"] is not None for row in report["comparisons"]}
+    assert compared == {("structured", "flat"): False, ("flat", "sft"): False, ("structured", "sft"): True}
+    assert "Not all models answered the same questions" in report["fairness"]["mismatches"][0]
 
 
 def test_another_teacher_is_shown_with_its_numbers_and_leaves_no_common_cka_map(folders, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from kava.report.sources import report_inputs
 
 # Settings that are said elsewhere: arm by arm, or in the table of experiments.
 SAID_ELSEWHERE = {"arms", "comparisons", "controls", "experiment", "notes", "preset", "seeds"}
-TOLD = ("date", "notes", "verdict", "hardware", "models")
+TOLD = ("date", "notes", "verdict", "models")
 TITLES = {"teacher": "teacher", "student_base": "base student"}
 
 Experiments = Mapping[str, Experiment]

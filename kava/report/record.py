@@ -51,7 +51,7 @@ def write_record(spec: Mapping[str, Any], inputs: Mapping[str, Path], report: Ma
     """Write the record beside the arms, atomically, and return its path.
 
     Equal files give equal bytes: the date is the time at which the last arm's evaluation ended (the newest of their
-    manifests), not that of writing.
+    manifests), not that of writing. Hardware and versions are those of the report's own process.
 
     Parameters
     ----------
