@@ -138,6 +138,7 @@ def test_experiments_of_the_same_name_are_numbered_and_one_given_twice_is_refuse
 
 def test_the_command_writes_page_and_numbers_and_prints_the_verdict(folders, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kava.report.page._library", str)  # seconds, and tested with the page
     assert main(["report", *map(str, folders)]) == 0
     report = json.loads(Path("results/comparison.json").read_text())
     assert capsys.readouterr().out.startswith(report["verdict"])
