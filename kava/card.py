@@ -76,7 +76,9 @@ def card_text(
         tags=["kava", "distillation", "kv-cache"],
         model_name=f"{base.split('/')[-1].removeprefix('kava:')}-{spec['name']}-seed-{spec['seed']}",
         eval_results=_eval_results(evaluation, data),
-        **licence,
+        license=licence["license"],
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
     )
     body = f"""
 # {base}, distilled with KAVA (arm `{spec["name"]}`, seed {spec["seed"]})

@@ -83,7 +83,7 @@ def test_snakemakes_report_holds_page_record_and_every_run_and_needs_no_network(
         (found["model"], found["seed"])
         for found in map(json.loads, re.findall(r'"labels": ({[^}]*"model"[^}]*})', text))
     }
-    assert labels == {*((arm, "42") for arm in ARMS), ("teacher", "–"), ("student base", "–")}
+    assert labels == {*((arm, "42") for arm in ARMS), ("teacher", "–"), ("base student", "–")}
     assert not re.findall(r'(?:src|href)="https?:', text)
 
 

@@ -35,7 +35,10 @@ for role in ("teacher", "student_base"):
                 reference.output,
                 caption="../report/evaluation.rst",
                 category="Evaluations",
-                labels={"model": role.replace("_", " "), "seed": "–"},
+                labels={
+                    "model": "teacher" if role == "teacher" else "base student",
+                    "seed": "–",
+                },
             ),
         log:
             reference.output.with_name("evaluate.log"),
