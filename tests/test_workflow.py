@@ -68,16 +68,14 @@ def test_a_students_card_is_what_its_manifests_say(finished) -> None:
         assert (run / "student/README.md").read_text() == card_text(student, sources, evaluation)
 
 
-def test_snakemakes_report_holds_page_record_and_every_run_and_needs_no_network(
-    finished, tmp_path, monkeypatch
-) -> None:
+def test_snakemakes_report_holds_the_page_and_every_run_and_needs_no_network(finished, tmp_path, monkeypatch) -> None:
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
     page = tmp_path / "provenance.html"
     output = snakemake(finished[0], "--report", str(page))
     assert "Missing metadata" not in output
     text = page.read_text()
-    for told in ("record.yaml", "ab_report.json", "Does keeping the structure of the KV cache", "size and fidelity"):
+    for told in ("ab_report.html", "ab_report.json", "Does keeping the structure of the KV cache", "size and fidelity"):
         assert told in text
     labels = {
         (found["model"], found["seed"])

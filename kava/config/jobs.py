@@ -237,11 +237,6 @@ class Plan:
         spec |= {"comparisons": [list(pair) for pair in config.declared_comparisons], "controls": config.controls}
         return Job("report", spec, self.results / "ab_report.html", inputs)
 
-    @property
-    def record(self) -> Path:
-        """What the report writes beside its page: the experiment, to be read and compared later."""
-        return self.experiment / "record.yaml"
-
     def _folder(self, arm: str, seed: int) -> Path:
         return self.experiment / arm / f"seed-{seed}"
 

@@ -97,8 +97,8 @@ def read_record(folder: Path) -> Experiment:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{folder} has no {FILE}; give the folder of a finished experiment, results/<experiment>, whose report was "
-            "made (`snakemake --cores 1 results/ab_report.html --config experiment=NAME` writes the record)"
+            f"{folder} has no {FILE}; give the folder of a finished experiment, results/<experiment>, whose report "
+            "writes the record (`snakemake --cores 1 results/ab_report.html --forcerun report --config experiment=NAME`)"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML ({error}); make the experiment's report again") from None
