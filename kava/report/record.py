@@ -98,7 +98,7 @@ def read_record(folder: Path) -> Experiment:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder} has no {FILE}; give the folder of a finished experiment, results/<experiment>, whose report "
-            "writes the record (`snakemake --cores 1 results/ab_report.html --forcerun report --config experiment=NAME`)"
+            "writes it (`snakemake --cores 1 results/ab_report.html --forcerun report --config experiment=NAME`)"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML ({error}); make the experiment's report again") from None
