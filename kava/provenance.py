@@ -31,7 +31,7 @@ def provenance(store_manifest: Path) -> dict[str, Any]:
     key = read_json(store_manifest)["spec"]
     return {
         "code": {"kava": version("kava"), "commit": _commit()},
-        "command": os.environ.get("KAVA_COMMAND") or shlex.join(["kava", *sys.argv[1:]]),
+        "command": command(),
         "versions": {"python": platform.python_version(), **library_versions(PACKAGES)},
         "hardware": {
             "system": f"{platform.system()} {platform.machine()}",
@@ -43,6 +43,11 @@ def provenance(store_manifest: Path) -> dict[str, Any]:
         "data": key["tokens"]["data"],
         "tokenizer": key["tokens"]["tokenizer"],
     }
+
+
+def command() -> str:
+    """What a person typed: Snakemake's command line inside its jobs, else that of `kava`."""
+    return os.environ.get("KAVA_COMMAND") or shlex.join(["kava", *sys.argv[1:]])
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:

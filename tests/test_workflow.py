@@ -15,7 +15,11 @@ import psutil
 import pytest
 from workflow_runs import TRAINING, command, planned, snakemake
 
+from kava.card import card_text
+from kava.config import Runtime, load_config
 from kava.locks import locked
+from kava.report.across import report_across
+from kava.report.record import read_record
 
 pytestmark = pytest.mark.slow
 ARMS = ("flat", "structured", "sft")
@@ -42,6 +46,45 @@ def test_the_report_and_its_numbers_are_there(finished) -> None:
     assert 0 < store["ratio"] < 0.9
 
 
+def test_the_record_finds_the_runs_again_and_is_the_same_when_it_is_made_again(finished) -> None:
+    folder, _ = finished
+    record = folder / "results/demo/record.yaml"
+    before = record.read_bytes()
+    report = report_across([read_record(record.parent)], "")
+    told = json.loads((folder / "results/ab_report.json").read_text())
+    assert {f"demo/{arm}": row for arm, row in told["arms"].items()} == report["arms"]
+    assert str(folder) not in before.decode()
+    snakemake(folder, "--forcerun", "report")
+    assert record.read_bytes() == before
+
+
+def test_a_students_card_is_what_its_manifests_say(finished) -> None:
+    sources = Runtime.of(load_config(None)).sources
+    for arm in ARMS:
+        run = finished[0] / "results/demo" / arm / "seed-42"
+        student, evaluation = (
+            json.loads((run / part / "manifest.json").read_text()) for part in ("student", "evaluation")
+        )
+        assert (run / "student/README.md").read_text() == card_text(student, sources, evaluation)
+
+
+def test_snakemakes_report_holds_the_page_and_every_run_and_needs_no_network(finished, tmp_path, monkeypatch) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    page = tmp_path / "provenance.html"
+    output = snakemake(finished[0], "--report", str(page))
+    assert "Missing metadata" not in output
+    text = page.read_text()
+    for told in ("ab_report.html", "ab_report.json", "Does keeping the structure of the KV cache", "size and fidelity"):
+        assert told in text
+    labels = {
+        (found["model"], found["seed"])
+        for found in map(json.loads, re.findall(r'"labels": ({[^}]*"model"[^}]*})', text))
+    }
+    assert labels == {*((arm, "42") for arm in ARMS), ("teacher", "–"), ("base student", "–")}
+    assert not re.findall(r'(?:src|href)="https?:', text)
+
+
 def test_one_gpu_job_at_a_time_unless_raised(finished) -> None:
     # Run on two cores: once the tokens are there, extract, two references and the SFT arm are ready together.
     _, output = finished
@@ -55,6 +98,10 @@ def test_nothing_is_to_be_done_after_a_run(finished) -> None:
 
 def test_key_order_tracker_and_device_rerun_nothing(finished) -> None:
     assert planned(finished[0], "--config", "tracker=tensorboard", "device=cpu") == set()
+
+
+def test_notes_rerun_the_report_alone(finished) -> None:
+    assert planned(finished[0], "--config", "notes=a second look") == {"report", "all"}
 
 
 def test_changing_the_loss_of_one_arm_plans_that_arm_and_the_report(finished) -> None:

@@ -96,6 +96,11 @@ class Runtime:
             vram_budget_gib=config.vram_budget_gib,
         )
 
+    @property
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """Settings of the teacher, of the student before distillation and of the data, for a model card."""
+        return {"teacher": self.teacher, "student": self.student, "data": self.data}
+
     def processes(self, job: Job) -> int:
         """In how many processes a job runs: several only in training, and only where there are steps."""
         execution = self.execution.get(job.stage)

@@ -147,6 +147,7 @@ class Config(Settings):
 
     preset: str = Field("demo", description="file of workflow/presets/ that every other key overrides")
     experiment: Name = Field("demo", description="name of the folder results/<experiment>/")
+    notes: str = Field("", description="text for results/<experiment>/record.yaml; changes no result")
     cache_dir: str = Field(
         default_factory=lambda: os.environ.get("KAVA_CACHE", "results"),
         description="where token sets and teacher stores live; may be shared; default: $KAVA_CACHE, or results",

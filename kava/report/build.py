@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kava.report.alignment import first_cka, over_shuffled
+from kava.report.apart import questions_apart
 from kava.report.breakdown import break_down
 from kava.report.clean import flatten, jsonable
 from kava.report.comparisons import compare_arms
@@ -50,6 +51,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     runs = {
         arm: {seed: read_run(files, lost) for seed, files in inputs.runs.get(arm, {}).items()} for arm in inputs.arms
     }
+    runs = questions_apart(runs)
     references = {"teacher": inputs.teacher, "student_base": inputs.student_base}
     evaluated = {name: read_evaluation(files.evaluation, lost) for name, files in references.items()}
     titles = {"teacher": "teacher", "student_base": "base student"}
@@ -61,7 +63,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     comparisons, refusals = compare_arms(inputs.comparisons, runs)
     tokens = read_json(inputs.tokens, lost) if inputs.tokens else {}
     overlap, trained_on, shared = check_overlap(tokens)
-    mismatches = check_training(runs) + check_evaluations(named) + refusals + trained_on
+    mismatches = check_training(runs) + check_evaluations(named) + refusals + trained_on + inputs.mismatches
     logged, broken = curves(runs)
     manifests = {name: read_json(path, lost) for name, path in inputs.stores.items()}
     stores = {name: _store(path.as_posix(), manifests[name]) for name, path in inputs.stores.items()}

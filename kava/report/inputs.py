@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class ReportInputs:
         What `kava bench store` measured on the run's teacher; None leaves size against fidelity out.
     tokens : Path or None
         Manifest of the token set, which says whether test questions stand in the training data; None if it is unknown.
+    mismatches : list of str
+        Sentences on unequal terms that no file tells, for the fairness checks.
     """
 
     experiment: str
@@ -73,6 +75,7 @@ class ReportInputs:
     provenance: dict[str, Any]
     bench: Path | None = None
     tokens: Path | None = None
+    mismatches: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         unknown = sorted({name for pair in self.comparisons for name in pair} | set(self.controls) | set(self.runs))

@@ -9,7 +9,6 @@ and card, projector/, metrics.jsonl, manifest.json.
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from kava.config.jobs import Job, Plan, Runtime
@@ -27,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(job: Job, runtime: Runtime) -> None:
     import torch
 
-    from kava.config.identity import display_name
+    from kava.card import write_card
     from kava.files import read_json
     from kava.plan.check import check_fits
     from kava.training.finish import finish
@@ -52,7 +51,7 @@ def run(job: Job, runtime: Runtime) -> None:
         merge_lora(model.student)
     model.student.to(getattr(torch, job.spec["export_dtype"])).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(display_name(runtime.student["model"]), job.spec, manifest, folder))
+    write_card(folder, manifest, runtime.sources)
     finish(job.output, manifest, files, model)
 
 
@@ -62,38 +61,6 @@ def stop_at(student: Any, end_token_id: int) -> None:
     known = own if isinstance(own, list) else [own] if own is not None else []
     if end_token_id not in known:
         student.generation_config.eos_token_id = [*known, end_token_id]
-
-
-def model_card(base: str, spec: dict[str, Any], manifest: dict[str, Any], folder: Path) -> str:
-    """Model card with the base model, the arm, and what was measured."""
-    import yaml
-
-    header = yaml.safe_dump({"base_model": base, "library_name": "transformers", "tags": ["kava", "distillation"]})
-    arm = yaml.safe_dump(spec["arm"], sort_keys=False)
-    alignment = {k: v for k, v in (manifest["alignment"] or {}).items() if k != "per_head"}
-    rows = "\n".join(f"| {name} | {'none' if value is None else f'{value:.4f}'} |" for name, value in alignment.items())
-    measured = (
-        f"| held-out alignment | |\n|---|---|\n{rows}\n"
-        if rows
-        else "Trained without a projector; its losses stand below.\n"
-    )
-    return f"""---
-{header}---
-# {base}, distilled with KAVA (arm `{spec["name"]}`, seed {spec["seed"]})
-
-{manifest["optimizer_steps"]} optimizer steps over {manifest["train_tokens"]} tokens.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-```
-
-{measured}
-```yaml
-{arm}```
-"""
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     kava evaluate --preset demo --arm structured --seed 42
     kava evaluate --preset demo --reference teacher        # or student_base
 
-Greedy, 0-shot. Writes evaluation/: samples.jsonl (one line per question), manifest.json.
+Greedy, 0-shot. Writes evaluation/: samples.jsonl (one line per question), manifest.json; and the numbers into the model
+card of an arm's student, student/README.md.
 """
 
 import argparse
@@ -27,10 +28,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(job: Job, runtime: Runtime) -> None:
+    from kava.card import write_card
     from kava.config.identity import display_name
     from kava.data.tokens import TokenSet
     from kava.device import peak_memory_mib, use_device
-    from kava.files import sha256_file, write_atomic, write_json
+    from kava.files import read_json, sha256_file, write_atomic, write_json
     from kava.harness import FLEXIBLE, STRICT, harness_results, samples
     from kava.models import load_for_evaluation, load_tokenizer
     from kava.plan.check import check_fits
@@ -41,7 +43,11 @@ def run(job: Job, runtime: Runtime) -> None:
     job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     role, settings = job.spec.get("reference"), job.spec["key"]["evaluation"]
     if role is None:
-        source = {"model": str(job.inputs["student"].parent)}
+        student = job.inputs["student"].parent
+        source = {"model": str(student)}
+        distilled = read_json(job.inputs["student"])
+        # Without the numbers of an earlier evaluation; and before the work, should the folder not be writable.
+        write_card(student, distilled, runtime.sources)
     else:
         source = {"teacher": runtime.teacher, "student_base": runtime.student}[role]
     folder = job.output.parent
@@ -62,6 +68,8 @@ def run(job: Job, runtime: Runtime) -> None:
         "questions_sha256": tokens.questions_sha256,
         "samples_sha256": sha256_file(folder / "samples.jsonl"),
     }
+    if role is None:
+        write_card(student, distilled, runtime.sources, manifest)
     write_json(job.output, manifest)
     log.info("strict match %.4f, flexible extract %.4f, n %d", manifest["strict_match"],
              manifest["flexible_extract"], manifest["n"])  # fmt: skip

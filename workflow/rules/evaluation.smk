@@ -2,7 +2,12 @@ rule evaluate:
     input:
         unpack(arm_inputs("evaluate")),
     output:
-        manifest=RUN / "evaluation" / "manifest.json",
+        manifest=report(
+            RUN / "evaluation" / "manifest.json",
+            caption="../report/evaluation.rst",
+            category="Evaluations",
+            labels={"model": "{arm}", "seed": "{seed}"},
+        ),
     log:
         RUN / "evaluation" / "evaluate.log",
     benchmark:
@@ -26,7 +31,15 @@ for role in ("teacher", "student_base"):
         input:
             tokens=ancient(reference.inputs["tokens"]),
         output:
-            manifest=reference.output,
+            manifest=report(
+                reference.output,
+                caption="../report/evaluation.rst",
+                category="Evaluations",
+                labels={
+                    "model": "teacher" if role == "teacher" else "base student",
+                    "seed": "–",
+                },
+            ),
         log:
             reference.output.with_name("evaluate.log"),
         benchmark:
@@ -41,6 +54,8 @@ for role in ("teacher", "student_base"):
             " > {log:q} 2>&1"
 
 
+# It also writes results/<experiment>/record.yaml, which is no output: Snakemake has no metadata of that file while it is
+# not there, and would then not see that another experiment's report is to be made.
 rule report:
     input:
         **{
@@ -53,9 +68,17 @@ rule report:
         },
     output:
         html=report(
-            PLAN.report.output, caption="../report/ab_report.rst", category="A/B"
+            PLAN.report.output,
+            caption="../report/ab_report.rst",
+            category="A/B",
+            labels={"experiment": PLAN.config.experiment, "file": "page"},
         ),
-        json=PLAN.report.output.with_suffix(".json"),
+        json=report(
+            PLAN.report.output.with_suffix(".json"),
+            caption="../report/ab_report.rst",
+            category="A/B",
+            labels={"experiment": PLAN.config.experiment, "file": "numbers"},
+        ),
     log:
         PLAN.report.output.with_name("ab_report.log"),
     benchmark:

@@ -36,7 +36,12 @@ rule extract:
         tokens=ancient(PLAN.extract.inputs["tokens"]),
         parts=extract_parts(),
     output:
-        manifest=PLAN.extract.output,
+        manifest=report(
+            PLAN.extract.output,
+            caption="../report/extract.rst",
+            category="Teacher KV",
+            labels={"file": "manifest of the store"},
+        ),
     log:
         PLAN.extract.output.with_name("extract.log"),
     benchmark:
@@ -55,7 +60,12 @@ rule bench_store:
     input:
         tokens=ancient(PLAN.bench.inputs["tokens"]),
     output:
-        figures=PLAN.bench.output,
+        figures=report(
+            PLAN.bench.output,
+            caption="../report/bench_store.rst",
+            category="Teacher KV",
+            labels={"file": "size and fidelity of every codec"},
+        ),
     log:
         PLAN.bench.output.with_name("bench_store.log"),
     benchmark:

@@ -21,7 +21,12 @@ rule distill:
     input:
         unpack(arm_inputs("distill")),
     output:
-        manifest=RUN / "student" / "manifest.json",
+        manifest=report(
+            RUN / "student" / "manifest.json",
+            caption="../report/distill.rst",
+            category="Training",
+            labels={"arm": "{arm}", "seed": "{seed}"},
+        ),
     log:
         RUN / "student" / "distill.log",
     benchmark:

@@ -1,0 +1,163 @@
+"""One report over several experiments: what is compared, what differs, and what must not be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from record_fixtures import record, recorded
+from report_files import edit_json, sha
+from report_fixtures import finished_runs
+
+from kava.cli import main
+from kava.errors import UserError
+from kava.report import build_report
+from kava.report.across import name_each, report_across
+from kava.report.record import read_record
+from kava.report.statistics import holm
+
+
+@pytest.fixture(scope="module", name="folders")
+def two_experiments(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same arms and questions; the second's `flat` is better, and it was trained for longer."""
+    longer = {"notes": "twice the steps", "distill": {"steps": 800}}
+    return (
+        recorded(tmp_path_factory.mktemp("one"), "short"),
+        recorded(tmp_path_factory.mktemp("two"), "long", rates={"flat": 0.9}, **longer),
+    )
+
+
+@pytest.fixture(scope="module", name="report")
+def report_of_both(folders: tuple[Path, Path]) -> dict[str, Any]:
+    return report_across([read_record(folder) for folder in folders], "kava report short long")
+
+
+def test_arms_are_named_by_their_experiment_and_keep_their_own_numbers(folders, report: dict[str, Any]) -> None:
+    assert list(report["arms"]) == [f"{e}/{arm}" for e in ("short", "long") for arm in ("flat", "structured", "sft")]
+    for folder in folders:
+        for arm, row in read_record(folder).record["results"].items():
+            assert report["arms"][f"{folder.name}/{arm}"]["strict_match_mean"] == row["strict_match_mean"]
+
+
+def test_same_named_arms_and_each_experiments_own_pairs_are_compared_with_one_correction(report) -> None:
+    pairs = [(row["a"], row["b"]) for row in report["comparisons"]]
+    assert pairs[:3] == [(f"long/{arm}", f"short/{arm}") for arm in ("flat", "structured", "sft")]
+    own = [("structured", "flat"), ("flat", "sft"), ("structured", "sft")]
+    assert pairs[3:] == [(f"{e}/{a}", f"{e}/{b}") for e in ("short", "long") for a, b in own]
+    adjusted = holm([row["p_value"] for row in report["comparisons"]])
+    assert [row["p_value_holm"] for row in report["comparisons"]] == pytest.approx(adjusted)
+    assert report["controls"] == ["short/sft", "long/sft"]
+
+
+def test_a_comparison_across_is_the_difference_of_the_two_files_question_by_question(folders, report) -> None:
+    def marks(folder: Path) -> dict[int, int]:
+        lines = (folder / "flat/seed-42/evaluation/samples.jsonl").read_text().splitlines()
+        return {line["doc_id"]: line["strict_match"] for line in map(json.loads, lines)}
+
+    short, long = map(marks, folders)
+    row = report["comparisons"][0]
+    assert row["delta"] == pytest.approx(np.mean([long[doc] - short[doc] for doc in short]))
+    assert row["discordant"]["42"] == [
+        sum(long[doc] > short[doc] for doc in short),
+        sum(long[doc] < short[doc] for doc in short),
+    ]
+
+
+def test_settings_in_which_experiments_differ_stand_among_the_differences_of_their_arms(report) -> None:
+    steps = report["arm_differences"]["distill.steps"]
+    assert {arm: value for arm, value in steps.items() if arm.endswith("/sft")} == {"short/sft": 400, "long/sft": 800}
+    assert "notes" not in report["arm_differences"]
+    assert report["experiments"]["long"]["notes"] == "twice the steps"
+
+
+def test_other_steps_are_unequal_terms_that_are_said(folders, tmp_path: Path) -> None:
+    other = recorded(tmp_path, "other")
+    for arm in ("flat", "structured", "sft"):
+        edit_json(other / arm / "seed-42/student/manifest.json", optimizer_steps=800, data_order_sha256=sha("other"))
+    report = report_across([read_record(folders[0]), read_record(other)], "")
+    said = " ".join(report["fairness"]["mismatches"])
+    assert "optimizer steps differs between arms (short/flat 400" in said
+    assert "data order differs" in said
+    assert "terms were not equal: 2 mismatches" in report["verdict"]
+
+
+def test_different_questions_are_said_shown_and_never_compared(folders, tmp_path: Path) -> None:
+    planted = finished_runs(tmp_path / "results", n=60, seeds=("42",))
+    for arm in planted.runs:
+        edit_json(planted.runs[arm]["42"].evaluation / "manifest.json", questions_sha256=sha("others"))
+    other = record(planted).parent
+    report = report_across([read_record(folders[0]), read_record(other)], "")
+    said = " ".join(report["fairness"]["mismatches"])
+    assert "answered different test questions, and are not compared with each other: short; demo." in said
+    assert {(row["a"].split("/")[0], row["b"].split("/")[0]) for row in report["comparisons"]} == {
+        ("short", "short"),
+        ("demo", "demo"),
+    }
+    assert all(row["delta"] is not None for row in report["comparisons"])
+    assert report["samples"]["questions"] == []
+    assert report["arms"]["demo/flat"]["strict_match_mean"] > 0
+
+
+def test_an_arm_that_answered_other_questions_is_compared_with_none_though_its_doc_ids_are_the_same(tmp_path) -> None:
+    planted = finished_runs(tmp_path, n=60, seeds=("42",))
+    edit_json(planted.runs["flat"]["42"].evaluation / "manifest.json", questions_sha256=sha("others"))
+    report = build_report(planted)
+    compared = {(row["a"], row["b"]): row["delta"] is not None for row in report["comparisons"]}
+    assert compared == {("structured", "flat"): False, ("flat", "sft"): False, ("structured", "sft"): True}
+    assert "Not all models answered the same questions" in report["fairness"]["mismatches"][0]
+
+
+def test_another_teacher_is_shown_with_its_numbers_and_leaves_no_common_cka_map(folders, tmp_path: Path) -> None:
+    other = recorded(tmp_path, "other")
+    edit_json(other / "flat/seed-42/projector/manifest.json", cka={"keys": [[1.0]], "values": [[1.0]]})
+    shared = report_across([read_record(other)], "")
+    assert shared["cka"] == {"keys": [[1.0]], "values": [[1.0]]}
+    text = (other / "record.yaml").read_text()
+    for part in ("teacher", "teacher_kv/demo-0123abcd"):
+        (other.parent / part).rename(other.parent / f"{part}-large")
+        text = text.replace(f"../{part}/", f"../{part}-large/")
+    (other / "record.yaml").write_text(text)
+    report = report_across([read_record(folder) for folder in (folders[0], other)], "")
+    (said,) = report["fairness"]["mismatches"]
+    assert said.startswith("The experiments have no teacher in common (short: demo-teacher, strict match 93.3% (")
+    assert said.endswith("the row of the teacher is that of short.")
+    assert report["cka"] is None
+    assert set(report["stores"]) == {"demo-0123abcd", "demo-0123abcd-large"}
+
+
+def test_experiments_of_the_same_name_are_numbered_and_one_given_twice_is_refused(folders, tmp_path: Path) -> None:
+    same = recorded(tmp_path, "short")
+    found = [read_record(folder) for folder in (folders[0], same)]
+    assert list(name_each(found)) == ["short (1)", "short (2)"]
+    with pytest.raises(UserError, match="is given twice"):
+        name_each([found[0], found[0]])
+
+
+def test_the_command_writes_page_and_numbers_and_prints_the_verdict(folders, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kava.report.page._library", str)  # seconds, and tested with the page
+    assert main(["report", *map(str, folders)]) == 0
+    report = json.loads(Path("results/comparison.json").read_text())
+    assert capsys.readouterr().out.startswith(report["verdict"])
+    html = Path("results/comparison.html").read_text()
+    assert "twice the steps" in html
+    assert 'id="experiments"' in html
+
+
+def test_one_folder_is_reported_alone(folders) -> None:
+    report = report_across([read_record(folders[1])], "")
+    assert list(report["experiments"]) == ["long"]
+    assert [row["a"] for row in report["comparisons"]] == ["long/structured", "long/flat", "long/structured"]
+    assert report["fairness"]["equal"]
+
+
+def test_the_command_says_what_is_wrong_in_a_sentence(folders, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(folders[0]), "results/never"]) == 1
+    assert "kava report: error: results/never has no record.yaml; give the folder" in capsys.readouterr().err
+    assert main(["report", str(folders[0]), "--output", "x.json"]) == 1
+    assert "must end in .html" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
