@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lm_eval import evaluate
+from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -60,15 +61,16 @@ def harness_results(
     dict
         What `lm_eval.evaluate` returns, with its samples.
     """
+    lm = harness(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"])
+    return score(lm, task_folder, settings["max_new_tokens"])
+
+
+def score(lm: LM, task_folder: Path, max_new_tokens: int) -> dict[str, Any]:
+    """Have any of the harness's models answer the questions; returns what `lm_eval.evaluate` does, with its samples."""
     # Not `simple_evaluate`, which lists the installed packages afterwards: three seconds of every evaluation.
     tasks = TaskManager(include_path=str(task_folder), include_defaults=False).load([TASK])
-    length = {"max_gen_toks": settings["max_new_tokens"]}
-    tasks["tasks"][TASK].set_config("generation_kwargs", length, update=True)
-    results = evaluate(
-        lm=harness(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"]),
-        task_dict=tasks,
-        bootstrap_iters=0,
-    )
+    tasks["tasks"][TASK].set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
+    results = evaluate(lm=lm, task_dict=tasks, bootstrap_iters=0)
     assert results is not None, "the harness returns results in the first process, and there is one"
     return results
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from report_files import edit_json
+from report_files import EVALUATED, edit_json
 from report_fixtures import finished_runs
 
 from kava.report import ReportInputs, build_report
@@ -21,7 +21,8 @@ def job_inputs(planted: ReportInputs) -> dict[str, Path]:
     (store,) = planted.stores.values()
     assert planted.bench is not None
     references = {"teacher": planted.teacher, "student_base": planted.student_base}
-    inputs = {"store": store, "bench": planted.bench}
+    assert planted.tokens is not None
+    inputs = {"store": store, "bench": planted.bench, "tokens": planted.tokens}
     inputs |= {role: files.evaluation / "manifest.json" for role, files in references.items()}
     for arm, seeds in planted.runs.items():
         for seed, run in seeds.items():
@@ -49,8 +50,9 @@ def recorded(root: Path, name: str, n: int = 60, rates: dict[str, float] | None 
     """One seed of three arms as results/<name> under `root`, with their record; `settings` are the configuration's."""
     results = root / "results"
     planted = finished_runs(results, n=n, seeds=("42",), **(rates or {}))
+    model = {"key": {"model": {"files": {}}, "evaluation": EVALUATED}}
     for reference in (planted.teacher, planted.student_base):
-        edit_json(reference.evaluation / "manifest.json", model=reference.model, spec={"key": {"model": {"files": {}}}})
+        edit_json(reference.evaluation / "manifest.json", model=reference.model, spec=model)
     record(planted, **settings)
     return (results / "demo").rename(results / name)
 

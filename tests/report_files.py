@@ -12,6 +12,8 @@ import numpy as np
 
 from kava.data.overlap import find_overlap
 
+EVALUATED = {"batch_size": 16, "max_new_tokens": 256}
+
 
 def sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
@@ -53,7 +55,7 @@ def write_evaluation(directory: Path, right: np.ndarray, model: str) -> Path:
     write_lines(directory / "samples.jsonl", rows)
     manifest = {
         "stage": "evaluate",
-        "spec": {"key": {"evaluation": {"batch_size": 16, "max_new_tokens": 256}}},
+        "spec": {"key": {"evaluation": EVALUATED}},
         "model": model,
         "strict_match": float(np.mean([row["strict_match"] for row in rows])),
         "flexible_extract": float(np.mean([row["flexible_extract"] for row in rows])),

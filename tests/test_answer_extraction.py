@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import pytest
 from datasets import Dataset
-from lm_eval import simple_evaluate
+from lm_eval import evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from kava.data.task import TASK, harness_gsm8k, write_task
-from kava.stages.evaluate import samples
+from kava.harness import samples, score
 
 TEMPLATE = "Question: {question}\nAnswer: {answer}"
 LONG = "7" * 4_000
@@ -82,22 +82,13 @@ class Canned(LM):
         raise NotImplementedError
 
 
-def run_harness(task: Any, answers: dict[str, str], **options: Any) -> dict[str, Any]:
-    results = simple_evaluate(
-        model=Canned(answers), tasks=[task], num_fewshot=0, bootstrap_iters=0, log_samples=True, **options
-    )
-    assert results is not None
-    return results
-
-
 @pytest.fixture(name="ours")
 def task_of_a_token_set(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """The lines of samples.jsonl for rows and a model's answers."""
 
     def run(rows: list[dict[str, str]], answers: dict[str, str]) -> list[dict[str, Any]]:
         write_task(tmp_path, rows, TEMPLATE)
-        manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-        return samples(run_harness(TASK, answers, task_manager=manager))
+        return samples(score(Canned(answers), tmp_path, 256))
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return run
@@ -112,7 +103,9 @@ def test_hard_answers_count_as_in_the_harness_own_gsm8k(ours: Callable[..., list
     data = {split: Dataset.from_list(rows) for split in ("train", "test")}
     own = ConfigurableTask(config=harness_gsm8k() | {"custom_dataset": lambda **_: data, "num_fewshot": 0})
     theirs: dict[str, dict[str, int]] = {"strict-match": {}, "flexible-extract": {}}
-    for sample in run_harness(own, answers)["samples"]["gsm8k"]:
+    results = evaluate(Canned(answers), {"tasks": {"gsm8k": own}, "groups": {}, "group_map": {}}, bootstrap_iters=0)
+    assert results is not None
+    for sample in results["samples"]["gsm8k"]:
         theirs[sample["filter"]][sample["doc"]["question"]] = int(sample["exact_match"])
     assert marks == {name: (theirs["strict-match"][name], theirs["flexible-extract"][name]) for name in CASES}
 
@@ -132,7 +125,7 @@ def test_the_task_of_a_token_set_differs_from_the_harness_own_in_its_questions_a
     (loaded,) = TaskManager(include_path=str(tmp_path), include_defaults=False).load(TASK)["tasks"].values()
     own, config = harness_gsm8k(), loaded.config
     assert config.doc_to_text == own["doc_to_text"]
-    assert config.doc_to_target == own["doc_to_target"]
+    assert ("{{" + config.doc_to_target + "}}") == own["doc_to_target"]
     assert config.filter_list == own["filter_list"]
     assert config.metric_list == own["metric_list"]
     assert config.generation_kwargs == own["generation_kwargs"]

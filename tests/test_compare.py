@@ -81,7 +81,7 @@ def test_other_steps_are_unequal_terms_that_are_said(folders, tmp_path: Path) ->
     said = " ".join(report["fairness"]["mismatches"])
     assert "optimizer steps differs between arms (short/flat 400" in said
     assert "data order differs" in said
-    assert "terms were not equal: 2 mismatches" in report["verdict"]
+    assert "the comparison is not fair as it stands: 2 mismatches" in report["verdict"]
 
 
 def test_different_questions_are_said_shown_and_never_compared(folders, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_unequal_training_is_named_near_the_top(runs: ReportInputs, field: str, 
     assert any(said in line and "Seed 42" in line for line in report["fairness"]["mismatches"])
     html = render_html(report)
     assert html.index(said) < html.index("<main>")
-    assert "fairness not given: 1 mismatch" in report["verdict"]
+    assert "the comparison is not fair as it stands: 1 mismatch" in report["verdict"]
 
 
 def test_other_questions_are_named_also_for_the_references(runs: ReportInputs) -> None:

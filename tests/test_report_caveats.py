@@ -22,7 +22,10 @@ def test_few_seeds_few_questions_and_unequal_terms_are_admitted() -> None:
         assert said in decide(arms(seeds=3), few, ["sft"]).sentence
     assert "only 199 questions" in decide(arms(n=199), rows, ["sft"]).sentence
     assert "only" not in decide(arms(n=200), rows, ["sft"]).sentence
-    assert "fairness not given: 1 mismatch" in decide(arms(), rows, ["sft"], ("steps differ.",)).sentence
+    assert (
+        "the comparison is not fair as it stands: 1 mismatch"
+        in decide(arms(), rows, ["sft"], ("steps differ.",)).sentence
+    )
 
 
 def test_comparison_that_could_not_be_made_shows_nothing() -> None:

@@ -14,16 +14,14 @@ from kava.report.curve_charts import loss_charts
 from kava.report.wins_chart import wins_chart
 
 
-def datasets(spec: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    parts = [spec, *spec["layer"], *(layer for part in spec["layer"] for layer in part.get("layer", []))]
-    return [part["data"]["values"] for part in parts if "data" in part]
+def all_rows(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for rows in spec["datasets"].values() for row in rows]
 
 
 def test_few_arms_with_seeds_have_a_mean_a_band_and_each_seed(report: dict[str, Any]) -> None:
     chart = loss_charts(report)[0]
-    thin, means = chart.spec["layer"]
-    assert [layer["mark"]["type"] for layer in (thin, *means["layer"])] == ["line", "area", "line", "point"]
-    rows = [row for rows in datasets(chart.spec) for row in rows]
+    assert [layer["mark"]["type"] for layer in chart.spec["layer"]] == ["line", "area", "line", "point"]
+    rows = all_rows(chart.spec)
     (mean,) = (row for row in rows if row["arm"] == "flat" and "low" in row)
     seeds = [row["value"] for row in rows if row["arm"] == "flat" and "seed" in row]
     assert len(seeds) == 2
@@ -43,7 +41,7 @@ def test_an_arm_whose_seeds_did_not_all_log_a_quantity_has_its_lines_but_no_mean
     path = inputs.runs["flat"]["43"].student / "metrics.jsonl"
     edit_lines(path, lambda rows: [{**row, "kv": None} for row in rows])
     chart = next(chart for chart in loss_charts(build_report(inputs)) if chart.name == "kv")
-    rows = [row for rows in datasets(chart.spec) for row in rows]
+    rows = all_rows(chart.spec)
     assert [row["arm"] for row in rows if "low" in row] == ["structured"]
     assert [row["seed"] for row in rows if row["arm"] == "flat"] == ["42"]
     assert "Without a mean, as not every seed logged it: flat." in chart.caption
@@ -52,7 +50,12 @@ def test_an_arm_whose_seeds_did_not_all_log_a_quantity_has_its_lines_but_no_mean
 def test_wins_and_losses_are_the_discordant_questions_mean_over_seeds(report: dict[str, Any]) -> None:
     chart = wins_chart(report["comparisons"])
     assert chart is not None
-    bars = {(row["comparison"], row["only"]): row for rows in datasets(chart.spec) for row in rows if "only" in row}
+    bars = {
+        (row["comparison"], row["only"]): row
+        for layer in chart.spec["layer"]
+        for row in layer["data"]["values"]
+        if "only" in row
+    }
     for row in report["comparisons"]:
         name = f"{row['a']} − {row['b']}"
         first, second = (sum(pair[i] for pair in row["discordant"].values()) / 2 for i in (0, 1))

@@ -37,7 +37,7 @@ def test_test_questions_that_were_trained_on_are_a_mismatch_and_named(runs: Repo
         "1 of 2 test questions stands in the training data, but for case, spaces and punctuation "
         "(doc_id 1 is train row 0)."
     )
-    assert "fairness not given: 1 mismatch" in report["verdict"]
+    assert "the comparison is not fair as it stands: 1 mismatch" in report["verdict"]
     html = render_html(report)
     assert html.index('role="alert"') < html.index(line) < html.index("<main>")
     assert "none of which stands" not in html

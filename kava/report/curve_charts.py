@@ -88,47 +88,55 @@ def curve_chart(curve: Curve, report: Mapping[str, Any], domain: tuple[float, fl
     # A mean over the seeds that happen to have the field would pass for that of the arm.
     partial = [arm for arm, seeds in runs.items() if set(seeds) != logged[arm]]
     whole = {arm: seeds for arm, seeds in runs.items() if arm not in partial}
+    seeds = {"seeds": _seed_rows(runs)}
+    means = {"means": [_mean_line(arm, list(of_arm.values())) for arm, of_arm in whole.items()]}
     if many_arms(report):
-        chart, without = _many(curve, report, whole, x, y_scale), "Left out"
-    elif any(len(seeds) > 1 for seeds in logged.values()):
-        chart, without = _means(curve, report, runs, whole, x, y_scale), "Without a mean"
+        chart, rows, without = _many(curve, report, x, y_scale), means, "Left out"
+    elif any(len(of_arm) > 1 for of_arm in logged.values()):
+        chart, rows, without = _means(curve, report, x, y_scale), seeds | means, "Without a mean"
     else:
-        chart, without = _seeds(curve, report, runs, x, y_scale), ""
+        chart, rows, without = _seeds(curve, report, x, y_scale), seeds, ""
     caption = (
         f"{curve.caption} {without}, as not every seed logged it: {listed(partial)}." if partial else curve.caption
     )
     chart = chart.properties(height=CURVE_HEIGHT)
-    return Chart(curve.name, curve.title, caption, finish(chart, f"{curve.title} against optimizer step. {caption}"))
+    spec = finish(chart, f"{curve.title} against optimizer step. {caption}")
+    return Chart(curve.name, curve.title, caption, spec | {"datasets": rows})
 
 
-def _table(rows: list[dict[str, Any]], columns: list[str]) -> Any:
-    """A row per line with lists as its cells, taken apart by the chart: a tenth of the bytes of a row per point."""
+def _table(name: str, columns: list[str]) -> Any:
+    """A row per line with lists as its cells, taken apart by the chart: a tenth of the bytes of a row per point.
+
+    The rows are named and put in at the end, since Altair would copy them for every step of making a chart.
+    """
     import altair as alt
 
-    return alt.Chart(alt.Data(values=rows)).transform_flatten(columns)
+    return alt.Chart(alt.NamedData(name=name)).transform_flatten(columns)
 
 
-def _seed_lines(report: Mapping[str, Any], runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
-    rows = [
+def _seed_rows(runs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
         {"arm": arm, "seed": seed, "step": list(line), "value": list(line.values())}
         for arm, seeds in runs.items()
         for seed, line in seeds.items()
     ]
+
+
+def _seed_lines(report: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
     y = _value("value", y_scale)
-    return _table(rows, ["step", "value"]).encode(x=x, y=y, color=colour_of(arm_styles(report)), detail="seed:N")
+    return _table("seeds", ["step", "value"]).encode(x=x, y=y, color=colour_of(arm_styles(report)), detail="seed:N")
 
 
-def _seeds(curve: Curve, report: Mapping[str, Any], runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
+def _seeds(curve: Curve, report: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
     import altair as alt
 
-    base = _seed_lines(report, runs, x, y_scale)
+    base = _seed_lines(report, x, y_scale)
     line = base.mark_line(strokeWidth=1.8, opacity=0.9).encode(strokeDash=dash_of(arm_styles(report)))
     return alt.layer(line, _points(base, ["step"], _tooltip(curve, alt.Tooltip("seed:N", title="seed"))))
 
 
-def _mean_lines(runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
-    rows = [_mean_line(arm, list(seeds.values())) for arm, seeds in runs.items()]
-    table = _table(rows, ["step", "value", "low", "high"])
+def _mean_lines(x: Any, y_scale: Any) -> Any:
+    table = _table("means", ["step", "value", "low", "high"])
     return table.encode(x=x, y=_value("value", y_scale), detail="arm:N")
 
 
@@ -145,25 +153,21 @@ def _mean_points(curve: Curve, report: Mapping[str, Any], base: Any) -> Any:
     return _points(coloured, ["step", "arm"], _tooltip(curve, *spread))
 
 
-def _means(
-    curve: Curve, report: Mapping[str, Any], runs: Mapping[str, Any], whole: Mapping[str, Any], x: Any, y_scale: Any
-) -> Any:
+def _means(curve: Curve, report: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
     """Every seed as a thin line, and the mean and range of those arms whose seeds all logged the quantity."""
     import altair as alt
 
-    thin = _seed_lines(report, runs, x, y_scale).mark_line(strokeWidth=0.7, opacity=0.45)
-    base = _mean_lines(whole, x, y_scale)
+    thin = _seed_lines(report, x, y_scale).mark_line(strokeWidth=0.7, opacity=0.45)
+    base = _mean_lines(x, y_scale)
     coloured = base.encode(color=colour_of(arm_styles(report)))
-    # A layer of their own, so that their rows stand in the page once.
-    means = alt.layer(*_with_band(coloured, report, y_scale), _mean_points(curve, report, base))
-    return alt.layer(thin, means)
+    return alt.layer(thin, *_with_band(coloured, report, y_scale), _mean_points(curve, report, base))
 
 
-def _many(curve: Curve, report: Mapping[str, Any], runs: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
+def _many(curve: Curve, report: Mapping[str, Any], x: Any, y_scale: Any) -> Any:
     import altair as alt
 
     chosen = alt.param(name=CHOICE, value=highlighted(report))
-    base = _mean_lines(runs, x, y_scale)
+    base = _mean_lines(x, y_scale)
     context = base.mark_line(strokeWidth=1, opacity=0.45, color=GREY)
     in_colour = base.transform_filter(f"indexof({CHOICE}, datum.arm) >= 0").encode(color=colour_of(arm_styles(report)))
     points = _mean_points(curve, report, base)

@@ -172,7 +172,7 @@ def _caveats(arms: Mapping[str, Row], rows: Sequence[Row], controls: Sequence[st
         said = _pairs(doubtful) if len(rows) <= FEW else f"{len(doubtful)} of {differing} differences"
         caveats.append(f"not shown to repeat over seeds: {said}")
     if unfair:
-        caveats.append(f"fairness not given: {unfair} mismatch{'es' if unfair > 1 else ''}")
+        caveats.append(f"the comparison is not fair as it stands: {unfair} mismatch{'es' if unfair > 1 else ''}")
     return caveats
 
 
