@@ -67,19 +67,22 @@ def break_down(evaluations: Mapping[str, Mapping[str, Evaluation]]) -> dict[str,
     -------
     dict or None
         `length` (terciles of the number of words of the question) and `steps` (of the gold solution), each a list of
-        bins with `name`, `n` questions and `arms`: arm → `rate`, the mean over its seeds, and its 95% Wilson
-        interval `ci95` with that n. Only questions that every run answered count. None where there are none.
+        bins with `name`, `n` questions and `arms`: arm → `rate`, the mean over its seeds (None for an arm without a run
+        of every seed), and its 95% Wilson interval `ci95` with that n. Only questions that every run answered count.
+        None where there are none.
     """
     runs = [evaluation for seeds in evaluations.values() for evaluation in seeds.values()]
     shared = [doc for doc in runs[0].samples if all(doc in run.samples for run in runs)] if runs else []
     if not shared:
         return None
     asked = runs[0].samples
+    every_seed = {seed for seeds in evaluations.values() for seed in seeds}
 
     def row(name: str, docs: list[str]) -> dict[str, Any]:
         arms = {}
         for arm, seeds in evaluations.items():
-            rate = mean([mean([line.samples[doc]["strict_match"] for doc in docs]) for line in seeds.values()])
+            rates = [mean([line.samples[doc]["strict_match"] for doc in docs]) for line in seeds.values()]
+            rate = mean(rates) if set(seeds) == every_seed else None
             arms[arm] = {"rate": rate, "ci95": None if rate is None else list(wilson(rate, len(docs)))}
         return {"name": name, "n": len(docs), "arms": arms}
 

@@ -62,8 +62,8 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     arms = {arm: arm_row(config, runs[arm], seeds) for arm, config in inputs.arms.items()}
     comparisons, refusals = compare_arms(inputs.comparisons, runs)
     tokens = read_json(inputs.tokens, lost) if inputs.tokens else {}
-    overlap, trained_on, shared = check_overlap(tokens)
-    mismatches = check_training(runs) + check_evaluations(named) + refusals + trained_on + inputs.mismatches
+    overlap = check_overlap(tokens)
+    mismatches = check_training(runs) + check_evaluations(named) + refusals + overlap.mismatches + inputs.mismatches
     logged, broken = curves(runs)
     manifests = {name: read_json(path, lost) for name, path in inputs.stores.items()}
     stores = {name: _store(path.as_posix(), manifests[name]) for name, path in inputs.stores.items()}
@@ -85,7 +85,12 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             "cka": first_cka(runs, inputs.arms),
             "stores": stores,
             "fidelity": fidelity,
-            "fairness": {"equal": not mismatches, "mismatches": mismatches, "overlap": overlap},
+            "fairness": {
+                "equal": not mismatches,
+                "mismatches": mismatches,
+                "overlap": overlap.found,
+                "notes": overlap.notes,
+            },
             "cost": cost,
             "cost_mean": {arm: mean_cost(list(cost[arm].values()), list(arms[arm]["seeds"].values())) for arm in runs},
             "breakdown": break_down(evaluations),
@@ -97,7 +102,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         lost=lost,
     )
     report["curves"] = logged
-    report["warnings"] = merged(run_notices(runs) + broken) + shared + lost_numbers(lost)
+    report["warnings"] = merged(run_notices(runs) + broken) + overlap.warnings + lost_numbers(lost)
     verdict = decide(report["arms"], report["comparisons"], inputs.controls, inputs.arms, mismatches)
     return report | {"verdict": verdict.sentence, "verdict_parts": verdict.to_dict()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 NOT_RECORDED = (
     "Whether test questions stand in the training data is not recorded in the token set's manifest; "
@@ -11,17 +11,26 @@ NOT_RECORDED = (
 )
 
 
-def check_overlap(tokens: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str], list[str]]:
-    """What a token set's manifest records as `overlap`, the mismatches and the warnings that follow from it.
+class Overlap(NamedTuple):
+    """What a token set's manifest records as `overlap`, and what follows from it, in sentences."""
+
+    found: dict[str, Any] | None
+    mismatches: list[str]
+    warnings: list[str]
+    notes: list[str]
+
+
+def check_overlap(tokens: Mapping[str, Any]) -> Overlap:
+    """Whether test questions were trained on, from a token set's manifest.
 
     A test question that was trained on is a mismatch: every accuracy is then too high, and perhaps not equally so. A
-    shared run of words is a warning, since word problems share phrases.
+    shared run of words is a note, since word problems share phrases.
     """
     overlap = tokens.get("overlap")
     if overlap is None:
-        return None, [], [NOT_RECORDED]
+        return Overlap(None, [], [NOT_RECORDED], [])
     same, shared, mostly = (overlap[name] for name in ("same_question", "shared_ngram", "mostly_shared"))
-    mismatches, warnings = [], []
+    mismatches, notes = [], []
     if same["count"]:
         where = [f"doc_id {row['doc_id']} is {row['split']} row {row['row']}" for row in same["found"]]
         mismatches.append(
@@ -29,13 +38,13 @@ def check_overlap(tokens: Mapping[str, Any]) -> tuple[dict[str, Any] | None, lis
             f"({_some(where, same['count'])})."
         )
     if shared["count"]:
-        where = [f"doc_id {row['doc_id']} “{row['words']}”" for row in shared["found"]]
-        warnings.append(
+        first = shared["found"][0]
+        notes.append(
             f"{_of(shared['count'], overlap, 'share')} {overlap['ngram']} words in a row with a training question "
-            f"({_some(where, shared['count'])}); {mostly['count']:,} of them share at least 70% of their runs. "
-            "Word problems have phrases in common, and generated ones whole sentences, so this alone is no leak."
+            f"(doc_id {first['doc_id']} “{first['words']}”), {mostly['count']:,} of them at least 70% of all such runs."
+            " Word problems have phrases in common, and generated ones whole sentences, so this alone is no leak."
         )
-    return overlap, mismatches, warnings
+    return Overlap(overlap, mismatches, [], notes)
 
 
 def _of(count: int, overlap: Mapping[str, Any], verb: str = "stand") -> str:
