@@ -1,6 +1,6 @@
 # make report   the main job on the embedded default: results/ab_report.html
 # make test     the fast tests
-# make check    everything: linters, types, all tests; what CI runs
+# make check    everything: linters, types, all tests (the fast ones only if anything changed since they passed)
 PYTHON ?= python3
 CORES ?= 1
 VENV := .venv
@@ -15,6 +15,7 @@ report: $(VENV)/.run
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	touch $(VENV)/.passed
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -22,13 +23,20 @@ check: $(VENV)/.test
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(MAKE) $(VENV)/.passed
+	$(BIN)/python -m pytest -m "slow and not recipe" --numprocesses 2 --dist loadfile
+
+# The fast tests passed after the last change of any of these.
+$(VENV)/.passed: $(shell find Snakefile config.yaml pyproject.toml constraints.txt README.md docs kava tests workflow \
+		-type f -not -path '*/__pycache__/*')
+	$(MAKE) test
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.test: $(VENV)/.run
+$(VENV)/.test: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[test,tensorboard]'
-	touch $@
+	touch $(VENV)/.run $@
