@@ -157,6 +157,7 @@ def _eval_results(evaluation: Mapping[str, Any] | None, data: Mapping[str, Any])
             dataset_type=data["type"],
             dataset_name=data["name"],
             dataset_split="test",
+            dataset_args={"questions": evaluation["n"]},
             dataset_revision=data["revision"],
             metric_type="exact_match",
             metric_name=name,

@@ -9,18 +9,31 @@ from lm_eval import evaluate
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from transformers import StoppingCriteriaList, StopStringCriteria
 
 from kava.data.task import TASK
 
 STRICT, FLEXIBLE = "strict-match", "flexible-extract"
 
 
+class AnswerStop(StopStringCriteria):
+    """Ends each row whose answer has a stop string; the prompt's own text is none of it."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int) -> None:
+        super().__init__(tokenizer, list(stop))
+        self._prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return super().__call__(input_ids[:, self._prompt_length :], scores, **kwargs)
+
+
 class RowwiseStop(HFLM):
     """The harness's Hugging Face model, each row of which stops where its own answer ends.
 
     The harness decodes every row at every step once for each stop string, and lets a row that has ended go on until
-    all have. transformers' own criterion compares ids on the device, and ends each row by itself. The texts are the
-    same, since the harness cuts off what follows a stop string.
+    all have. transformers' own criterion compares ids on the device, and ends each row by itself. The answers are those
+    that the harness gives to one question at a time, whatever the batch: in its own batches a row goes on behind a stop
+    string that is a special token, such as `<|im_end|>`, which decoding then drops.
     """
 
     def _model_generate(
@@ -32,8 +45,7 @@ class RowwiseStop(HFLM):
             input_ids=context,
             max_length=max_length,
             do_sample=False,
-            stop_strings=list(stop),
-            tokenizer=self.tokenizer,
+            stopping_criteria=StoppingCriteriaList([AnswerStop(self.tokenizer, stop, context.shape[1])]),
             pad_token_id=self.tokenizer.pad_token_id,
             use_cache=True,
             **generation,

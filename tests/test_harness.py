@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lm_eval.models.huggingface import HFLM
 
@@ -79,3 +80,43 @@ def test_generation_ends_when_every_row_has_met_a_stop_string_of_its_own(
         harness_results(*student, folder, {"batch_size": QUESTIONS, "max_new_tokens": 60}, kind)
         taken.append(len(steps))
     assert taken[1] <= taken[0] < 60
+
+
+class Scripted:
+    """A model's `generate` whose greedy continuations are given, row by row."""
+
+    def __init__(self, rows: list[list[int]], end: int) -> None:
+        self.rows, self.end = rows, end
+
+    def __call__(self, input_ids: torch.Tensor, stopping_criteria: Any, max_length: int, **_: Any) -> Any:
+        rows, done = self.rows[: len(input_ids)], torch.zeros(len(input_ids), dtype=torch.bool)
+        del self.rows[: len(input_ids)]
+        step = 0
+        while not done.all() and input_ids.shape[1] < max_length:
+            wanted = torch.tensor([row[step] if step < len(row) else self.end for row in rows])
+            input_ids = torch.cat([input_ids, torch.where(done, self.end, wanted)[:, None]], dim=1)
+            done |= (input_ids[:, -1] == self.end) | torch.as_tensor(stopping_criteria(input_ids, None))
+            step += 1
+        return input_ids
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_stop_string_that_is_a_special_token_ends_its_row_as_where_the_harness_asks_one_question_at_a_time(
+    demo: Config, student: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    model, _ = student
+    tokenizer = load_tokenizer(demo.student.model_dump())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    end = tokenizer.eos_token_id
+    stopped, short = (
+        tokenizer(text)["input_ids"] for text in (" 5\n#### 5<|im_end|> 9 9 9 9", " 1 + 1 = 2 and 2\n#### 2")
+    )
+    write_task(tmp_path, load_splits(demo.data)["test"][:2], demo.template)
+    answers = {}
+    for kind, size in ((HFLM, 1), (RowwiseStop, batch_size)):
+        monkeypatch.setattr(model, "generate", Scripted([stopped, short], end))
+        answers[kind] = samples(
+            harness_results(model, tokenizer, tmp_path, {"batch_size": size, "max_new_tokens": 20}, kind)
+        )
+    assert answers[RowwiseStop] == answers[HFLM]
+    assert answers[HFLM][0]["answer"].endswith("5") or answers[HFLM][1]["answer"].endswith("5")

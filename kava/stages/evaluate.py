@@ -13,6 +13,7 @@ import sys
 
 from kava.config.jobs import Job, Plan, Runtime
 from kava.data.task import TASK
+from kava.errors import UserError
 from kava.stages.common import cost_record, log, stage_main
 from kava.stages.selection import ARM_OPTIONS, arm_and_seed
 
@@ -42,16 +43,19 @@ def run(job: Job, runtime: Runtime) -> None:
     tokens = TokenSet(job.inputs["tokens"])
     job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     role, settings = job.spec.get("reference"), job.spec["key"]["evaluation"]
+    folder = job.output.parent
+    folder.mkdir(parents=True, exist_ok=True)
     if role is None:
         student = job.inputs["student"].parent
         source = {"model": str(student)}
         distilled = read_json(job.inputs["student"])
-        # Without the numbers of an earlier evaluation; and before the work, should the folder not be writable.
-        write_card(student, distilled, runtime.sources)
+        # An evaluation that goes elsewhere is a trial, and no fact about the student.
+        own = folder.resolve() == (student.parent / "evaluation").resolve()
+        if own:
+            # Without the numbers of an earlier one; and before the work, should the folder not be writable.
+            write_card(student, distilled, runtime.sources)
     else:
         source = {"teacher": runtime.teacher, "student_base": runtime.student}[role]
-    folder = job.output.parent
-    folder.mkdir(parents=True, exist_ok=True)
     with cost_record(folder / "cost.json", lambda: peak_memory_mib(device)):
         model = load_for_evaluation(source, device)
         results = harness_results(model, load_tokenizer(source), tokens.task_folder, settings)
@@ -69,7 +73,10 @@ def run(job: Job, runtime: Runtime) -> None:
         "samples_sha256": sha256_file(folder / "samples.jsonl"),
     }
     if role is None:
-        write_card(student, distilled, runtime.sources, manifest)
+        if read_json(job.inputs["student"]) != distilled:
+            raise UserError(f"{student} was trained anew while it was evaluated; evaluate it again")
+        if own:
+            write_card(student, distilled, runtime.sources, manifest)
     write_json(job.output, manifest)
     log.info("strict match %.4f, flexible extract %.4f, n %d", manifest["strict_match"],
              manifest["flexible_extract"], manifest["n"])  # fmt: skip
