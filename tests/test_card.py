@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 from scipy.stats import binomtest
 
 from kava.card import base_licence, card_text, write_card
+from kava.cli import main
 from kava.config import Runtime, load_config
 from kava.config.arms import Arm
 from kava.errors import UserError
+from kava.files import write_json
 
 SCORES = {"strict_match": 0.816, "flexible_extract": 0.82, "n": 500}
 QWEN = load_config(None, {"preset": "qwen2.5-8gb"})
@@ -110,3 +114,28 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, manifes
     (tmp_path / "README.md").mkdir()
     with pytest.raises(UserError, match=r"README.md cannot be written .*; make the student's folder writable"):
         write_card(tmp_path, manifest, sources)
+
+
+def test_only_the_students_own_evaluation_writes_into_its_card(manifest, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [
+        "--configfile",
+        str(REPOSITORY / "config.yaml"),
+        "--set",
+        "data.train=8",
+        "--set",
+        "data.validation=2",
+        "--set",
+        "data.test=2",
+    ]
+    options += ["--set", "evaluation.max_new_tokens=4", "--set", f"cache_dir={tmp_path}"]
+    assert main(["tokenize", *options]) == 0
+    student = tmp_path / "run" / "student"
+    shutil.copytree(REPOSITORY / "kava" / "demo" / "student", student)
+    (student / "README.md").write_text("as it was")
+    write_json(student / "manifest.json", manifest)
+    evaluate = ["evaluate", *options, "--arm", "structured", "--input", f"student={student / 'manifest.json'}"]
+    assert main([*evaluate, "--output", str(tmp_path / "trial" / "manifest.json")]) == 0
+    assert (student / "README.md").read_text() == "as it was"
+    assert main([*evaluate, "--output", str(tmp_path / "run" / "evaluation" / "manifest.json")]) == 0
+    assert "2 test questions of" in (student / "README.md").read_text()
