@@ -31,4 +31,6 @@ $(VENV)/.run: pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.run
 	$(PIP) --editable '.[test,tensorboard]'
+	# Apart: Snakemake imports every plugin that it finds, and this one takes two seconds.
+	$(PIP) --no-deps --upgrade --target $(VENV)/slurm snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep
 	touch $@
