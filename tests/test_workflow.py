@@ -258,7 +258,7 @@ def test_slurm_gives_the_same_numbers_and_ends_a_job_that_it_killed(finished, sl
     process = start_on_slurm(tmp_path, slurm_variables, {"arms": {"flat": None}})
     wait_until(lambda: bool(list(tmp_path.glob(f"{run}/student/checkpoints/*/checkpoint-2"))), process)
     cancel("rule_distill_wildcards_sft_42", slurm_variables)
-    status, output = process.wait(300), (tmp_path / "snakemake.out").read_text()
+    status, output = process.wait(600), (tmp_path / "snakemake.out").read_text()
     assert status == 0, output + logs(tmp_path)
     assert output.count("Trying to restart job") == 1
     assert "step 2/4" not in (tmp_path / run / "student/distill.log").read_text()  # resumed after step 2

@@ -113,7 +113,7 @@ def kill_when(folder: Path, target: str, reached: Callable[[], bool]) -> None:
 
 
 def wait_until(reached: Callable[[], bool], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not reached():
         assert process.poll() is None, "finished before it could be killed"
         assert time.monotonic() < deadline, "the condition was never reached"
