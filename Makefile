@@ -8,6 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+FILES := $(shell find Makefile Snakefile config.yaml README.md docs kava tests workflow -type f -not -name '*.pyc')
+PASSED := $(VENV)/.passed-$(shell printf '%s\n' $(FILES) | sort | sha256sum | cut -c 1-16)
+
 .PHONY: report test check
 
 report: $(VENV)/.run
@@ -15,10 +18,10 @@ report: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs results/ab_report.html
 
 test: $(VENV)/.test
-	rm -f $(VENV)/.passed
+	rm -f $(VENV)/.passed-*
 	touch $(VENV)/.started
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
-	mv $(VENV)/.started $(VENV)/.passed
+	mv $(VENV)/.started $(PASSED)
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -26,12 +29,11 @@ check: $(VENV)/.test
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
-	$(MAKE) $(VENV)/.passed
+	$(MAKE) $(PASSED)
 	$(BIN)/python -m pytest -m "slow and not recipe" --numprocesses 2 --dist loadfile
 
-# The fast tests that began after the last change of any of these have passed. A folder changes with what it loses.
-$(VENV)/.passed: $(VENV)/.test $(shell find Makefile Snakefile config.yaml README.md docs kava tests workflow \
-		-name __pycache__ -prune -o -print)
+# Fast tests that began after the last change of any file have passed; another list of files has another name.
+$(PASSED): $(VENV)/.test $(FILES)
 	$(MAKE) test
 
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -42,4 +44,6 @@ $(VENV)/.run: pyproject.toml constraints.txt
 $(VENV)/.test: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[test,tensorboard]'
+	# Apart: Snakemake imports every plugin that it finds, and this one takes two seconds.
+	$(PIP) --no-deps --upgrade --target $(VENV)/slurm snakemake-executor-plugin-slurm snakemake-executor-plugin-slurm-jobstep
 	touch $(VENV)/.run $@

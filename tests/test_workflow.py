@@ -1,19 +1,32 @@
 """The workflow as a whole: what runs, what is planned after a change, what a kill loses (nothing)."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
-from workflow_runs import TRAINING, command, planned, snakemake
+from slurm_cluster import cancel, missing_programs, slurm
+from workflow_runs import (
+    TRAINING,
+    command,
+    contents,
+    kill_when,
+    logs,
+    planned,
+    slurm_plugin,
+    snakemake,
+    start_on_slurm,
+    unlock,
+    wait_until,
+    without_cost,
+)
 
 from kava.card import card_text
 from kava.config import Runtime, load_config
@@ -238,34 +251,34 @@ def test_a_kill_in_extract_and_in_distill_loses_no_finished_work(finished, tmp_p
     assert "step 2/4" not in log  # resumed after step 2
 
 
-def kill_when(folder: Path, target: str, reached: Callable[[], bool]) -> None:
-    """Start Snakemake, wait for a condition, and kill it and all its children with SIGKILL."""
-    unlock(folder)
-    process = subprocess.Popen(
-        command(folder, "--rerun-incomplete", "--", target),
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert process.poll() is None, "finished before it could be killed"
-        assert time.monotonic() < deadline, "the condition was never reached"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def test_slurm_gives_the_same_numbers_and_ends_a_job_that_it_killed(finished, slurm_variables, tmp_path) -> None:
+    whole, run = finished[0], "results/demo/sft/seed-42"
+    for shared in ("tokens", "references", "bench"):  # from here on every stage runs as a job of Slurm
+        shutil.copytree(whole / "results" / shared, tmp_path / "results" / shared)
+    process = start_on_slurm(tmp_path, slurm_variables, {"arms": {"flat": None}})
+    wait_until(lambda: bool(list(tmp_path.glob(f"{run}/student/checkpoints/*/checkpoint-2"))), process)
+    cancel("rule_distill_wildcards_sft_42", slurm_variables)
+    status, output = process.wait(600), (tmp_path / "snakemake.out").read_text()
+    assert status == 0, output + logs(tmp_path)
+    assert output.count("Trying to restart job") == 1
+    assert "step 2/4" not in (tmp_path / run / "student/distill.log").read_text()  # resumed after step 2
+    assert contents(tmp_path / "results/teacher_kv") == contents(whole / "results/teacher_kv")
+    reports = [json.loads((folder / "results/ab_report.json").read_text()) for folder in (whole, tmp_path)]
+    for arm in ("structured", "sft"):
+        expected, found = (without_cost(report["arms"][arm]) for report in reports)
+        assert found == expected
+    assert planned(tmp_path, settings={"arms": {"flat": None}}) == set()
 
 
-def unlock(folder: Path) -> None:
-    command_line = [sys.executable, "-m", "kava", "unlock", "--snakefile", str(Path(__file__).parents[1] / "Snakefile")]
-    subprocess.run(command_line, cwd=folder, check=True)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Relative name → bytes of what a run computes: no logs, timings or benchmarks."""
-    if path.is_file():
-        return {path.name: path.read_bytes()}
-    files = (
-        p
-        for p in path.rglob("*")
-        if p.is_file() and not p.name.endswith((".log", ".lock", "cost.json", "benchmark.jsonl"))
-    )
-    return {str(p.relative_to(path)): p.read_bytes() for p in files}
+@pytest.fixture
+def slurm_variables(tmp_path) -> Iterator[dict[str, str]]:
+    """Environment of a Slurm that runs during the test, and of its plugin."""
+    plugin = slurm_plugin()
+    if lacking := missing_programs() or ([] if plugin else ["snakemake-executor-plugin-slurm"]):
+        pytest.skip(f"not installed: {', '.join(lacking)}")
+    with ExitStack() as stack:
+        try:
+            variables = stack.enter_context(slurm(tmp_path / "slurm"))
+        except RuntimeError as error:
+            pytest.skip(str(error))
+        yield variables | {"PYTHONPATH": plugin}

@@ -1,8 +1,13 @@
 """Run Snakemake on a demo of seconds, in a folder of its own."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -37,6 +42,36 @@ def snakemake(folder: Path, *arguments: str, settings: dict | None = None) -> st
     return output
 
 
+# The plugin asks Slurm after 1, 12, 33, 64 s, and so on up to every three minutes; a test asks every second.
+OFTEN = """
+from snakemake.cli import main
+from snakemake_executor_plugin_slurm import Executor
+Executor.next_seconds_between_status_checks = property(lambda self: 1, lambda self, value: None)
+main()
+"""
+
+
+def start_on_slurm(folder: Path, environment: dict[str, str], settings: dict) -> subprocess.Popen:
+    """Start Snakemake with the profile for Slurm; it prints to `snakemake.out` in the folder."""
+    arguments = command(
+        folder, "--workflow-profile", str(REPOSITORY / "workflow/profiles/slurm"), "--latency-wait", "5",
+        "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1", settings=settings,
+    )  # fmt: skip
+    with (folder / "snakemake.out").open("w") as out:
+        return subprocess.Popen(
+            [sys.executable, "-c", OFTEN, *arguments[3:]], stdout=out, stderr=out, env=os.environ | environment
+        )
+
+
+def slurm_plugin() -> str | None:
+    """PYTHONPATH with which Snakemake knows Slurm, `make check` puts the plugin apart; None if it is not there."""
+    apart = Path(sys.prefix) / "slurm"
+    known = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+    if find_spec("snakemake_executor_plugin_slurm"):
+        return os.pathsep.join(known)
+    return os.pathsep.join([*known, str(apart)]) if apart.is_dir() else None
+
+
 def planned(folder: Path, *arguments: str, settings: dict | None = None) -> set[str]:
     """Jobs of a dry run, `rule` or `rule arm`."""
     output = snakemake(folder, "--dry-run", *arguments, settings=settings)
@@ -55,3 +90,48 @@ def logs(folder: Path) -> str:
     return "".join(
         f"\n== {log}\n{log.read_text()[-2000:]}" for log in folder.rglob("*.log") if ".snakemake" not in str(log)
     )
+
+
+def without_cost(value: object) -> object:
+    """A part of the report without what differs from run to run: seconds, and memory."""
+    if isinstance(value, dict):
+        costs = ("seconds", "memory_mib", "per_second", "wait_share")
+        return {name: without_cost(of_name) for name, of_name in value.items() if not name.endswith(costs)}
+    return value
+
+
+def kill_when(folder: Path, target: str, reached: Callable[[], bool]) -> None:
+    """Start Snakemake, wait for a condition, and kill it and all its children with SIGKILL."""
+    unlock(folder)
+    process = subprocess.Popen(
+        command(folder, "--rerun-incomplete", "--", target),
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_until(reached, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert process.poll() is None, "finished before it could be killed"
+        assert time.monotonic() < deadline, "the condition was never reached"
+        time.sleep(0.01)
+
+
+def unlock(folder: Path) -> None:
+    command_line = [sys.executable, "-m", "kava", "unlock", "--snakefile", str(REPOSITORY / "Snakefile")]
+    subprocess.run(command_line, cwd=folder, check=True)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Relative name → bytes of what a run computes: no logs, timings or benchmarks."""
+    if path.is_file():
+        return {path.name: path.read_bytes()}
+    files = (
+        p
+        for p in path.rglob("*")
+        if p.is_file() and not p.name.endswith((".log", ".lock", "cost.json", "benchmark.jsonl"))
+    )
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}

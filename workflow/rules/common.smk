@@ -49,9 +49,11 @@ envvars:
 # How a stage runs, not what it makes: in the environment, so that a change of it reruns nothing.
 os.environ.update(
     PATH=os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
-    KAVA_COMMAND=join(["snakemake", *sys.argv[1:]]),
     KAVA_RUNTIME=canonical_json(asdict(RUNTIME)),
 )
+# In a cluster's job Snakemake runs again; what a person typed came there with the environment.
+if workflow.is_main_process:
+    os.environ.update(KAVA_COMMAND=join(["snakemake", *sys.argv[1:]]))
 RUN = PLAN.experiment / "{arm}" / "seed-{seed}"
 
 
@@ -63,6 +65,25 @@ def arm_job(stage, wildcards):
 def arm_gpus(stage):
     """Resource function: the GPUs of the job of one arm and seed, one per process."""
     return lambda wildcards: RUNTIME.processes(arm_job(stage, wildcards))
+
+
+# What a scheduler is asked for; without one it limits nothing, and threads stay 1, since other sums would give other
+# bytes. Host memory is that of the reference pair: weights on their way to the GPU, CUDA's libraries, a few shards.
+MODEL_MB, TEXT_MB = 16_000, 4_000
+# One to compute, one that reads the store ahead.
+CPUS_PER_MODEL = 2
+
+
+def memory(megabytes, processes=lambda wildcards: 1):
+    """Resource function: host memory of a job; twice as much once it was killed, which may have been for that."""
+    return lambda wildcards, attempt: (
+        megabytes * min(attempt, 2) * processes(wildcards)
+    )
+
+
+def cpus(processes):
+    """Resource function: CPUs of a job of several processes."""
+    return lambda wildcards: CPUS_PER_MODEL * processes(wildcards)
 
 
 def arm_inputs(stage):

@@ -14,6 +14,9 @@ rule evaluate:
         RUN / "evaluation" / "evaluate.benchmark.jsonl"
     resources:
         gpu=1,
+        mem_mb=memory(MODEL_MB),
+        runtime=6 * 60,
+        cpus_per_task=CPUS_PER_MODEL,
     params:
         spec=arm_params("evaluate"),
         inputs=input_options,
@@ -46,6 +49,9 @@ for role in ("teacher", "student_base"):
             reference.output.with_name("evaluate.benchmark.jsonl")
         resources:
             gpu=1,
+            mem_mb=memory(MODEL_MB),
+            runtime=6 * 60,
+            cpus_per_task=CPUS_PER_MODEL,
         params:
             spec=job_params(reference),
             inputs=input_options,
@@ -84,6 +90,10 @@ rule report:
     benchmark:
         PLAN.report.output.with_name("ab_report.benchmark.jsonl")
     localrule: True
+    resources:
+        mem_mb=memory(TEXT_MB),
+        runtime=60,
+        cpus_per_task=1,
     params:
         spec=job_params(PLAN.report),
         inputs=input_options,

@@ -5,6 +5,10 @@ rule tokenize:
         PLAN.tokenize.output.with_name("tokenize.log"),
     benchmark:
         PLAN.tokenize.output.with_name("tokenize.benchmark.jsonl")
+    resources:
+        mem_mb=memory(TEXT_MB),
+        runtime=60,
+        cpus_per_task=1,
     params:
         spec=job_params(PLAN.tokenize),
     shell:
@@ -22,6 +26,9 @@ rule extract_part:
         part=r"\d+",
     resources:
         gpu=1,
+        mem_mb=memory(MODEL_MB),
+        runtime=12 * 60,
+        cpus_per_task=CPUS_PER_MODEL,
     params:
         spec=job_params(PLAN.extract),
         inputs=input_options,
@@ -48,6 +55,9 @@ rule extract:
         PLAN.extract.output.with_name("extract.benchmark.jsonl")
     resources:
         gpu=1,
+        mem_mb=memory(MODEL_MB),
+        runtime=12 * 60,
+        cpus_per_task=CPUS_PER_MODEL,
     params:
         spec=job_params(PLAN.extract),
         inputs=input_options,
@@ -72,6 +82,9 @@ rule bench_store:
         PLAN.bench.output.with_name("bench_store.benchmark.jsonl")
     resources:
         gpu=1,
+        mem_mb=memory(MODEL_MB),
+        runtime=2 * 60,
+        cpus_per_task=CPUS_PER_MODEL,
     params:
         spec=job_params(PLAN.bench),
         inputs=input_options,

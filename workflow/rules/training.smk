@@ -9,6 +9,9 @@ rule pretrain:
         RUN / "projector" / "pretrain.benchmark.jsonl"
     resources:
         gpu=arm_gpus("pretrain"),
+        mem_mb=memory(MODEL_MB, arm_gpus("pretrain")),
+        runtime=12 * 60,
+        cpus_per_task=cpus(arm_gpus("pretrain")),
     params:
         spec=arm_params("pretrain"),
         inputs=input_options,
@@ -33,6 +36,9 @@ rule distill:
         RUN / "student" / "distill.benchmark.jsonl"
     resources:
         gpu=arm_gpus("distill"),
+        mem_mb=memory(MODEL_MB, arm_gpus("distill")),
+        runtime=24 * 60,
+        cpus_per_task=cpus(arm_gpus("distill")),
     params:
         spec=arm_params("distill"),
         inputs=input_options,
