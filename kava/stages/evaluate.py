@@ -44,7 +44,7 @@ def run(job: Job, runtime: Runtime) -> None:
     role, settings = job.spec.get("reference"), job.spec["key"]["evaluation"]
     if role is None:
         student = job.inputs["student"].parent
-        source = {"model": str(student)}
+        source = {"model": str(student), "trust_remote_code": runtime.student["trust_remote_code"]}
         distilled = read_json(job.inputs["student"])
         # Without the numbers of an earlier evaluation; and before the work, should the folder not be writable.
         write_card(student, distilled, runtime.sources)
