@@ -83,8 +83,9 @@ def repositories(config: Config) -> dict[str, Repository | None]:
         role: _of_model(settings) for role, settings in (("teacher", config.teacher), ("student", config.student))
     }
     data = config.data
-    remote = not isinstance(data, DemoData) and on_hub(data.path)
-    return found | {"data": Repository("dataset", data.path, data.revision) if remote else None}
+    if isinstance(data, DemoData) or not on_hub(data.path):
+        return found | {"data": None}
+    return found | {"data": Repository("dataset", data.path, data.revision)}
 
 
 def _of_model(settings: ModelSettings) -> Repository | None:
@@ -129,7 +130,7 @@ def measure(repository: Repository) -> Files:
 
 
 def download(repository: Repository) -> Path:
-    """Folder of a repository, downloaded unless it is here; a download that broke off goes on.
+    """Folder of a repository; what is not here, or not whole, is downloaded.
 
     Raises
     ------
@@ -169,13 +170,11 @@ def hub_fault(repository: Repository, error: BaseException) -> str | None:
     if is_any(GatedRepoError):
         return f"{kind} {repository.name} is gated: ask for access on {page}, then log in with `hf auth login`"
     if is_any(RevisionNotFoundError):
-        return (
-            f"{kind} {repository.name} has no commit {repository.revision}: set `revision` to one of {page}/commits/main"
-        )
+        return f"{kind} {repository.name} has no commit {repository.revision}: choose one of {page}/commits/main"
     if is_any(RepositoryNotFoundError):
         return (
-            f"{kind} {repository.name} is not on {constants.ENDPOINT}: mend its name, or log in with `hf auth login` if "
-            "it is private"
+            f"{kind} {repository.name} is not on {constants.ENDPOINT}: mend its name, or log in with `hf auth login` "
+            "if it is private"
         )
     if is_any(*UNREACHABLE):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"

@@ -35,7 +35,7 @@ def weights_fault(folder: Path, again: str) -> str | None:
         return f"{missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''} missing; {again}"
     for shard in shards:
         try:
-            with safe_open(folder / shard, framework="pt"):
+            with safe_open(folder / shard, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
             return f"{shard} is damaged or was not copied to its end ({error}); {again}"

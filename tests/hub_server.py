@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import unquote, urlsplit
 
 LISTING = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/(?:tree|revision)/([^/]+)")
@@ -25,8 +25,8 @@ class Mirror:
         (`models` or `datasets`, id) → commit and folder.
     gated
         Ids that nobody may read.
-    cut
-        File → bytes after which the connection breaks, once.
+    cut, stall
+        File → bytes after which the connection breaks, or nothing more comes; once.
     sent
         File → bytes of its content that were sent, over all requests.
     asked
@@ -36,9 +36,11 @@ class Mirror:
     folders: dict[tuple[str, str], tuple[str, Path]]
     gated: set[str] = field(default_factory=set)
     cut: dict[str, int] = field(default_factory=dict)
+    stall: dict[str, int] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
     asked: list[tuple[str, int]] = field(default_factory=list)
     url: str = ""
+    closed: Event = field(default_factory=Event)
 
 
 @contextmanager
@@ -52,6 +54,7 @@ def serving(mirror: Mirror) -> Iterator[Mirror]:
     try:
         yield mirror
     finally:
+        mirror.closed.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -103,10 +106,14 @@ class _Handler(BaseHTTPRequestHandler):
         if not with_body:
             return
         self.mirror.asked.append((name, first))
-        end = self.mirror.cut.pop(name, len(content))
+        stalls = name in self.mirror.stall
+        end = self.mirror.stall.pop(name, None) or self.mirror.cut.pop(name, len(content))
         self.wfile.write(content[first:end])
+        self.wfile.flush()
         self.mirror.sent[name] = self.mirror.sent.get(name, 0) + end - first
         self.close_connection = end < len(content)
+        if stalls:
+            self.mirror.closed.wait()
 
     def _json(self, value: object) -> None:
         text = json.dumps(value).encode()

@@ -3,9 +3,9 @@
     kava doctor
     kava doctor --preset qwen2.5-8gb --json
 
-One line for each thing that a run needs, with what mends it: Python and packages against their pins, torch and CUDA, the
-GPU and its free memory, bitsandbytes by a real 4-bit product, disk and memory against what the run takes, models and
-data, the hub if something has to come from it, Snakemake. Nothing is downloaded. Exit status 1 if the preset cannot run
+One line for each thing that a run needs, with what mends it: Python and packages against their pins, Snakemake, models
+and data, the hub if something has to come from it, torch and CUDA, the GPU and its free memory, bitsandbytes by a real
+4-bit product, memory and disk against what the run takes. Nothing is downloaded. Exit status 1 if the preset cannot run
 here, else 0. Whether every stage fits the GPU is what `kava plan` tells.
 """
 

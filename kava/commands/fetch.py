@@ -3,9 +3,10 @@
     kava fetch --preset qwen2.5-8gb
     HF_ENDPOINT=https://mirror.example kava fetch --preset qwen2.5-8gb
 
-Files go to the hub's cache ($HF_HOME, else ~/.cache/huggingface). What is there and whole is left as it is, and a
-download that broke off goes on. Then HF_HUB_OFFLINE=1 forbids the network to all commands. Local directories and the
-demo's models need nothing.
+Files go to the hub's cache ($HF_HOME, else ~/.cache/huggingface). What is there and whole is left as it is: run it
+again if it was stopped, and it goes on at the first file that is not whole; where a connection breaks, it goes on in
+the middle of the file by itself. Then HF_HUB_OFFLINE=1 forbids the network to all commands. Local directories and
+the demo's models need nothing.
 """
 
 import argparse
@@ -59,8 +60,8 @@ def _require_space(cache: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{size(needed)} are to be downloaded to {cache}, where {size(free)} are free; make room, or set HF_HOME to "
-            "a folder on another disk"
+            f"{size(needed)} are to be downloaded to {cache}, where {size(free)} are free; make room, or set HF_HOME "
+            "to a folder on another disk"
         )
 
 

@@ -13,8 +13,11 @@ FORMATS = "train.jsonl and test.jsonl, train-*.parquet and test-*.parquet, or wh
 PARQUET_FOLDERS = ("", "main/", "data/")
 # What `split_files` looks for, and the card: all that is fetched of a data set of the hub.
 PATTERNS = ["README.md", "train.jsonl", "test.jsonl"] + [
-    f"{folder}{split}{shard}.parquet" for folder in PARQUET_FOLDERS for split in ("train", "test") for shard in ("", "-*")
-]  # fmt: skip
+    f"{folder}{split}{shard}.parquet"
+    for folder in PARQUET_FOLDERS
+    for split in ("train", "test")
+    for shard in ("", "-*")
+]
 
 
 def split_files(folder: Path, split: str) -> tuple[Format, list[Path]]:
@@ -31,7 +34,7 @@ def split_files(folder: Path, split: str) -> tuple[Format, list[Path]]:
     if (folder / "dataset_dict.json").is_file():
         state = folder / split / "state.json"
         if not state.is_file():
-            raise UserError(f"data directory {folder} was saved without a split {split!r}; save one with train and test")
+            raise UserError(f"data directory {folder} was saved without {split!r}; save one with train and test")
         return "saved", _present([state.parent / file["filename"] for file in read_json(state)["_data_files"]])
     for below in PARQUET_FOLDERS:
         if files := sorted([*folder.glob(f"{below}{split}.parquet"), *folder.glob(f"{below}{split}-*.parquet")]):

@@ -82,7 +82,9 @@ def _bad_line(file: Path, error: Exception) -> str:
         try:
             _texts([json.loads(line)])
         except (ValueError, KeyError, TypeError) as found:
-            return f"{file}, line {number}: expected a JSON object with question and answer ({found!r}); mend or drop it"
+            return (
+                f"{file}, line {number}: expected a JSON object with question and answer ({found!r}); mend or drop it"
+            )
     return f"{file}: expected JSON objects with question and answer, one per line ({_first_line(error)}); mend it"
 
 

@@ -48,7 +48,9 @@ def _memory(config: Config) -> Check:
     # A card that is sold as 8 GB has a little less, and shows some of it to a screen.
     if free / GIB < budget - 1:
         return fail(
-            "gpu", f"{told}, and {budget - 1:g} are torch's share", "end what `nvidia-smi` lists, or lower vram_budget_gib"
+            "gpu",
+            f"{told}, and {budget - 1:g} are torch's share",
+            "end what `nvidia-smi` lists",
         )
     return ok("gpu", told)
 
@@ -81,7 +83,7 @@ def bitsandbytes(config: Config) -> Check:
 
 
 def matmul_error(device: str) -> float:
-    """Largest difference of a product by NF4 weights from that by the same weights dequantised, over the largest value."""
+    """Largest error of a product by NF4 weights, over its largest value; the same weights dequantised are right."""
     import bitsandbytes as bnb
 
     generator = torch.Generator().manual_seed(0)
@@ -121,7 +123,7 @@ def memory(plan: Plan) -> Check:
             parameter_counts(read_geometry(settings.model_dump())).all for settings in (config.teacher, config.student)
         )
     except UserError as error:
-        return warning("memory", f"{size(there.available)} free, not known what is needed: {error}", "then run this again")
+        return warning("memory", f"not known what is needed: {error}", "then run this again")
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     needed = 2 * teacher if on_gpu else max(4 * teacher, TRAINED * student)
     told = f"{size(there.available)} of {size(there.total)} free, {size(needed)} needed"
@@ -130,5 +132,3 @@ def memory(plan: Plan) -> Check:
     if needed > there.available:
         return warning("memory", told, "end other programs")
     return ok("memory", told)
-
-

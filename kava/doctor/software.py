@@ -26,12 +26,15 @@ def python(project: dict[str, Any]) -> Check:
 
 
 def packages(project: dict[str, Any], constraints: Path) -> Check:
-    """What is installed against pyproject.toml's ranges, which must hold, and constraints.txt's pins, which are tested."""
+    """What is installed against pyproject.toml's ranges, which must hold, and the pins, which are tested."""
     broken = list(_out_of_range(map(Requirement, project["dependencies"])))
     if broken:
         return fail("packages", ", ".join(broken), INSTALL)
     pins = dict(line.split("==") for line in constraints.read_text().split("\n") if "==" in line)
-    other = [f"{name} {found} (pinned {pin})" for name, pin in pins.items() if (found := _public(name)) not in (None, pin)]
+    installed = {name: found for name in pins if (found := _public(name))}
+    other = [
+        f"{name} {installed[name]} (pinned {pin})" for name, pin in pins.items() if installed.get(name, pin) != pin
+    ]
     if other:
         more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
         return warning("packages", f"{', '.join(other[:SHOWN])}{more} not as tested", INSTALL)
@@ -42,8 +45,8 @@ def snakemake(repository: Path) -> Check:
     """Snakemake, the Snakefile and the profiles; `packages` has compared the version."""
     profiles = {path.parent.name: path for path in sorted(repository.glob("workflow/profiles/*/*.yaml"))}
     if "default" not in profiles:
-        return fail(
-            "snakemake", f"no profile in {repository}/workflow/profiles/default", "restore it: `git checkout workflow`"
+        return warning(
+            "snakemake", f"no profile in {repository}/workflow/profiles/default", "run `git checkout workflow`"
         )
     if not (Path.cwd() / "Snakefile").is_file():
         return warning("snakemake", f"no Snakefile in {Path.cwd()}", f"run in the repository: `cd {repository}`")

@@ -43,14 +43,14 @@ def _whole(role: str, name: str, folder: Path | None) -> Check:
     if folder is None:
         return ok(role, name)
     again = f"copy them to {folder}, or, of a model of the hub, run `kava fetch`"
-    if role != "data":
-        fault = weights_fault(folder, again) or tokenizer_fault(folder, again)
-    else:
-        fault = _data_fault(folder)
-    if fault:
+    if fault := _data_fault(folder) if role == "data" else _model_fault(folder, again):
         told, _, fix = fault.partition("; ")
         return fail(role, f"{name}: {told}", fix)
     return ok(role, f"{name}, on this machine")
+
+
+def _model_fault(folder: Path, again: str) -> str | None:
+    return weights_fault(folder, again) or tokenizer_fault(folder, again)
 
 
 def _data_fault(folder: Path) -> str | None:
@@ -66,7 +66,7 @@ def _hub(to_come: list[Repository]) -> Check:
     if not to_come:
         return ok("hub", "not needed: all models and data are on this machine")
     if constants.HF_HUB_OFFLINE:
-        return fail("hub", "HF_HUB_OFFLINE is set, and not all is here", "unset it, or bring the files with `kava fetch`")
+        return fail("hub", "HF_HUB_OFFLINE is set, and not all is here", "unset it, or run `kava fetch`")
     try:
         for repository in to_come:
             reach(repository)

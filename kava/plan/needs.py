@@ -223,7 +223,9 @@ def _at_its_dearest(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _traced(stage: str, tokens: int, step: bool, student: str, teacher: str, arm: str, settings: str, kv: str) -> Traced:
+def _traced(
+    stage: str, tokens: int, step: bool, student: str, teacher: str, arm: str, settings: str, kv: str
+) -> Traced:
     config = read_geometry(json.loads(teacher))
     side = Teacher(geometry(config), config.hidden_size, **json.loads(kv))
     config = read_geometry(json.loads(student))

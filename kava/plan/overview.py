@@ -127,6 +127,8 @@ def _left_behind(config: Config, needed: dict[str, dict[str, Need]]) -> int:
     """Bytes of the students and projectors of all arms and seeds."""
     width = {"float32": 4, "bfloat16": 2}[config.student.export_dtype]
     student = parameter_counts(read_geometry(config.student.model_dump())).all * width
-    projectors = [n.traced(step=False).projector for n in needed.get("pretrain", {}).values() if isinstance(n, Training)]
+    projectors = [
+        n.traced(step=False).projector for n in needed.get("pretrain", {}).values() if isinstance(n, Training)
+    ]
     # A projector is kept by the stage that fits it and by the one that goes on with it.
     return len(config.seeds) * (len(config.arms) * student + 2 * sum(projectors))

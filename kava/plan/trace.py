@@ -54,7 +54,13 @@ class Traced:
 
 
 def trace_training(
-    student_config: Any, teacher: Teacher, arm: dict[str, Any], settings: dict[str, Any], stage: str, tokens: int, step: bool = True
+    student_config: Any,
+    teacher: Teacher,
+    arm: dict[str, Any],
+    settings: dict[str, Any],
+    stage: str,
+    tokens: int,
+    step: bool = True,
 ) -> Traced:
     """Peak of a micro-batch's forward and backward, gradients of earlier ones being there already.
 
