@@ -1,6 +1,6 @@
 """Repositories of the hub: what of them a run reads, whether it is on this machine, and how it comes here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -123,8 +123,7 @@ def measure(repository: Repository) -> Files:
     finally:
         if bars:
             enable_progress_bars()
-    if repository.kind == "model" and not any(file.filename.endswith(".safetensors") for file in found):
-        raise UserError(NO_SAFETENSORS.format(repository))
+    _require_safetensors(repository, (file.filename for file in found))
     sizes = [(file.file_size or 0, file.will_download) for file in found]
     return Files(len(sizes), sum(size for size, _ in sizes), sum(size for size, comes in sizes if comes))
 
@@ -153,9 +152,15 @@ def download(repository: Repository) -> Path:
 def reach(repository: Repository) -> None:
     """Ask the hub, once and for seconds, whether it has a repository at its commit; `UserError` as `measure`."""
     try:
-        HfApi().repo_info(repository.name, repo_type=repository.kind, revision=repository.revision, timeout=5)
+        info = HfApi().repo_info(repository.name, repo_type=repository.kind, revision=repository.revision, timeout=5)
     except (*UNREACHABLE, HfHubHTTPError) as error:
         raise UserError(hub_fault(repository, error) or str(error)) from None
+    _require_safetensors(repository, (file.rfilename for file in info.siblings or []))
+
+
+def _require_safetensors(repository: Repository, names: Iterable[str]) -> None:
+    if repository.kind == "model" and not any(name.endswith(".safetensors") for name in names):
+        raise UserError(NO_SAFETENSORS.format(repository))
 
 
 def hub_fault(repository: Repository, error: BaseException) -> str | None:

@@ -89,7 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
         if revision != commit:
             return self._error(404, "RevisionNotFound")
         if found.re is LISTING:
-            return self._json(_tree(folder) if "/tree/" in path else {"id": name, "sha": commit, "siblings": []})
+            files = _tree(folder)
+            siblings = [{"rfilename": file["path"]} for file in files]
+            return self._json(files if "/tree/" in path else {"id": name, "sha": commit, "siblings": siblings})
         file = folder / found[4]
         return self._file(file, found[4], commit, with_body) if file.is_file() else self._error(404, "EntryNotFound")
 

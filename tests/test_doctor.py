@@ -1,6 +1,7 @@
 """Every condition that keeps a preset from running is broken, and the line that says so is read."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,6 +64,14 @@ def test_a_model_directory_that_is_not_there_is_a_line_too(capsys, monkeypatch) 
     monkeypatch.chdir(REPOSITORY)
     assert main(["doctor", "--set", "teacher.model=./gone"]) == 1
     assert "fail     configuration model directory ./gone does not exist" in capsys.readouterr().out
+
+
+def test_a_torch_that_cannot_be_imported_is_a_line(capsys, monkeypatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.delattr("kava.doctor.machine")
+    monkeypatch.setitem(sys.modules, "kava.doctor.machine", None)
+    assert main(["doctor"]) == 1
+    assert "fail     torch         cannot be imported" in capsys.readouterr().out
 
 
 def test_python_out_of_range() -> None:

@@ -55,7 +55,7 @@ try:
 except UserError as error:
     print(error)
 data = {"kind": "gsm8k", "path": "org/rows", "revision": "b" * 40}
-for name in ("org/model", "org/gated"):
+for name in ("org/model", "org/pickle", "org/gated"):
     config = load_config(None, {"data": data, "student": {"model": name, "revision": "a" * 40}})
     print(*sources(config, "kava fetch"), sep="\\n")
 """
@@ -176,4 +176,5 @@ def test_what_the_hub_refuses_ends_in_one_sentence(folders, tmp_path: Path) -> N
     assert doctor["student"].startswith("warning")
     assert doctor["student"].endswith("not in the hub's cache, or not whole; run `kava fetch`")
     assert doctor["hub"] == f"ok       hub           {mirror.url} answers, and has all of them"
+    assert "fail     hub           model org/pickle at aaaaaaaaaaaa has no weights as model.safetensors" in lines[11]
     assert "fail     hub           model org/gated is gated; ask for access on" in lines[-1]

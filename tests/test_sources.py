@@ -113,6 +113,13 @@ def test_data_that_cannot_be_read_names_the_file_and_the_line(tmp_path: Path) ->
         load_splits(data(tmp_path))
 
 
+def test_data_of_the_hub_that_is_not_here_says_how_to_get_it() -> None:
+    with pytest.raises(
+        UserError, match=r"data set org/rows at bbbb.* HF_HUB_OFFLINE is set: download it with `kava fetch`"
+    ):
+        load_splits(Gsm8kData(path="org/rows", revision="b" * 40))
+
+
 def copy(model: Path, folder: Path, *without: str) -> dict[str, str]:
     shutil.copytree(model, folder)
     for name in without:

@@ -64,9 +64,12 @@ def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
     if packages.status == "fail":
         return  # what follows imports them
 
-    from kava.doctor import machine
-    from kava.doctor.sources import sources
-
+    try:
+        from kava.doctor import machine
+        from kava.doctor.sources import sources
+    except (ImportError, OSError) as error:  # a driver or library that torch was built for is not there
+        yield fail("torch", f"cannot be imported ({error})", software.INSTALL)
+        return
     options = [f"--preset={arguments.preset}"] if arguments.preset else []
     options += [f"--set={assignment}" for assignment in arguments.set]
     yield from sources(plan.config, shlex.join(["kava", "fetch", *options]))

@@ -18,17 +18,21 @@ def sources(config: Config, fetch: str) -> list[Check]:
     lines, to_come = [], []
     for role, repository in repositories(config).items():
         folder = cached(repository) if repository else _local(config, role)
-        if repository and folder is None:
+        fault = _fault(role, folder) if folder else None
+        if repository and (folder is None or fault):
             to_come.append(repository)
             lines.append(warning(role, f"{repository} is not in the hub's cache, or not whole", f"run `{fetch}`"))
+        elif fault:
+            told, _, fix = fault.partition("; ")
+            lines.append(fail(role, f"{_name(config, role)}: {told}", fix))
         else:
-            lines.append(_whole(role, str(repository or _name(config, role)), folder))
+            lines.append(ok(role, f"{repository or _name(config, role)}, on this machine" if folder else "generated"))
     return [*lines, _hub(to_come)]
 
 
 def _name(config: Config, role: str) -> str:
     if role == "data":
-        return "generated" if isinstance(config.data, DemoData) else config.data.path
+        return config.data.kind if isinstance(config.data, DemoData) else config.data.path
     return config.teacher.model if role == "teacher" else config.student.model
 
 
@@ -39,21 +43,10 @@ def _local(config: Config, role: str) -> Path | None:
     return Path(model_path(_name(config, role)))
 
 
-def _whole(role: str, name: str, folder: Path | None) -> Check:
-    if folder is None:
-        return ok(role, name)
-    again = f"copy them to {folder}, or, of a model of the hub, run `kava fetch`"
-    if fault := _data_fault(folder) if role == "data" else _model_fault(folder, again):
-        told, _, fix = fault.partition("; ")
-        return fail(role, f"{name}: {told}", fix)
-    return ok(role, f"{name}, on this machine")
-
-
-def _model_fault(folder: Path, again: str) -> str | None:
-    return weights_fault(folder, again) or tokenizer_fault(folder, again)
-
-
-def _data_fault(folder: Path) -> str | None:
+def _fault(role: str, folder: Path) -> str | None:
+    if role != "data":
+        again = f"copy them to {folder}"
+        return weights_fault(folder, again) or tokenizer_fault(folder, again)
     try:
         for split in ("train", "test"):
             split_files(folder, split)
