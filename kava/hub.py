@@ -151,8 +151,9 @@ def download(repository: Repository) -> Path:
 
 def reach(repository: Repository) -> None:
     """Ask the hub, once and for seconds, whether it has a repository at its commit; `UserError` as `measure`."""
+    ask = HfApi().model_info if repository.kind == "model" else HfApi().dataset_info
     try:
-        info = HfApi().repo_info(repository.name, repo_type=repository.kind, revision=repository.revision, timeout=5)
+        info = ask(repository.name, revision=repository.revision, timeout=5)
     except (*UNREACHABLE, HfHubHTTPError) as error:
         raise UserError(hub_fault(repository, error) or str(error)) from None
     _require_safetensors(repository, (file.rfilename for file in info.siblings or []))
