@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
 
-from kava.config.identity import HUB_ID, display_name, model_path
+from kava.config.identity import display_name, model_path, on_hub
 from kava.errors import UserError
 from kava.files import write_atomic
 from kava.grades import grade
@@ -69,8 +69,8 @@ def card_text(
     base, licence = display_name(sources["student"]["model"]), base_licence(sources["student"])
     data = _data(sources["data"])
     header = ModelCardData(
-        base_model=base if _on_hub(sources["student"]["model"]) else None,
-        datasets=data["type"] if _on_hub(sources["data"].get("path", "")) else None,
+        base_model=base if on_hub(sources["student"]["model"]) else None,
+        datasets=data["type"] if on_hub(sources["data"].get("path", "")) else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["kava", "distillation", "kv-cache"],
@@ -133,10 +133,6 @@ def base_licence(source: Mapping[str, Any]) -> dict[str, str]:
     except (ValueError, yaml.YAMLError):  # a broken card of somebody else's tells nothing
         told = {}
     return {"license": UNKNOWN} | {name: told[name] for name in LICENCE_FIELDS if told.get(name)}
-
-
-def _on_hub(name: str) -> bool:
-    return bool(HUB_ID.fullmatch(name)) and not name.startswith(".") and not Path(name).is_dir()
 
 
 def _data(source: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import importlib
 import sys
 
 COMMANDS = {
+    "doctor": ("kava.commands.doctor", "whether this machine can run a preset, and what would mend it"),
+    "fetch": ("kava.commands.fetch", "download models and data, so that the run needs no network"),
     "plan": ("kava.commands.plan", "what a run would take of the GPU and the disk, and what would make it fit"),
     "tokenize": ("kava.stages.tokenize", "token ids, segments and the test questions"),
     "extract": ("kava.stages.extract", "teacher KV into a compressed store"),

@@ -2,18 +2,26 @@
 
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from kava.config.identity import model_path
 from kava.errors import UserError
+from kava.hub import FETCH, NO_SAFETENSORS, Repository, hub_fault
+from kava.model_files import tokenizer_fault, weights_fault
 
+# What transformers raises of files that are missing, damaged, gated or out of reach.
+FAILURES = (OSError, ValueError, ImportError, SafetensorError)
+SETTINGS = ("config.json", "tokenizer_config.json")
 _resident: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _guarded = True
 
@@ -59,23 +67,33 @@ def load_for_evaluation(source: Mapping[str, Any], device: torch.device) -> Any:
 
 def load_model_config(source: Mapping[str, Any]) -> Any:
     """The configuration of a model, without its weights."""
+    path = model_path(source["model"])
     try:
-        return AutoConfig.from_pretrained(model_path(source["model"]), revision=source.get("revision"))
-    except (OSError, ValueError) as error:
+        return AutoConfig.from_pretrained(path, **_which(source))
+    except FAILURES as error:
         raise UserError(_loading_failed("configuration of", source, error)) from None
 
 
 def load_tokenizer(source: Mapping[str, Any]) -> Any:
-    """Load a fast tokenizer; `UserError` if it has no end token."""
+    """Load a fast tokenizer; `UserError` if it has no vocabulary or no end token."""
+    path = model_path(source["model"])
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path(source["model"]), revision=source.get("revision"))
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, **_which(source))
+    except FAILURES as error:
         raise UserError(_loading_failed("tokenizer of", source, error)) from None
+    if fault := _fault(source, tokenizer_fault):
+        raise UserError(f"cannot load the tokenizer of {source['model']}: {fault}")
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source['model']} has no end token; set eos_token in its files")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def build(config: Any, **options: Any) -> Any:
+    """A model with random weights; from code of its repository only where its configuration came from there."""
+    remote = type(config).__module__.startswith("transformers_modules.")
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=remote, **options)
 
 
 @contextmanager
@@ -97,23 +115,49 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
         )
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
+    path = model_path(source["model"])
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            model_path(source["model"]),
-            revision=source.get("revision"),
+            path,
+            **_which(source),
             use_safetensors=True,
             device_map={"": device},
             **options,
         )
-    except (OSError, ValueError) as error:
+    except FAILURES as error:
         raise UserError(_loading_failed("model", source, error)) from None
     _resident.add(model)
     return model
 
 
+def _which(source: Mapping[str, Any]) -> dict[str, Any]:
+    # Said in so many words: transformers would ask at the terminal.
+    return {"revision": source.get("revision"), "trust_remote_code": source.get("trust_remote_code") is True}
+
+
 def _loading_failed(what: str, source: Mapping[str, Any], error: Exception) -> str:
+    start = f"cannot load the {what} {source['model']}"
+    repository = Repository("model", source["model"], source.get("revision"))
+    if fault := hub_fault(repository, error):
+        return f"{start}: {fault}"
+    if "trust_remote_code" in str(error):
+        return (
+            f"{start}: it needs Python code of its own repository; if you have read and trust that code at this "
+            "revision, set `trust_remote_code: true` beside its name"
+        )
+    if what == "model" and "does not appear to have a file named" in str(error):
+        return f"{start}: {NO_SAFETENSORS.format(repository)}"
+    if fault := _fault(source, weights_fault if what == "model" else tokenizer_fault):
+        return f"{start}: {fault}"
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-    return (
-        f"cannot load the {what} {source['model']} at revision {source.get('revision')} ({first_line}); check the "
-        "path, or the network and the revision of a hub id"
-    )
+    return f"{start} at revision {source.get('revision')} ({first_line}); check the path, or the revision of a hub id"
+
+
+def _fault(source: Mapping[str, Any], find: Callable[[Path, str], str | None]) -> str | None:
+    """What is wrong with a model's files on this machine, and what mends it."""
+    path = model_path(source["model"])
+    if Path(path).is_dir():
+        return find(Path(path), f"copy the file to {path}")
+    found = [try_to_load_from_cache(path, name, revision=source.get("revision")) for name in SETTINGS]
+    folder = next((Path(file).parent for file in found if isinstance(file, str)), None)
+    return find(folder, f"download it with {FETCH}") if folder else None

@@ -6,7 +6,7 @@ import torch
 
 from kava.config.schema import Config, ModelSettings
 from kava.errors import UserError
-from kava.models import load_tokenizer
+from kava.models import build, load_tokenizer
 from kava.plan.geometry import read_geometry
 
 
@@ -36,8 +36,6 @@ def with_random_weights(config: Config, tokenizer: Path, folder: Path) -> Config
 
 
 def _write(settings: ModelSettings, tokenizer: Path, folder: Path, seed: int) -> None:
-    from transformers import AutoModelForCausalLM
-
     geometry, own = read_geometry(settings.model_dump()), load_tokenizer({"model": str(tokenizer)})
     if len(own) > geometry.vocab_size:
         raise UserError(
@@ -46,6 +44,6 @@ def _write(settings: ModelSettings, tokenizer: Path, folder: Path, seed: int) ->
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(geometry, dtype=geometry.dtype or torch.float32)
+        model = build(geometry, dtype=geometry.dtype or torch.float32)
     model.save_pretrained(folder)
     own.save_pretrained(folder)

@@ -29,9 +29,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _make(arguments: argparse.Namespace) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from kava.models import load_model_config, load_tokenizer
+    from kava.models import build, load_model_config, load_tokenizer
 
     source = {"model": arguments.like}
     config = load_model_config(source)
@@ -48,7 +47,7 @@ def _make(arguments: argparse.Namespace) -> None:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1] * arguments.layers
     torch.manual_seed(arguments.seed)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(arguments.output)
+    build(config, dtype=torch.float32).save_pretrained(arguments.output)
     load_tokenizer(source).save_pretrained(arguments.output)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from kava.config.load import REPOSITORY
 from kava.config.schema import DemoData, Gsm8kData, ModelSettings
+from kava.config.splits import FORMATS, split_files
 from kava.errors import UserError
 from kava.files import read_json, sha256_file, write_json
 
@@ -44,6 +45,11 @@ def model_path(model: str) -> str:
     return model
 
 
+def on_hub(name: str) -> bool:
+    """Whether a model or data set is named by a hub id, and not by a place on this machine."""
+    return bool(HUB_ID.fullmatch(name)) and not name.startswith(".") and not Path(name).is_dir()
+
+
 def display_name(model: str) -> str:
     """Name of a model to show and to keep in manifests: a hub id, or the name of a directory without its path."""
     return Path(model).resolve().name if Path(model).is_dir() else model
@@ -52,30 +58,33 @@ def display_name(model: str) -> str:
 def model_identity(settings: ModelSettings, patterns: tuple[str, ...] = WEIGHTS) -> dict[str, Any]:
     """What the bytes of a model depend on: ``{"hub", "revision"}`` or ``{"files": {name: sha256}}``."""
     path = model_path(settings.model)
+    # Code of the repository's own is another model; without it keys are as they were before there was the setting.
+    code = {"trust_remote_code": True} if settings.trust_remote_code else {}
     if not Path(path).is_dir():
-        return _hub_identity(path, settings.revision, "model")
+        return _hub_identity(path, settings.revision, "model") | code
+    if code:
+        patterns += ("*.py",)
     files = sorted({file for pattern in patterns for file in Path(path).glob(pattern)})
-    return {"files": {file.name: _cached_sha256(file) for file in files}}
+    return {"files": {file.name: _cached_sha256(file) for file in files}} | code
 
 
 def data_identity(data: DemoData | Gsm8kData) -> dict[str, Any]:
     """What the rows of a data set depend on, per split, so that a store need not depend on the test questions."""
     source: dict[str, Any] = {"kind": data.kind}
-    files: dict[str, dict[str, str]] = {"train": {}, "test": {}}
+    files: dict[str, dict[str, Any]] = {"train": {}, "test": {}}
     if isinstance(data, DemoData):
         source |= {"seed": data.seed, "generator": sha256_file(REPOSITORY / "kava" / "data" / "demo.py")}
     elif Path(data.path).is_dir():
         for split, of_split in files.items():
-            file = Path(data.path) / f"{split}.jsonl"
-            if not file.is_file():
-                raise UserError(f"data directory {data.path} has no {file.name}; it needs train.jsonl and test.jsonl")
-            of_split["sha256"] = _cached_sha256(file)
-    elif HUB_ID.fullmatch(data.path) and not data.path.startswith("."):
+            form, paths = split_files(Path(data.path), split)
+            hashes = [_cached_sha256(path) for path in paths]
+            of_split["sha256"] = hashes[0] if form == "json" else hashes
+    elif on_hub(data.path):
         source |= _hub_identity(data.path, data.revision, "data set")
     else:
         raise UserError(
-            f"data directory {data.path} does not exist; give a directory with train.jsonl and test.jsonl, or the hub "
-            "id openai/gsm8k with its revision"
+            f"data directory {data.path} does not exist; give a directory with {FORMATS}, or the hub id openai/gsm8k "
+            "with its revision"
         )
     train = {"train": data.train, "validation": data.validation, **files["train"]}
     return {"source": source, "train": train, "test": {"limit": data.test, **files["test"]}}

@@ -20,6 +20,9 @@ Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 class ModelSettings(Settings):
     model: str = Field(description="hub id, local directory, or `kava:teacher` / `kava:student` (the demo's)")
     revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
+    trust_remote_code: bool = Field(
+        False, description="run the Python code that lies beside the weights; only for a repository that you have read"
+    )
 
 
 class Teacher(ModelSettings):
@@ -73,7 +76,11 @@ class Gsm8kData(Settings):
     """GSM8K (Cobbe et al. 2021, arXiv 2110.14168), or data in its format."""
 
     kind: Literal["gsm8k"] = "gsm8k"
-    path: str = Field("openai/gsm8k", description="hub id, or a directory with train.jsonl and test.jsonl")
+    path: str = Field(
+        "openai/gsm8k",
+        description="hub id, or a directory: train.jsonl and test.jsonl, Parquet (train-*.parquet, test-*.parquet), or "
+        "what DatasetDict.save_to_disk wrote",
+    )
     revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
     train: Positive | None = Field(None, description="first N training examples; null: all but the held-out ones")
     validation: Positive = Field(128, description="held-out examples, taken from the end of the training split")

@@ -9,6 +9,7 @@ from kava.cache.capture import geometry
 from kava.cache.contents import Contents
 from kava.config.jobs import Plan
 from kava.config.schema import DemoData
+from kava.data.gsm8k import read_split
 from kava.files import read_json
 from kava.plan.example import ANSWER_TOKENS
 from kava.plan.geometry import read_geometry
@@ -63,8 +64,8 @@ def count_tokens(plan: Plan) -> TokenCount:
     if isinstance(data, DemoData):
         examples = data.train + data.validation
     else:
-        file = Path(data.path) / "train.jsonl"
-        examples = len(file.read_text().splitlines()) if file.is_file() else GSM8K_EXAMPLES
+        local = Path(data.path)
+        examples = len(read_split(local, "train")) if local.is_dir() else GSM8K_EXAMPLES
         if data.train is not None:
             examples = min(examples, data.train + data.validation)
     tokens = examples * min(float(config.max_length), TOKENS_PER_EXAMPLE[data.kind])

@@ -24,7 +24,7 @@ def read_geometry(source: Mapping[str, Any]) -> Any:
     Parameters
     ----------
     source
-        `model` and `revision`, as in the configuration.
+        `model`, `revision` and `trust_remote_code`, as in the configuration.
 
     Raises
     ------

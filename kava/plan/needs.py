@@ -63,8 +63,11 @@ class Training:
     tokens: int
     kv: dict[str, Any]
 
-    def traced(self) -> Traced:
-        """Of one micro-batch, when every loss of the arm counts; arms that differ in schedules share it."""
+    def traced(self, step: bool = True) -> Traced:
+        """Of one micro-batch, when every loss of the arm counts; arms that differ in schedules share it.
+
+        Without a step it tells the parameters alone, and is quick.
+        """
         settings = {
             "batch_size": self.settings["batch_size"],
             "precision": self.settings.get("precision", "float32"),
@@ -74,7 +77,7 @@ class Training:
         }
         kv = {"codec": self.kv["codec"]["kind"], "top": self.kv["signals"]["topk_logits"], "keys": self.kv["keys"]}
         given = (_source(self.student), _source(self.teacher), _at_its_dearest(self.arm), settings, kv)
-        return _traced(self.stage, self.tokens, *map(canonical_json, given))
+        return _traced(self.stage, self.tokens, step, *map(canonical_json, given))
 
     def memory(self) -> StageMemory:
         settings = self.settings
@@ -82,7 +85,7 @@ class Training:
 
     def checkpoint(self) -> int:
         """Bytes of one checkpoint: what is trained, in fp32, and its optimizer states."""
-        sizes = [size for of_module in self.traced().trained.values() for size in of_module]
+        sizes = [size for of_module in self.traced(step=False).trained.values() for size in of_module]
         return 4 * sum(sizes) + state_bytes(self.settings.get("optimizer", "adamw"), sizes)[0]
 
     def mends(self) -> Iterator[tuple[str, Self]]:
@@ -205,7 +208,7 @@ def _dtype(source: dict[str, Any]) -> str:
 
 
 def _source(source: dict[str, Any]) -> dict[str, Any]:
-    return {name: source.get(name) for name in ("model", "revision")}
+    return {name: source.get(name) for name in ("model", "revision", "trust_remote_code")}
 
 
 def _source_json(source: dict[str, Any]) -> str:
@@ -220,11 +223,13 @@ def _at_its_dearest(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _traced(stage: str, tokens: int, student: str, teacher: str, arm: str, settings: str, kv: str) -> Traced:
+def _traced(
+    stage: str, tokens: int, step: bool, student: str, teacher: str, arm: str, settings: str, kv: str
+) -> Traced:
     config = read_geometry(json.loads(teacher))
     side = Teacher(geometry(config), config.hidden_size, **json.loads(kv))
     config = read_geometry(json.loads(student))
-    return trace_training(config, side, json.loads(arm), json.loads(settings), stage, tokens)
+    return trace_training(config, side, json.loads(arm), json.loads(settings), stage, tokens, step)
 
 
 @cache

@@ -60,17 +60,30 @@ def overview(plan: Plan) -> Overview:
         A model whose geometry is not known, or anything that `Plan` refuses.
     """
     config = plan.config
-    count = count_tokens(plan)
+    count, needed = count_tokens(plan), _by_stage(config)
+    stages = {stage: _stage(of_stage, config.vram_budget_gib) for stage, of_stage in needed.items()}
+    return Overview(config.vram_budget_gib, stages, count, _disk(plan, count, needed))
+
+
+def disk_alone(plan: Plan) -> Disk:
+    """The disk of `overview`, in seconds; raises what that does."""
+    return _disk(plan, count_tokens(plan), _by_stage(plan.config))
+
+
+def _by_stage(config: Config) -> dict[str, dict[str, Need]]:
     needed: dict[str, dict[str, Need]] = {}
     for stage, name, need in needs(config):
         needed.setdefault(stage, {})[name] = need
-    stages = {stage: _stage(of_stage, config.vram_budget_gib) for stage, of_stage in needed.items()}
+    return needed
+
+
+def _disk(plan: Plan, count: TokenCount, needed: dict[str, dict[str, Need]]) -> Disk:
     checkpoints: dict[str, int] = {
         stage: max(need.checkpoint() for need in needed[stage].values() if isinstance(need, Training))
         for stage in ("pretrain", "distill")
         if stage in needed
     }
-    return Overview(config.vram_budget_gib, stages, count, disk(plan, count, checkpoints, _left_behind(config, needed)))
+    return disk(plan, count, checkpoints, _left_behind(plan.config, needed))
 
 
 def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
@@ -114,6 +127,8 @@ def _left_behind(config: Config, needed: dict[str, dict[str, Need]]) -> int:
     """Bytes of the students and projectors of all arms and seeds."""
     width = {"float32": 4, "bfloat16": 2}[config.student.export_dtype]
     student = parameter_counts(read_geometry(config.student.model_dump())).all * width
-    projectors = [n.traced().projector for n in needed.get("pretrain", {}).values() if isinstance(n, Training)]
+    projectors = [
+        n.traced(step=False).projector for n in needed.get("pretrain", {}).values() if isinstance(n, Training)
+    ]
     # A projector is kept by the stage that fits it and by the one that goes on with it.
     return len(config.seeds) * (len(config.arms) * student + 2 * sum(projectors))

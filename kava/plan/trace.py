@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensorMode
 
 from kava.align.projector import Projector
 from kava.cache.capture import Geometry, capture, capture_with_hidden, geometry
+from kava.models import build
 from kava.plan.example import masks, teacher_side
 from kava.plan.live import StepBytes
 from kava.training.model import DistillationModel
@@ -53,7 +54,13 @@ class Traced:
 
 
 def trace_training(
-    student_config: Any, teacher: Teacher, arm: dict[str, Any], settings: dict[str, Any], stage: str, tokens: int
+    student_config: Any,
+    teacher: Teacher,
+    arm: dict[str, Any],
+    settings: dict[str, Any],
+    stage: str,
+    tokens: int,
+    step: bool = True,
 ) -> Traced:
     """Peak of a micro-batch's forward and backward, gradients of earlier ones being there already.
 
@@ -72,6 +79,8 @@ def trace_training(
         `pretrain` or `distill`.
     tokens
         Of every example: `max_length`.
+    step
+        False for the parameters alone, which is quick.
     """
     student = _causal_lm(student_config, student_dtype(settings["lora"], settings["precision"]))
     prepare_student(student, settings["lora"], settings["gradient_checkpointing"])
@@ -84,8 +93,9 @@ def trace_training(
         live.own([*model.parameters(), *model.buffers()], "projector")
         live.own([p.grad for p in model.parameters() if p.grad is not None], "projector")
         live.own(batch.values(), "batch")
-        with live:
-            training_step(model, batch, settings, partial(setattr, live, "phase", "temporary"))
+        if step:
+            with live:
+                training_step(model, batch, settings, partial(setattr, live, "phase", "temporary"))
         trained = {path: p.numel() for path, p in model.named_parameters() if p.requires_grad}
         own = {"student": [n for path, n in trained.items() if path.startswith("student.")]}
         own["projector"] = [n for path, n in trained.items() if not path.startswith("student.")]
@@ -169,10 +179,8 @@ class Counts(NamedTuple):
 
 def parameter_counts(config: Any) -> Counts:
     """Parameters of a causal language model, counted on the meta device; bitsandbytes leaves the head as it is."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = build(config)
     head = model.get_output_embeddings()
     matrices = [m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     return Counts(sum(parameter.numel() for parameter in model.parameters()), sum(matrices), max(matrices, default=0))
@@ -180,10 +188,8 @@ def parameter_counts(config: Any) -> Counts:
 
 def _causal_lm(config: Any, dtype: torch.dtype) -> Any:
     """On the meta device, where modules may be exchanged and moved, which those of fake tensors may not."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return build(config, dtype=dtype)
 
 
 def _fake(model: nn.Module) -> None:

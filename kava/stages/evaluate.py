@@ -47,7 +47,7 @@ def run(job: Job, runtime: Runtime) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if role is None:
         student = job.inputs["student"].parent
-        source = {"model": str(student)}
+        source = {"model": str(student), "trust_remote_code": runtime.student["trust_remote_code"]}
         distilled = read_json(job.inputs["student"])
         # An evaluation that goes elsewhere is a trial, and no fact about the student.
         own = folder.resolve() == (student.parent / "evaluation").resolve()

@@ -1,0 +1,134 @@
+"""GPU, bitsandbytes, memory and disk."""
+
+import psutil
+import torch
+
+from kava.config.jobs import Plan
+from kava.config.schema import Config
+from kava.device import GIB
+from kava.doctor.check import Check, fail, ok, warning
+from kava.errors import UserError
+from kava.text import size
+
+# Bytes per parameter of a student that is trained on the CPU: fp32 weight, gradient and both moments.
+TRAINED = 16
+# NF4 against the same weights dequantised: products of bf16 or fp32 of 64 terms, relative to the largest.
+TOLERANCE = 0.02
+WITH_CUDA = "python -m pip install --force-reinstall --constraint constraints.txt torch"
+
+
+def gpu(config: Config) -> list[Check]:
+    """torch and CUDA; the GPU with its driver and free memory, where there is one."""
+    name = "torch"
+    built = torch.version.cuda
+    found = ok(name, f"{torch.__version__}, {f'for CUDA {built}' if built else 'built without CUDA'}")
+    if config.device == "cpu":
+        return [found, ok("gpu", "not needed: device is cpu")]
+    if torch.cuda.is_available():
+        return [found, _memory(config)]
+    if built:
+        told, fix = "no GPU that torch sees", "install NVIDIA's driver and look with `nvidia-smi`"
+    else:
+        told, fix = "torch is built without CUDA", f"install the build with it, `{WITH_CUDA}`"
+    paged = [stage for stage in ("pretrain", "distill") if getattr(config, stage).optimizer == "paged_adamw_8bit"]
+    if config.device == "cuda":
+        return [found, fail("gpu", f"{told}, and device is cuda", f"{fix}, or set device: cpu")]
+    if paged:
+        settings = " and ".join(f"{stage}.optimizer: adamw" for stage in paged)
+        return [found, fail("gpu", f"{told}, and paged_adamw_8bit pages to one", f"{fix}, or set {settings}")]
+    return [found, ok("gpu", "none, and this runs on the CPU")]
+
+
+def _memory(config: Config) -> Check:
+    free, total = torch.cuda.mem_get_info()
+    told = f"{torch.cuda.get_device_name()}, driver {_driver()}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    budget = config.vram_budget_gib
+    if total / GIB < budget - 1:
+        return fail("gpu", f"{told}, and vram_budget_gib is {budget:g}", "set what there is, and see `kava plan`")
+    # A card that is sold as 8 GB has a little less, and shows some of it to a screen.
+    if free / GIB < budget - 1:
+        return fail(
+            "gpu",
+            f"{told}, and {budget - 1:g} are torch's share",
+            "end what `nvidia-smi` lists",
+        )
+    return ok("gpu", told)
+
+
+def _driver() -> str:
+    from pynvml import NVMLError, nvmlInit, nvmlSystemGetDriverVersion
+
+    try:
+        nvmlInit()
+        return str(nvmlSystemGetDriverVersion())
+    except NVMLError:
+        return "unknown"
+
+
+def bitsandbytes(config: Config) -> Check:
+    """Multiply by a matrix in NF4 on the device of the run, and compare with the same matrix dequantised."""
+    name = "bitsandbytes"
+    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    try:
+        error = matmul_error(device)
+    except Exception as raised:  # whatever a library with its own binaries may raise
+        told, status = f"4-bit matmul fails on {device} ({str(raised).splitlines()[0]})", fail
+    else:
+        if error < TOLERANCE:
+            return ok(name, f"4-bit matmul on {device} agrees with dequantised weights to {error:.1e}")
+        told, status = f"4-bit matmul on {device} is wrong by {error:.2g}", fail
+    needed = config.teacher.quantization != "none" or "8bit" in config.pretrain.optimizer + config.distill.optimizer
+    fix = "run `python -m bitsandbytes` to see what is wrong, or set teacher.quantization: none"
+    return status(name, told, fix) if needed else warning(name, f"{told}, and nothing here needs it", fix)
+
+
+def matmul_error(device: str) -> float:
+    """Largest error of a product by NF4 weights, over its largest value; the same weights dequantised are right."""
+    import bitsandbytes as bnb
+
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(128, 64, generator=generator).to(device, torch.bfloat16)
+    rows = torch.randn(8, 64, generator=generator).to(device, torch.bfloat16)
+    codes, state = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    product = bnb.matmul_4bit(rows, codes.t(), quant_state=state).float()
+    expected = rows.float() @ bnb.functional.dequantize_4bit(codes, state).float().t()
+    return float((product - expected).abs().max() / expected.abs().max())
+
+
+def disk(plan: Plan) -> Check:
+    """Free disk where the results lie, against what `kava plan` says a run takes, and downloads."""
+    from kava.plan.overview import disk_alone
+
+    try:
+        needed = disk_alone(plan)
+    except UserError as error:
+        return warning("disk", f"not known what the run takes: {error}", "then run this again")
+    store = 0 if needed.store_is_there else needed.store
+    total = store + needed.checkpoints + needed.models
+    told = f"{size(total)} needed in {plan.cache} and {plan.results}, {size(needed.free)} free"
+    if total > needed.free:
+        return fail("disk", told, "make room, or point cache_dir to another disk; `kava plan` says what takes how much")
+    return ok("disk", told)
+
+
+def memory(plan: Plan) -> Check:
+    """RAM against the weights that a stage reads, or the student that it trains on the CPU."""
+    from kava.plan.geometry import read_geometry
+    from kava.plan.trace import parameter_counts
+
+    config = plan.config
+    there = psutil.virtual_memory()
+    try:
+        teacher, student = (
+            parameter_counts(read_geometry(settings.model_dump())).all for settings in (config.teacher, config.student)
+        )
+    except UserError as error:
+        return warning("memory", f"not known what is needed: {error}", "then run this again")
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    needed = 2 * teacher if on_gpu else max(4 * teacher, TRAINED * student)
+    told = f"{size(there.available)} of {size(there.total)} free, {size(needed)} needed"
+    if needed > there.total:
+        return fail("memory", told, "use a machine with more, or smaller models")
+    if needed > there.available:
+        return warning("memory", told, "end other programs")
+    return ok("memory", told)
