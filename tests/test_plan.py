@@ -1,9 +1,11 @@
 """What a run would take, told before it runs: against real allocations, against the budget, and to a reader."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from conftest import tiny_model
@@ -19,6 +21,7 @@ from kava.config.load import load_config
 from kava.device import GIB
 from kava.errors import UserError
 from kava.losses import cross_entropy
+from kava.models import load_teacher
 from kava.plan import check
 from kava.plan.geometry import PACKAGED, read_geometry
 from kava.plan.memory import of_training
@@ -261,6 +264,29 @@ def test_nf4_takes_4_127_bits_of_the_layers_matrices_alone() -> None:
     counts = parameter_counts(read_geometry(source))
     weights = Extraction(source, 8, kv | {"batch_tokens": 8}).memory().parts["weights"]
     assert weights == pytest.approx(counts.linear * 4.127 / 8 + (counts.all - counts.linear) * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+@pytest.mark.parametrize(
+    "how", [{"quantization": "nf4"}, {"quantization": "nf4", "double_quantization": False}, {"quantization": "int8"}]
+)
+def test_planned_weights_of_a_quantised_teacher_are_those_that_bitsandbytes_makes(
+    tmp_path: Path, family: str, how: dict[str, Any]
+) -> None:
+    wide = {"n_embd": 256} if family == "gpt2" else {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}
+    tiny_model(family, **wide).save_pretrained(tmp_path)
+    source = {"model": str(tmp_path), "revision": None, "dtype": "bfloat16", **how}
+    gc.collect()
+    teacher = load_teacher(source, torch.device("cpu"))
+    real = sum(p.nbytes for p in teacher.parameters())
+    for module in teacher.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            state = module.weight.quant_state
+            real += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+        elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
+            real += module.weight.SCB.nbytes
+    planned = Extraction(source, 8, load_config(CONFIG).kv.model_dump() | {"batch_tokens": 8}).memory().parts["weights"]
+    assert planned == pytest.approx(real, rel=1e-3)
 
 
 @pytest.mark.parametrize(

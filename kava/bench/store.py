@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser("kava bench store", __doc__)
     parser.add_argument("--model", default="kava:teacher", help="directory or hub id (default: the demo's teacher)")
     parser.add_argument("--data", help="directory with GSM8K's train.jsonl and test.jsonl (default: the demo's)")
-    parser.add_argument("--quantization", choices=["nf4", "none"], default="none", help="default: %(default)s")
+    parser.add_argument("--quantization", choices=["nf4", "int8", "none"], default="none", help="default: %(default)s")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default: %(default)s")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of the data (default: %(default)s)")
     parser.add_argument("--codecs", metavar="NAME,…", help="some of the codecs (default: all)")
