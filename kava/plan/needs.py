@@ -106,10 +106,16 @@ class Training:
         if self.settings["precision"] != "bfloat16":
             yield f"{stage}.precision: bfloat16", self._with(precision="bfloat16")
         if stage == "distill" and not self.student.get("lora"):
-            yield "student.lora: {rank: 16}", replace(self, student=self.student | {"lora": Lora().model_dump()})
+            yield self._adapters()
         yield from self._aligner_mends()
         shorter = self.tokens * 3 // 4
         yield f"max_length: {shorter} (longer examples are dropped)", replace(self, tokens=shorter)
+
+    def _adapters(self) -> tuple[str, Self]:
+        setting, lora = "{rank: 16}", Lora()
+        if read_geometry(self.student).model_type == "gpt2":
+            setting, lora = "{rank: 16, targets: [c_attn, c_proj, c_fc]}", Lora(targets=["c_attn", "c_proj", "c_fc"])
+        return f"student.lora: {setting}", replace(self, student=self.student | {"lora": lora.model_dump()})
 
     def _aligner_mends(self) -> Iterator[tuple[str, Self]]:
         aligner = self.arm["aligner"]
