@@ -140,6 +140,9 @@ class Plan:
             "student_reasoning": config.student_reasoning,
             "tokenizer": model_identity(config.teacher, TOKENIZER),
         }
+        if config.chat:
+            tokenizer = model_identity(config.teacher, (*TOKENIZER, "chat_template.jinja"))
+            key |= {"chat": config.chat.model_dump(), "tokenizer": tokenizer}
         folder = _keyed(self.cache / "tokens", config.data.kind, key)
         return Job("tokenize", {"key": key}, folder / "manifest.json")
 

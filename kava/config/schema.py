@@ -104,6 +104,12 @@ class Gsm8kData(Settings):
 Data = Annotated[DemoData | Gsm8kData, Field(discriminator="kind")]
 
 
+class Chat(Settings):
+    """The prompt of the template as the user's turn, the answer as the assistant's; for teacher and student alike."""
+
+    system: str | None = Field(None, description="the system's turn; null: what the chat template has by itself")
+
+
 class Evaluation(Settings):
     batch_size: Positive = Field(16, description="questions per generate call")
     max_new_tokens: Positive = Field(256, description="longest answer in tokens")
@@ -125,6 +131,9 @@ class Config(Settings):
     data: Data
     template: str = Field(
         "Question: {question}\nAnswer: {answer}", description="text of one example; must end in {answer}"
+    )
+    chat: Chat | None = Field(
+        None, description="speak by the chat template of the teacher's tokenizer; null: the template as it stands"
     )
     student_reasoning: Literal["full", "equations"] = Field(
         "full", description="equations: the student reads only the <<…>> of the reasoning, the teacher all of it"
