@@ -1,5 +1,6 @@
 """Load, quantise, and keep to one model: the only place where pretrained weights enter a process."""
 
+import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -32,20 +33,13 @@ def load_teacher(source: Mapping[str, Any], device: torch.device) -> Any:
     Parameters
     ----------
     source
-        `model`, `revision`, `quantization` (`nf4` or `none`) and `dtype`, as in the configuration.
+        `model`, `revision`, `quantization` (`nf4`, `int8` or `none`), `double_quantization` and `dtype`, as in the
+        configuration.
     device
-        Where it runs; bitsandbytes computes NF4 on the CPU too.
+        Where it runs; bitsandbytes computes NF4 and LLM.int8 on the CPU too.
     """
     dtype = getattr(torch, source["dtype"])
-    quantization = None
-    if source["quantization"] == "nf4":
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    model = _load(source, device, dtype=dtype, quantization_config=quantization)
+    model = _load(source, device, dtype=dtype, quantization_config=_quantization(source, dtype))
     return model.eval().requires_grad_(False)
 
 
@@ -105,6 +99,21 @@ def second_model_allowed() -> Iterator[None]:
         yield
     finally:
         _guarded = True
+
+
+def _quantization(source: Mapping[str, Any], dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if source["quantization"] == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=source.get("double_quantization", True),
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if source["quantization"] == "int8":
+        # It says with every multiplication that it rounds inputs to fp16 on their way to 8 bits.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return None
 
 
 def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> Any:

@@ -17,9 +17,10 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from kava.data.task import TASK, harness_gsm8k, write_task
+from kava.data.template import Template
 from kava.harness import samples, score
 
-TEMPLATE = "Question: {question}\nAnswer: {answer}"
+TEMPLATE = Template("Question: {question}\nAnswer: {answer}")
 LONG = "7" * 4_000
 
 

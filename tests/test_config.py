@@ -87,6 +87,7 @@ def test_reference_preset_is_the_one_that_the_readme_promises() -> None:
         ("kv={select: {kind: random, scope: head}}", "compares KV token by token"),
         ("distill={accumulation: 3, num_processes: 2}", "accumulation=3 is no multiple of num_processes=2"),
         ("distill.steps=5", "steps=5 is no multiple of log_every=10"),
+        ("teacher={quantization: int8, double_quantization: false}", "set quantization: nf4"),
         ("seeds=[-1]", "greater than or equal to 0"),
         ("template='{question} {x} {answer}'", "no other field"),
         ("arms={", "the value is not valid YAML"),
@@ -121,8 +122,16 @@ def test_store_key_depends_on_what_its_bytes_depend_on_and_on_nothing_else() -> 
     store = Plan(load()).extract.output
     for same in ("distill.steps=10", "experiment=other", "arms={flat: null}", "seeds=[1]", "data.test=100"):
         assert Plan(load(same)).extract.output == store, same
-    for other in ("kv.codec={kind: bf16}", "data.train=999", "teacher.quantization=none", "kv.batch_tokens=512"):
+    others = ("kv.codec={kind: bf16}", "data.train=999", "teacher.quantization=none", "kv.batch_tokens=512")
+    for other in (*others, "teacher.double_quantization=false"):
         assert Plan(load(other)).extract.output != store, other
+
+
+def test_settings_that_came_later_are_in_no_key_at_their_defaults() -> None:
+    """So that stores made before them are found."""
+    key = Plan(load()).extract.spec["key"]
+    assert key["teacher"].keys() == {"files", "quantization", "dtype"}
+    assert key["tokens"].keys() == {"format_version", "data", "template", "max_length", "tokenizer"}
 
 
 def test_adapters_are_a_reason_to_distill_again_and_checkpointing_of_activations_is_none() -> None:

@@ -12,7 +12,8 @@ from kava.bench.evaluate import generate
 from kava.config.load import load_config
 from kava.config.schema import Config
 from kava.data import load_splits
-from kava.data.task import TASK, prompt_of, write_task
+from kava.data.task import TASK, write_task
+from kava.data.template import Template
 from kava.harness import RowwiseStop, harness_results, samples
 from kava.models import load_for_evaluation, load_tokenizer
 
@@ -32,7 +33,7 @@ def student(demo: Config) -> tuple[Any, Any]:
 
 
 def task(demo: Config, folder: Path, until: list[str] | None = None) -> Path:
-    write_task(folder, load_splits(demo.data)["test"][:QUESTIONS], demo.template)
+    write_task(folder, load_splits(demo.data)["test"][:QUESTIONS], Template(demo.template))
     if until:
         path = folder / f"{TASK}.yaml"
         lines = path.read_text().split("generation_kwargs:\n")
@@ -62,7 +63,7 @@ def test_without_stop_strings_the_answers_are_those_of_plain_generate(
     model, tokenizer = student
     folder = task(demo, tmp_path)
     lines = samples(harness_results(model, tokenizer, folder, {"batch_size": 8, "max_new_tokens": 30}))
-    prompts = [prompt_of(demo.template, line["question"]) for line in lines]
+    prompts = [Template(demo.template).prompt(line["question"]) for line in lines]
     assert [line["answer"] for line in lines] == generate(model, tokenizer, prompts, 8, 30)
 
 

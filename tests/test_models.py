@@ -43,6 +43,35 @@ def test_teacher_is_really_in_4_bits_and_frozen(tinystories) -> None:
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
+def test_double_quantization_is_of_the_scales(tinystories) -> None:
+    for double in (True, False):
+        gc.collect()
+        teacher = load_teacher(source(tinystories, double_quantization=double), CPU)
+        state = teacher.model.layers[0].self_attn.k_proj.weight.quant_state
+        assert state.nested is double
+        assert state.absmax.dtype == (torch.uint8 if double else torch.float32)
+        del teacher, state
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@torch.inference_mode()
+def test_int8_teacher_multiplies_in_8_bits_and_answers_nearly_as_the_whole_one(tinystories, dtype: str, caplog) -> None:
+    ids = torch.randint(3, 2000, (2, 40), generator=torch.Generator().manual_seed(0))
+    logits = {}
+    for quantization in ("none", "nf4", "int8"):
+        gc.collect()
+        teacher = load_teacher(source(tinystories, quantization=quantization, dtype=dtype), CPU)
+        logits[quantization] = teacher(ids).logits.float()
+        if quantization == "int8":
+            assert teacher.model.layers[0].self_attn.k_proj.weight.dtype == torch.int8
+            assert torch.equal(teacher(ids).logits.float(), logits["int8"])
+        del teacher
+    apart = {name: (logits[name] - logits["none"]).norm() / logits["none"].norm() for name in ("nf4", "int8")}
+    assert 0 < apart["int8"] < 0.05
+    assert apart["int8"] < apart["nf4"]
+    assert not caplog.records, "no line per multiplication"
+
+
 def test_student_weights_are_fp32_whatever_the_checkpoint_is(tinystories) -> None:
     gc.collect()
     assert {parameter.dtype for parameter in load_student(source(tinystories), CPU).parameters()} == {torch.float32}

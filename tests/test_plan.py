@@ -1,9 +1,11 @@
 """What a run would take, told before it runs: against real allocations, against the budget, and to a reader."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from conftest import tiny_model
@@ -19,6 +21,7 @@ from kava.config.load import load_config
 from kava.device import GIB
 from kava.errors import UserError
 from kava.losses import cross_entropy
+from kava.models import load_teacher
 from kava.plan import check
 from kava.plan.geometry import PACKAGED, read_geometry
 from kava.plan.memory import of_training
@@ -146,16 +149,44 @@ def test_a_plan_draws_no_random_numbers_and_leaves_no_fake_tensors() -> None:
         pass  # modes nest only if the plan has left its own
 
 
-@pytest.mark.parametrize(("model", "count"), [("0.5B", 494_032_768), ("1.5B-Instruct", 1_543_714_304)])
-def test_packaged_geometries_have_the_models_parameter_counts(model: str, count: int) -> None:
-    counts = parameter_counts(read_geometry({"model": f"Qwen/Qwen2.5-{model}", "revision": "0" * 40}))
-    assert counts.all == count
-    assert counts.linear < counts.all - 151_936 * 800  # the embedding, which is the head too, is not quantised
+# Parameters as their makers publish them.
+PARAMETERS = {
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
+    "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
+    "openai-community/gpt2": 124_439_808,
+    "openai-community/gpt2-medium": 354_823_168,
+}
 
 
-def test_every_presets_models_are_known_without_a_download() -> None:
-    plans = [load_config(None, {"preset": "qwen2.5-8gb"})]
-    assert {model for plan in plans for model in (plan.teacher.model, plan.student.model)} <= PACKAGED.keys()
+@pytest.mark.parametrize("model", PARAMETERS)
+def test_packaged_geometries_have_the_models_parameter_counts(model: str) -> None:
+    config = read_geometry({"model": model, "revision": "0" * 40})
+    counts = parameter_counts(config)
+    assert counts.all == PARAMETERS[model]
+    # The embedding, which is the head too, is not quantised.
+    assert counts.linear <= counts.all - config.vocab_size * config.hidden_size
+
+
+# Presets whose models lie on the hub.
+HUB_PRESETS = ("qwen2.5-8gb", "qwen2.5-8gb-oom", "qwen2.5-rkv", "gpt2", "llama")
+
+
+def test_every_presets_models_are_known_and_pinned_without_a_download() -> None:
+    for preset in HUB_PRESETS:
+        config = load_config(None, {"preset": preset})
+        assert {config.teacher.model, config.student.model} <= PARAMETERS.keys() <= PACKAGED.keys()
+        assert Plan(config).report.inputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", HUB_PRESETS[1:])
+def test_every_preset_fits_8_gib(capsys, preset: str) -> None:
+    # Without the arms that take less, each of which is a trace of seconds.
+    status, found = plan(capsys, "--preset", preset, "--set", "arms={structured: null, shuffled: null, sft: null}")
+    assert (status, found["vram_budget_gib"]) == (0, 8)
+    assert found["disk"]["store_gb"] < 25
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
@@ -261,6 +292,29 @@ def test_nf4_takes_4_127_bits_of_the_layers_matrices_alone() -> None:
     counts = parameter_counts(read_geometry(source))
     weights = Extraction(source, 8, kv | {"batch_tokens": 8}).memory().parts["weights"]
     assert weights == pytest.approx(counts.linear * 4.127 / 8 + (counts.all - counts.linear) * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+@pytest.mark.parametrize(
+    "how", [{"quantization": "nf4"}, {"quantization": "nf4", "double_quantization": False}, {"quantization": "int8"}]
+)
+def test_planned_weights_of_a_quantised_teacher_are_those_that_bitsandbytes_makes(
+    tmp_path: Path, family: str, how: dict[str, Any]
+) -> None:
+    wide = {"n_embd": 256} if family == "gpt2" else {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}
+    tiny_model(family, **wide).save_pretrained(tmp_path)
+    source = {"model": str(tmp_path), "revision": None, "dtype": "bfloat16", **how}
+    gc.collect()
+    teacher = load_teacher(source, torch.device("cpu"))
+    real = sum(p.nbytes for p in teacher.parameters())
+    for module in teacher.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            state = module.weight.quant_state
+            real += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+        elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
+            real += module.weight.SCB.nbytes
+    planned = Extraction(source, 8, load_config(CONFIG).kv.model_dump() | {"batch_tokens": 8}).memory().parts["weights"]
+    assert planned == pytest.approx(real, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,47 +1,120 @@
-"""Real questions, real weights: preset gsm8k-smoke from tokens to report."""
+"""Real questions, real tokenizers, tiny models: the two presets on GSM8K from tokens to report."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from workflow_runs import REPOSITORY, logs
 
+from kava.bench.workspace import BenchPlan, free, quiet
+from kava.commands import init_student
+from kava.config.jobs import REFERENCES, Plan, Runtime
+from kava.config.load import load_config
+from kava.files import read_json
+from kava.plan.geometry import read_geometry
+from kava.stages import bench_store, distill, evaluate, extract, pretrain, report, tokenize
+
 pytestmark = pytest.mark.slow
+
+
+def run_in_this_process(plan: Plan, runtime: Runtime) -> None:
+    """All stages of a plan, one after the other; as processes of their own they would import for minutes."""
+    runs = [(arm, seed) for arm in plan.config.arms for seed in plan.config.seeds]
+    jobs = [(tokenize.run, plan.tokenize), (extract.run, plan.extract), (bench_store.run, plan.bench)]
+    jobs += [(evaluate.run, plan.reference(role)) for role in REFERENCES]
+    for arm, seed in runs:
+        if plan.config.arms[arm].aligner:
+            jobs.append((pretrain.run, plan.pretrain(arm, seed)))
+        jobs += [(distill.run, plan.distill(arm, seed)), (evaluate.run, plan.evaluate(arm, seed))]
+    with quiet():
+        for run, job in [*jobs, (report.run, plan.report)]:
+            free(torch.device("cpu"))
+            run(job, runtime)
 
 
 def test_gsm8k_with_a_real_nf4_teacher_runs_to_a_report_that_says_it_knows_nothing(
     gsm8k: Path, tinystories: Path, tmp_path: Path
 ) -> None:
     student = tmp_path / "student"
-    subprocess.run(
-        [sys.executable, "-m", "kava", "init-student", "--like", str(tinystories), "--output", str(student)], check=True
-    )
+    assert init_student.main(["--like", str(tinystories), "--output", str(student)]) == 0
     settings = {
         "preset": "gsm8k-smoke",
         "teacher": {"model": str(tinystories)},
         "student": {"model": str(student)},
         "data": {"path": str(gsm8k)},
-        "arms": {"flat": None},  # every arm takes the same path, and ten seconds of imports for each of three stages
+        "arms": {"flat": None},
     }
-    (tmp_path / "smoke.yaml").write_text(json.dumps(settings))
+    plan = BenchPlan(load_config(None, settings), tmp_path)
+    run_in_this_process(plan, Runtime.of(plan.config))
+    found = read_json(plan.report.output.with_suffix(".json"))
+    assert "No arm answers these questions" in found["verdict"]
+    assert found["teacher"]["n"] == 32
+    for arm in found["arms"].values():
+        assert arm["seeds"]["42"]["strict_match"] <= 1 / 32
+    store = read_json(plan.extract.output)
+    assert store["spec"]["teacher"]["quantization"] == "nf4"
+    assert store["geometry"] == {"layers": 2, "kv_heads": 4, "head_dim": 16}
+    # One of the first 64 training examples is longer than the model's 512 positions: dropped, not cut.
+    train = read_json(plan.tokenize.output)["splits"]["train"]
+    assert (train["examples"], train["dropped"]) == (63, 1)
+
+
+def write_small_qwen(folder: Path, like: str, tokenizer: Path, **shape: int) -> str:
+    """Qwen2.5 as it lies on the hub, with fewer layers and random weights: its tokenizer, vocabulary and dtype."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(tokenizer, folder)
+    config = read_geometry({"model": like})
+    config.update({"num_hidden_layers": 2, "num_key_value_heads": 2, "layer_types": ["full_attention"] * 2, **shape})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    assert model.model.layers[0].self_attn.k_proj.bias is not None
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_reference_preset_runs_to_a_report_on_qwens_tokens_and_a_small_qwen(
+    gsm8k: Path, qwen_tokenizer: Path, tmp_path: Path
+) -> None:
+    teacher, student = "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B"
+    shapes: list[dict[str, int]] = [
+        {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256},
+        {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128},
+    ]
+    short: dict[str, Any] = {"steps": 2, "accumulation": 1, "log_every": 1}
+    settings = {
+        "preset": "qwen2.5-8gb",
+        "teacher": {"model": write_small_qwen(tmp_path / "teacher", teacher, qwen_tokenizer, **shapes[0])},
+        "student": {"model": write_small_qwen(tmp_path / "student", student, qwen_tokenizer, **shapes[1])},
+        "data": {"path": str(gsm8k), "train": 24, "validation": 8, "test": 4},
+        "pretrain": short,
+        # A matrix of 151,936 rows in bf16 takes minutes on a CPU that emulates it; the projector has none.
+        "distill": short | {"precision": "float32"},
+        "evaluation": {"max_new_tokens": 8},
+        # Every arm takes the same path, and ten seconds of imports for each of three stages.
+        "arms": {"flat": None, "shuffled": None},
+        "seeds": [42],
+    }
+    (tmp_path / "small.yaml").write_text(json.dumps(settings))
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(tmp_path),
-         "--cores", "1", "--configfile", str(tmp_path / "smoke.yaml")],
+         "--cores", "1", "--configfile", str(tmp_path / "small.yaml")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + logs(tmp_path)
-    report = json.loads((tmp_path / "results/ab_report.json").read_text())
-    assert "No arm answers these questions" in report["verdict"]
-    assert report["teacher"]["n"] == 32
-    for arm in report["arms"].values():
-        assert arm["seeds"]["42"]["strict_match"] <= 1 / 32
-    (store,) = (tmp_path / "results/teacher_kv").glob("*/manifest.json")
-    manifest = json.loads(store.read_text())
-    assert manifest["spec"]["teacher"]["quantization"] == "nf4"
-    assert manifest["geometry"] == {"layers": 2, "kv_heads": 4, "head_dim": 16}
-    # One of the first 64 training examples is longer than the model's 512 positions: dropped, not cut.
-    (tokens,) = (tmp_path / "results/tokens").glob("*/manifest.json")
-    train = json.loads(tokens.read_text())["splits"]["train"]
-    assert (train["examples"], train["dropped"]) == (63, 1)
+    found = read_json(tmp_path / "results/ab_report.json")
+    assert "No arm answers these questions" in found["verdict"]
+    assert set(found["arms"]) == {"structured", "sft"}
+    (store,) = map(read_json, (tmp_path / "results/teacher_kv").glob("*/manifest.json"))
+    assert store["spec"]["teacher"]["quantization"] == "nf4"
+    assert store["geometry"] == {"layers": 2, "kv_heads": 2, "head_dim": 32}
+    (tokens,) = map(read_json, (tmp_path / "results/tokens").glob("*/manifest.json"))
+    # Of the 1,390,694 that the whole split has (tests/test_tokens.py).
+    assert (tokens["splits"]["train"]["examples"], tokens["splits"]["train"]["tokens"]) == (24, 4735)
+    exported = json.loads((tmp_path / "results/qwen2.5-8gb/structured/seed-42/student/config.json").read_text())
+    assert (exported["vocab_size"], exported["tie_word_embeddings"], exported["dtype"]) == (151_936, True, "bfloat16")

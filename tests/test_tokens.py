@@ -14,10 +14,11 @@ from kava.config.jobs import Plan, Runtime
 from kava.config.load import PRESETS
 from kava.data.demo import generate
 from kava.data.task import harness_gsm8k
+from kava.data.template import Template
 from kava.data.tokens import Segment, TokenSet, encode_example, equations_only
 from kava.stages.tokenize import run
 
-TEMPLATE = "Question: {question}\nAnswer: {answer}"
+TEMPLATE = Template("Question: {question}\nAnswer: {answer}")
 ROW = {"question": "How many?", "answer": "2+3=<<2+3=5>>5 apples.\n#### 5"}
 
 
@@ -49,7 +50,7 @@ def test_prompt_ids_are_those_of_the_prompt_alone(qwen, gsm8k: Path) -> None:
     """What the student is asked at evaluation is what it saw in training."""
     for row in rows(gsm8k, "test")[:200]:
         example = encode_example(qwen, TEMPLATE, row)
-        prompt = qwen(TEMPLATE.format(question=row["question"], answer="").rstrip())["input_ids"]
+        prompt = qwen(TEMPLATE.prompt(row["question"]))["input_ids"]
         assert example["input_ids"][: len(prompt)] == prompt
         assert example["segments"][: len(prompt) + 1] == [0] * len(prompt) + [1]
 

@@ -56,18 +56,21 @@ def _bench(arguments: argparse.Namespace) -> None:
 def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from kava.bench.workspace import quiet
     from kava.data import load_splits
-    from kava.data.task import prompt_of, write_task
+    from kava.data.task import write_task
+    from kava.data.template import template_for
     from kava.device import choose_device
     from kava.harness import harness_results
     from kava.models import load_for_evaluation, load_tokenizer
 
     small = prepared(config, arguments, folder, log.info)
     rows = load_splits(small.data)["test"][: arguments.questions]
-    write_task(folder / "task", rows, small.template)
+    chat = small.chat.model_dump() if small.chat else None
+    template = template_for(load_tokenizer(small.teacher.model_dump()), small.template, chat)
+    write_task(folder / "task", rows, template)
     source, settings = small.student.model_dump(), small.evaluation.model_dump()
     device = choose_device(small.device)
     model, tokenizer = load_for_evaluation(source, device), load_tokenizer(source)
-    prompts = [prompt_of(small.template, row["question"]) for row in rows]
+    prompts = [template.prompt(row["question"]) for row in rows]
 
     ways: list[tuple[str, Callable[[], object]]] = [
         ("harness", lambda: harness_results(model, tokenizer, folder / "task", settings)),

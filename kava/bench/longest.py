@@ -3,6 +3,7 @@
 from kava.bench.workspace import Rows
 from kava.config.schema import Config
 from kava.data import load_splits
+from kava.data.template import template_for
 from kava.data.tokens import encode_example
 from kava.errors import UserError
 from kava.models import load_tokenizer
@@ -29,9 +30,10 @@ def longest_rows(config: Config, examples: int, held_out: int, questions: int) -
         No training example is short enough.
     """
     tokenizer = load_tokenizer(config.teacher.model_dump())
+    template = template_for(tokenizer, config.template, config.chat.model_dump() if config.chat else None)
 
     def lengths(rows: Rows) -> list[int]:
-        return [len(encode_example(tokenizer, config.template, row)["input_ids"]) for row in rows]
+        return [len(encode_example(tokenizer, template, row)["input_ids"]) for row in rows]
 
     rows, chosen, longest = load_splits(config.data), {}, {}
     for split, count in (("train", examples), ("validation", held_out)):

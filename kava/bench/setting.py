@@ -93,7 +93,7 @@ def machine(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
 def show_machine(setup: Mapping[str, Any]) -> str:
     """Models and machine in one line."""
     teacher, student = setup["teacher"], setup["student"]
-    how = "4-bit NF4" if teacher["quantization"] == "nf4" else teacher["dtype"]
+    how = {"nf4": "4-bit NF4", "int8": "LLM.int8", "none": teacher["dtype"]}[teacher["quantization"]]
     random = ", random weights" if setup["random_weights"] else ""
     threads = f"{setup['threads']} threads" if setup["threads"] > 1 else "one thread"
     cores = f"CPU, {setup['cpu_cores']} cores, {threads}"

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser("kava bench store", __doc__)
     parser.add_argument("--model", default="kava:teacher", help="directory or hub id (default: the demo's teacher)")
     parser.add_argument("--data", help="directory with GSM8K's train.jsonl and test.jsonl (default: the demo's)")
-    parser.add_argument("--quantization", choices=["nf4", "none"], default="none", help="default: %(default)s")
+    parser.add_argument("--quantization", choices=["nf4", "int8", "none"], default="none", help="default: %(default)s")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default: %(default)s")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of the data (default: %(default)s)")
     parser.add_argument("--codecs", metavar="NAME,…", help="some of the codecs (default: all)")
@@ -88,12 +88,13 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from kava.config.identity import display_name
     from kava.config.schema import Config, DemoData, Gsm8kData
     from kava.data import load_splits
+    from kava.data.template import Template
     from kava.data.tokens import encode_example
     from kava.models import load_model_config, load_teacher, load_tokenizer
 
     teacher = {name: getattr(arguments, name) for name in ("model", "quantization", "dtype")}
     data = Gsm8kData(path=arguments.data) if arguments.data else DemoData(train=5000, validation=500, test=1)
-    tokenizer, template = load_tokenizer(teacher), Config.model_fields["template"].default
+    tokenizer, template = load_tokenizer(teacher), Template(Config.model_fields["template"].default)
     longest = Config.model_fields["max_length"].default
     splits = {split: rows for split, rows in load_splits(data).items() if split != "test"}
     input_ids: dict[str, list[np.ndarray]] = {}

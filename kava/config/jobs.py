@@ -140,6 +140,9 @@ class Plan:
             "student_reasoning": config.student_reasoning,
             "tokenizer": model_identity(config.teacher, TOKENIZER),
         }
+        if config.chat:
+            tokenizer = model_identity(config.teacher, (*TOKENIZER, "chat_template.jinja"))
+            key |= {"chat": config.chat.model_dump(), "tokenizer": tokenizer}
         folder = _keyed(self.cache / "tokens", config.data.kind, key)
         return Job("tokenize", {"key": key}, folder / "manifest.json")
 
@@ -194,7 +197,7 @@ class Plan:
         if role not in REFERENCES:
             raise UserError(f"unknown reference {role!r}; allowed: {', '.join(REFERENCES)}")
         settings: ModelSettings = self.config.teacher if role == "teacher" else self.config.student
-        how = settings.model_dump(include={"quantization", "dtype"})
+        how = self.config.teacher.precision if role == "teacher" else {}
         key = {
             "model": model_identity(settings, (*WEIGHTS, "generation_config.json")) | how,
             "tokens": as_the_teacher_reads(self.tokenize.spec["key"]),
@@ -250,11 +253,7 @@ class Plan:
         """What the teacher's KV of the training data depends on; not the test questions."""
         teacher, tokens = self.config.teacher, as_the_teacher_reads(self.tokenize.spec["key"])
         return {
-            "teacher": {
-                **model_identity(teacher),
-                "quantization": teacher.quantization,
-                "dtype": teacher.dtype,
-            },
+            "teacher": model_identity(teacher) | teacher.precision,
             "tokens": tokens | {"data": {name: tokens["data"][name] for name in ("source", "train")}},
         }
 

@@ -6,13 +6,14 @@ generated from these models by `kava config --write-docs`; a test fails when the
 
 import os
 from string import Formatter
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from kava.config.arms import Arm
-from kava.config.base import Name, Positive, Rate, Settings
+from kava.config.base import Name, Positive, Settings
 from kava.config.kv import KvStore, RkvSelection, RkvWindowSelection, ScopedSelection
+from kava.config.training import Distill, Pretrain
 
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 
@@ -26,8 +27,28 @@ class ModelSettings(Settings):
 
 
 class Teacher(ModelSettings):
-    quantization: Literal["nf4", "none"] = Field("nf4", description="4-bit NF4 by bitsandbytes, or none")
+    quantization: Literal["nf4", "int8", "none"] = Field(
+        "nf4", description="by bitsandbytes: 4-bit NF4, or LLM.int8 (which multiplies in 8 bits); or none"
+    )
+    double_quantization: bool = Field(
+        True, description="of nf4: its scales are quantised too, 4.13 in place of 4.5 bits per weight"
+    )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="compute dtype of the teacher")
+
+    @model_validator(mode="after")
+    def _double_means_nf4(self) -> Self:
+        if not self.double_quantization and self.quantization != "nf4":
+            raise ValueError(
+                f"double_quantization: false is about the scales of nf4, and quantization is {self.quantization}; "
+                "remove it, or set quantization: nf4"
+            )
+        return self
+
+    @property
+    def precision(self) -> dict[str, Any]:
+        """What of the settings decides the numbers, for content keys; what was added later only where it is set."""
+        key: dict[str, Any] = {"quantization": self.quantization, "dtype": self.dtype}
+        return key if self.double_quantization else key | {"double_quantization": False}
 
 
 class Lora(Settings):
@@ -90,58 +111,10 @@ class Gsm8kData(Settings):
 Data = Annotated[DemoData | Gsm8kData, Field(discriminator="kind")]
 
 
-class Optimization(Settings):
-    steps: Positive = Field(1000, description="optimizer steps")
-    batch_size: Positive = Field(2, description="examples per forward")
-    accumulation: Positive = Field(16, description="forwards per optimizer step")
-    projector_lr: Rate = Field(1e-3, description="recommended 5e-4 to 2e-3")
-    weight_decay: float = Field(0.01, ge=0)
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
-    max_grad_norm: float = Field(1.0, gt=0)
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
-        "adamw", description="8-bit states by bitsandbytes"
-    )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="autocast dtype; weights are fp32")
-    log_every: Positive = 10
-    save_every: Positive = Field(200, description="steps between checkpoints")
-    keep_checkpoints: Positive = 2
-    num_processes: Positive = Field(
-        1, description="processes that share each step (DDP), a GPU each; accumulation is a multiple of it"
-    )
+class Chat(Settings):
+    """The prompt of the template as the user's turn, the answer as the assistant's; for teacher and student alike."""
 
-    @model_validator(mode="after")
-    def _check_windows(self) -> Self:
-        if self.steps % self.log_every:
-            raise ValueError(
-                f"steps={self.steps} is no multiple of log_every={self.log_every}; what follows the last full window "
-                "would not be logged"
-            )
-        if self.accumulation % self.num_processes:
-            raise ValueError(
-                f"accumulation={self.accumulation} is no multiple of num_processes={self.num_processes}, which share "
-                "the forwards of each step; lower batch_size and raise accumulation"
-            )
-        return self
-
-
-class Pretrain(Optimization):
-    """The projector learns to predict the KV of the frozen student."""
-
-    steps: Positive = 200
-
-
-class Distill(Optimization):
-    """Student and projector learn together."""
-
-    student_lr: Rate = Field(5e-5, description="recommended 1e-5 to 1e-4")
-    gradient_checkpointing: bool = Field(
-        False,
-        description="compute the student's layers once more in backward: less memory and the same result, for one more "
-        "forward; may be changed between runs, since nothing depends on it",
-    )
-    compile_layers: bool = Field(
-        False, description="compile the student's layers (torch.compile): a minute at the start, quicker steps on a GPU"
-    )
+    system: str | None = Field(None, description="the system's turn; null: what the chat template has by itself")
 
 
 class Evaluation(Settings):
@@ -165,6 +138,9 @@ class Config(Settings):
     data: Data
     template: str = Field(
         "Question: {question}\nAnswer: {answer}", description="text of one example; must end in {answer}"
+    )
+    chat: Chat | None = Field(
+        None, description="speak by the chat template of the teacher's tokenizer; null: the template as it stands"
     )
     student_reasoning: Literal["full", "equations"] = Field(
         "full", description="equations: the student reads only the <<…>> of the reasoning, the teacher all of it"

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from kava.data.template import QUESTION, Template
 from kava.files import write_atomic
 
 TASK = "kava_gsm8k"
@@ -28,9 +29,10 @@ def load(**_):
 '''
 
 
-def write_task(folder: Path, rows: list[dict[str, str]], template: str) -> None:
+def write_task(folder: Path, rows: list[dict[str, str]], template: Template) -> None:
     """Write `kava_gsm8k.yaml`, its loader and `test.jsonl` into a folder."""
-    prompt = prompt_of(template, "{{question}}")
+    # The harness takes it for a Jinja template, in which braces of a chat template have to be quoted.
+    prompt = template.prompt(QUESTION).replace("{", "{{ '{' }}").replace(QUESTION, "{{question}}")
     task = harness_gsm8k()
     for key in ("tag", "dataset_path", "dataset_name", "training_split", "fewshot_split"):
         task.pop(key, None)
@@ -42,11 +44,6 @@ def write_task(folder: Path, rows: list[dict[str, str]], template: str) -> None:
     write_atomic(folder / f"{TASK}.yaml", text)
     write_atomic(folder / "questions.py", LOADER)
     write_atomic(folder / "test.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def prompt_of(template: str, question: str) -> str:
-    """What a model is asked: the template up to the answer."""
-    return template.removesuffix("{answer}").rstrip().replace("{question}", question)
 
 
 def harness_gsm8k() -> dict[str, Any]:

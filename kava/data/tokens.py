@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kava.data.template import Template
 from kava.errors import UserError
 from kava.files import canonical_json, read_json, sha256_json
 
@@ -30,7 +31,7 @@ class Segment(IntEnum):
     ANSWER = 2
 
 
-def encode_example(tokenizer: Any, template: str, row: Mapping[str, str]) -> dict[str, list[int]]:
+def encode_example(tokenizer: Any, template: Template, row: Mapping[str, str]) -> dict[str, list[int]]:
     """Tokenise one example whole, so that ids are those of the text as the model would see it.
 
     Parameters
@@ -38,7 +39,7 @@ def encode_example(tokenizer: Any, template: str, row: Mapping[str, str]) -> dic
     tokenizer
         A fast tokenizer; its own special tokens (a BOS, say) are added, and one end token.
     template
-        Text with `{question}`, ending in `{answer}`.
+        Text of an example.
     row
         `question`, and `answer` with `####` before the final number.
 
@@ -47,11 +48,11 @@ def encode_example(tokenizer: Any, template: str, row: Mapping[str, str]) -> dic
     dict
         `input_ids` and `segments` (values of `Segment`), both of length T. The end token belongs to the answer.
     """
-    text = template.format(**row)
+    text = template.fill(row)
     reasoning_start = len(text) - len(row["answer"])
     answer_start = reasoning_start + row["answer"].rindex(ANSWER_MARK)
     # The space before the reasoning is part of its first token in byte-level vocabularies.
-    prompt_end = len(text[:reasoning_start].rstrip())
+    prompt_end = len(text[:reasoning_start].rstrip(template.trimmed))
     encoded = tokenizer(text, return_offsets_mapping=True)
     ids, segments = list(encoded["input_ids"]), []
     for _, end in encoded["offset_mapping"]:

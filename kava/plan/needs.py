@@ -21,6 +21,9 @@ from kava.training.prefetch import AHEAD
 
 # NF4 with double quantisation: 4 bits, one 8-bit maximum per 64 weights, one fp32 one per 256 of those.
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+PLAIN_NF4_BITS = 4 + 32 / 64
+# What LLM.int8 makes of an input value (fp16, then a code), and of an output value (a 32-bit sum, then fp16).
+INT8_STEP_BYTES = 3 + 6
 # fp32 copies of a block of keys (or values) that a codec holds while it encodes: widened, grouped, shifted, scaled,
 # rounded and clamped.
 ENCODING_COPIES = 6
@@ -106,10 +109,16 @@ class Training:
         if self.settings["precision"] != "bfloat16":
             yield f"{stage}.precision: bfloat16", self._with(precision="bfloat16")
         if stage == "distill" and not self.student.get("lora"):
-            yield "student.lora: {rank: 16}", replace(self, student=self.student | {"lora": Lora().model_dump()})
+            yield self._adapters()
         yield from self._aligner_mends()
         shorter = self.tokens * 3 // 4
         yield f"max_length: {shorter} (longer examples are dropped)", replace(self, tokens=shorter)
+
+    def _adapters(self) -> tuple[str, Self]:
+        setting, lora = "{rank: 16}", Lora()
+        if read_geometry(self.student).model_type == "gpt2":
+            setting, lora = "{rank: 16, targets: [c_attn, c_proj, c_fc]}", Lora(targets=["c_attn", "c_proj", "c_fc"])
+        return f"student.lora: {setting}", replace(self, student=self.student | {"lora": lora.model_dump()})
 
     def _aligner_mends(self) -> Iterator[tuple[str, Self]]:
         aligner = self.arm["aligner"]
@@ -137,7 +146,7 @@ class Extraction:
         rows = max(1, self.kv["batch_tokens"] // self.tokens)
         hidden = self.kv["signals"]["hidden_states"]
         traced = _forward(_source_json(self.teacher), dtype, rows, self.tokens, self.kv["keys"], hidden)
-        weights, dequantised = _loaded(self.teacher)
+        weights, dequantised = _loaded(self.teacher, rows * self.tokens)
         encoding = ENCODING_COPIES * ENCODE_TOKENS * geometry(config).channels * 4
         parts = {name: count for name, count in traced.items() if name != "weights"}
         return of_forward(parts | {"weights": weights, "temporary": dequantised + encoding})
@@ -173,7 +182,7 @@ class Evaluation:
         config, rows = read_geometry(self.source), self.settings["batch_size"]
         dtype = _dtype(self.source)
         width = getattr(torch, dtype).itemsize
-        weights, dequantised = _loaded(self.source)
+        weights, dequantised = _loaded(self.source, rows * self.prompt)
         shape = geometry(config)
         per_token = 2 * shape.channels * width
         # The cache grows by concatenation, a layer at a time: old and new lie beside each other.
@@ -237,13 +246,21 @@ def _forward(source: str, dtype: str, rows: int, tokens: int, keys: str | None, 
     return trace_forward(read_geometry(json.loads(source)), getattr(torch, dtype), rows, tokens, keys, hidden).parts
 
 
-def _loaded(source: dict[str, Any]) -> tuple[int, int]:
-    """Bytes of a model's weights as `kava.models` loads them, and of the largest matrix that NF4 widens to use it."""
+def _loaded(source: dict[str, Any], tokens: int) -> tuple[int, int]:
+    """Bytes of a model's weights as `kava.models` loads them, and those that one of its matrices takes while used.
+
+    NF4 widens the matrix; LLM.int8 narrows its inputs, `tokens` of them, and widens its outputs.
+    """
     counts = _counts(_source_json(source))
     width = getattr(torch, _dtype(source)).itemsize
-    if source.get("quantization") != "nf4":
-        return counts.all * width, 0
-    return round(counts.linear * NF4_BITS / 8) + (counts.all - counts.linear) * width, counts.largest * width
+    others = (counts.all - counts.linear) * width
+    kind = source.get("quantization")
+    if kind == "int8":  # a byte per weight and an fp32 scale per output
+        return counts.linear + 4 * counts.rows + others, INT8_STEP_BYTES * tokens * counts.widest
+    if kind == "nf4":
+        bits = NF4_BITS if source.get("double_quantization", True) else PLAIN_NF4_BITS
+        return round(counts.linear * bits / 8) + others, counts.largest * width
+    return counts.all * width, 0
 
 
 @cache

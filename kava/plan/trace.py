@@ -170,20 +170,41 @@ def forward(model: Any, examples: int, tokens: int, keys: str | None, hidden: bo
 
 
 class Counts(NamedTuple):
-    """Parameters of a model, tied ones once: all, those of the matrices that NF4 quantises, those of the largest."""
+    """Parameters of a model, tied ones once, and the matrices that bitsandbytes quantises.
+
+    Attributes
+    ----------
+    all
+        Parameters.
+    linear, largest
+        Parameters of those matrices, and of the largest of them.
+    rows, widest
+        Their outputs in sum, and the longest side of any.
+    """
 
     all: int
     linear: int
     largest: int
+    rows: int
+    widest: int
 
 
 def parameter_counts(config: Any) -> Counts:
     """Parameters of a causal language model, counted on the meta device; bitsandbytes leaves the head as it is."""
+    from transformers.pytorch_utils import Conv1D
+
     with torch.device("meta"):
         model = build(config)
     head = model.get_output_embeddings()
-    matrices = [m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
-    return Counts(sum(parameter.numel() for parameter in model.parameters()), sum(matrices), max(matrices, default=0))
+    matrices = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    sizes = [m.weight.numel() for m in matrices]
+    return Counts(
+        sum(parameter.numel() for parameter in model.parameters()),
+        sum(sizes),
+        max(sizes, default=0),
+        sum(m.nf if isinstance(m, Conv1D) else m.out_features for m in matrices),
+        max((max(m.weight.shape) for m in matrices), default=0),
+    )
 
 
 def _causal_lm(config: Any, dtype: torch.dtype) -> Any:

@@ -8,10 +8,13 @@ Reads no model, only tokenizers. Writes <cache_dir>/tokens/<name>-<key>/manifest
 import argparse
 import shutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kava.config.jobs import Job, Plan, Runtime
 from kava.stages.common import log, stage_main
+
+if TYPE_CHECKING:
+    from kava.data.template import Template
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,6 +32,7 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.data import load_splits
     from kava.data.overlap import find_overlap
     from kava.data.task import write_task
+    from kava.data.template import template_for
     from kava.data.tokens import check_rows, require_same_tokenizer, vocabulary_sha256
     from kava.files import read_json, sha256_json, write_json
     from kava.models import load_tokenizer
@@ -38,13 +42,14 @@ def run(job: Job, runtime: Runtime) -> None:
     for split, of_split in rows.items():
         check_rows(of_split, split)
     teacher = load_tokenizer(runtime.teacher)
-    texts = [key["template"].format(**row) for row in rows["validation"]]
+    template = template_for(teacher, key["template"], key.get("chat"))
+    texts = [template.fill(row) for row in rows["validation"]]
     require_same_tokenizer(teacher, load_tokenizer(runtime.student), texts)
 
     splits: dict[str, dict[str, Any]] = {}
     examples = DatasetDict()
     for split in ("train", "validation"):
-        examples[split], splits[split] = encode_split(teacher, key, split, rows[split])
+        examples[split], splits[split] = encode_split(teacher, template, key, split, rows[split])
     splits["test"] = {"examples": len(rows["test"]), "sha256": sha256_json(rows["test"])}
 
     overlap = find_overlap(rows)
@@ -59,7 +64,7 @@ def run(job: Job, runtime: Runtime) -> None:
         if manifest.get("overlap") != overlap:
             write_json(job.output, manifest | {"overlap": overlap})
         return
-    write_task(folder / "task", rows["test"], key["template"])
+    write_task(folder / "task", rows["test"], template)
     staged = folder / "examples.partial"
     shutil.rmtree(staged, ignore_errors=True)
     examples.save_to_disk(str(staged))
@@ -79,7 +84,7 @@ def run(job: Job, runtime: Runtime) -> None:
 
 
 def encode_split(
-    tokenizer: Any, key: dict[str, Any], split: str, rows: list[dict[str, str]]
+    tokenizer: Any, template: "Template", key: dict[str, Any], split: str, rows: list[dict[str, str]]
 ) -> tuple[Any, dict[str, Any]]:
     """Tokenise a split: its `datasets.Dataset`, and what the manifest says of it.
 
@@ -93,7 +98,7 @@ def encode_split(
     from kava.data.tokens import EQUATION, content_sha256, encode_example, equations_only
     from kava.errors import UserError
 
-    template, max_length = key["template"], key["max_length"]
+    max_length = key["max_length"]
     encoded = [encode_example(tokenizer, template, row) for row in rows]
     kept = [number for number, example in enumerate(encoded) if len(example["input_ids"]) <= max_length]
     if not kept:
