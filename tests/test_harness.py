@@ -112,7 +112,7 @@ def test_a_stop_string_that_is_a_special_token_ends_its_row_as_where_the_harness
     stopped, short = (
         tokenizer(text)["input_ids"] for text in (" 5\n#### 5<|im_end|> 9 9 9 9", " 1 + 1 = 2 and 2\n#### 2")
     )
-    write_task(tmp_path, load_splits(demo.data)["test"][:2], demo.template)
+    write_task(tmp_path, load_splits(demo.data)["test"][:2], Template(demo.template))
     answers = {}
     for kind, size in ((HFLM, 1), (RowwiseStop, batch_size)):
         monkeypatch.setattr(model, "generate", Scripted([stopped, short], end))
