@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ def job_inputs(planted: ReportInputs) -> dict[str, Path]:
     (store,) = planted.stores.values()
     assert planted.bench is not None
     references = {"teacher": planted.teacher, "student_base": planted.student_base}
-    assert planted.tokens is not None
-    inputs = {"store": store, "bench": planted.bench, "tokens": planted.tokens}
+    (tokens,) = planted.tokens.values()
+    inputs = {"store": store, "bench": planted.bench, "tokens": tokens}
     inputs |= {role: files.evaluation / "manifest.json" for role, files in references.items()}
     for arm, seeds in planted.runs.items():
         for seed, run in seeds.items():
@@ -40,19 +41,31 @@ def job_spec(planted: ReportInputs, **settings: Any) -> dict[str, Any]:
         "arms": planted.arms,
         "comparisons": [list(pair) for pair in planted.comparisons],
         "controls": planted.controls,
-        "seeds": [42],
+        "seeds": sorted({int(seed) for seeds in planted.seeds.values() for seed in seeds}),
         "teacher": {"model": "/models/of/mine/big"},
         "distill": {"steps": 400},
     } | settings
 
 
-def recorded(root: Path, name: str, n: int = 60, rates: dict[str, float] | None = None, **settings: Any) -> Path:
-    """One seed of three arms as results/<name> under `root`, with their record; `settings` are the configuration's."""
+def recorded(
+    root: Path,
+    name: str,
+    n: int = 60,
+    rates: dict[str, float] | None = None,
+    seeds: tuple[str, ...] = ("42",),
+    edit: Callable[[ReportInputs], None] = lambda _: None,
+    **settings: Any,
+) -> Path:
+    """Three arms as results/<name> under `root`, with their record; `settings` are the configuration's.
+
+    `edit` changes what the stages left before the report is made.
+    """
     results = root / "results"
-    planted = finished_runs(results, n=n, seeds=("42",), **(rates or {}))
+    planted = finished_runs(results, n=n, seeds=seeds, **(rates or {}))
     model = {"key": {"model": {"files": {}}, "evaluation": EVALUATED}}
     for reference in (planted.teacher, planted.student_base):
         edit_json(reference.evaluation / "manifest.json", model=reference.model, spec=model)
+    edit(planted)
     record(planted, **settings)
     return (results / "demo").rename(results / name)
 

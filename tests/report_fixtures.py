@@ -90,7 +90,8 @@ def write_experiment(
         teacher=teacher,
         student_base=base,
         provenance=PROVENANCE,
-        tokens=write_tokens(root),
+        seeds={arm: list(seeds) for arm in arms},
+        tokens={name: write_tokens(root)},
         **further,
     )
 

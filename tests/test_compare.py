@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from record_fixtures import record, recorded
-from report_files import edit_json, sha
+from report_files import edit_json, sha, write_tokens
 from report_fixtures import finished_runs
 
 from kava.cli import main
 from kava.errors import UserError
-from kava.report import build_report
+from kava.report import ReportInputs, build_report
 from kava.report.across import name_each, report_across
-from kava.report.record import read_record
+from kava.report.record import Experiment, read_record
 from kava.report.statistics import holm
 
 
@@ -74,9 +74,11 @@ def test_settings_in_which_experiments_differ_stand_among_the_differences_of_the
 
 
 def test_other_steps_are_unequal_terms_that_are_said(folders, tmp_path: Path) -> None:
-    other = recorded(tmp_path, "other")
-    for arm in ("flat", "structured", "sft"):
-        edit_json(other / arm / "seed-42/student/manifest.json", optimizer_steps=800, data_order_sha256=sha("other"))
+    def longer(planted: ReportInputs) -> None:
+        for seeds in planted.runs.values():
+            edit_json(seeds["42"].student / "manifest.json", optimizer_steps=800, data_order_sha256=sha("other"))
+
+    other = recorded(tmp_path, "other", edit=longer)
     report = report_across([read_record(folders[0]), read_record(other)], "")
     said = " ".join(report["fairness"]["mismatches"])
     assert "optimizer steps differs between arms (short/flat 400" in said
@@ -111,14 +113,18 @@ def test_an_arm_that_answered_other_questions_is_compared_with_none_though_its_d
 
 
 def test_another_teacher_is_shown_with_its_numbers_and_leaves_no_common_cka_map(folders, tmp_path: Path) -> None:
-    other = recorded(tmp_path, "other")
-    edit_json(other / "flat/seed-42/projector/manifest.json", cka={"keys": [[1.0]], "values": [[1.0]]})
+    def with_map(planted: ReportInputs) -> None:
+        projector = planted.runs["flat"]["42"].projector
+        assert projector is not None
+        edit_json(projector / "manifest.json", cka={"keys": [[1.0]], "values": [[1.0]]})
+
+    other = recorded(tmp_path, "other", edit=with_map)
     shared = report_across([read_record(other)], "")
     assert shared["cka"] == {"keys": [[1.0]], "values": [[1.0]]}
     text = (other / "record.yaml").read_text()
     for part in ("teacher", "teacher_kv/demo-0123abcd"):
         (other.parent / part).rename(other.parent / f"{part}-large")
-        text = text.replace(f"../{part}/", f"../{part}-large/")
+        text = text.replace(f"cache: {part}/", f"cache: {part}-large/")
     (other / "record.yaml").write_text(text)
     report = report_across([read_record(folder) for folder in (folders[0], other)], "")
     (said,) = report["fairness"]["mismatches"]
@@ -161,3 +167,68 @@ def test_the_command_says_what_is_wrong_in_a_sentence(folders, tmp_path, monkeyp
     assert main(["report", str(folders[0]), "--output", "x.json"]) == 1
     assert "must end in .html" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_leaked_test_questions_are_said_of_the_experiments_that_trained_on_them(tmp_path: Path) -> None:
+    leaked, clean = "Tom has 3 apples and buys 4 more of them. How many?", "Ines reads 12 pages a day. How long?"
+    folders = [
+        recorded(
+            tmp_path / name,
+            name,
+            edit=lambda planted, text=text: write_tokens(planted.tokens["demo"].parents[2], [leaked], [text, leaked]),
+        )
+        for name, text in (("one", clean), ("two", f"{clean} And how long for 10?"), ("three", leaked))
+    ]
+    report = report_across([read_record(folder) for folder in folders], "")
+    assert [line.split(" test")[0] for line in report["fairness"]["mismatches"]] == [
+        "one and two: 1 of 2",
+        "three: 2 of 2",
+    ]
+    assert report["warnings"] == []
+
+
+def test_experiments_with_other_seeds_keep_their_means_and_are_compared_over_those_in_common(
+    folders, tmp_path: Path
+) -> None:
+    three = recorded(tmp_path, "three", seeds=("42", "43", "44"))
+    report = report_across([read_record(folders[0]), read_record(three)], "")
+    assert report["fairness"]["mismatches"] == []
+    for arm, row in read_record(three).record["results"].items():
+        assert report["arms"][f"three/{arm}"]["strict_match_mean"] == row["strict_match_mean"] is not None
+        assert report["cost_mean"][f"three/{arm}"]["train_seconds"] is not None
+    assert all(row["complete"] for row in report["comparisons"])
+    seeds = [len(row["seeds"]) for row in report["comparisons"]]
+    assert seeds == [1, 1, 1, 1, 1, 1, 3, 3, 3]
+    for said in ("one seed for 6 of 9 comparisons, which cannot", "3 seeds for 3 of 9 comparisons"):
+        assert said in report["verdict"]
+    assert all(bin_["arms"]["three/flat"]["rate"] is not None for bin_ in report["breakdown"]["length"])
+
+
+def test_numbers_are_given_until_every_experiment_has_a_name_of_its_own() -> None:
+    places = ("a/demo", "b/demo", "c/demo (1)", "d/other")
+    named = name_each([Experiment(Path(place), {}, {}) for place in places])
+    assert list(named) == ["demo (2)", "demo (3)", "demo (1)", "other"]
+
+
+def test_the_same_model_given_by_another_path_is_no_difference_and_another_hub_id_is_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models/big").mkdir(parents=True)
+    given = {"absolute": str(tmp_path / "models/big"), "relative": "models/big", "hub": "someone/big"}
+    found = [
+        read_record(recorded(tmp_path / name, name, n=10, teacher={"model": model})) for name, model in given.items()
+    ]
+    assert "teacher.model" not in report_across(found[:2], "")["arm_differences"]
+    assert "teacher.model" in report_across(found[1:], "")["arm_differences"]
+
+
+def test_a_file_that_is_gone_or_broken_is_named_without_a_traceback(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = recorded(tmp_path, "mine", n=10)
+    samples = folder / "flat/seed-42/evaluation/samples.jsonl"
+    samples.write_text("{")
+    assert main(["report", str(folder)]) == 1
+    assert "samples.jsonl, line 1 is not JSON" in capsys.readouterr().err
+    samples.unlink()
+    assert main(["report", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "error: the folder results/mine/flat/seed-42/evaluation has no samples.jsonl; restore it, or run" in said

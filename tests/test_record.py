@@ -85,6 +85,7 @@ def test_files_are_found_after_a_move_from_anywhere_and_with_a_cache_elsewhere(t
     }
     write_record(job_spec(planted), inputs, build_report(report_inputs(job_spec(planted), inputs, {})))
     (tmp_path / "else" / "where").mkdir(parents=True)
+    monkeypatch.setenv("KAVA_CACHE", str(tmp_path / "cache"))
     for place in (tmp_path, project, folder, tmp_path / "else" / "where"):
         monkeypatch.chdir(place)
         found = read_record(folder)
@@ -99,7 +100,7 @@ def test_what_is_missing_or_broken_is_named_with_what_to_do(folder: Path, tmp_pa
         read_record(tmp_path / "gone")
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    with pytest.raises(UserError, match=r"record.yaml names .*teacher_kv.*, which does not exist; restore it"):
+    with pytest.raises(UserError, match=r"record.yaml names .*teacher_kv.*, which does not exist; set KAVA_CACHE"):
         read_record(copy)
     for text, said in (("a: [", "is not valid YAML"), ("just text", "has format None"), ("format: 9", "format 9")):
         (copy / "record.yaml").write_text(text)
@@ -115,3 +116,45 @@ def test_notes_are_a_reason_to_make_the_report_again_and_nothing_else() -> None:
     for stage in ("pretrain", "distill", "evaluate"):
         assert getattr(plain, stage)("flat", 42).params == getattr(noted, stage)("flat", 42).params
     assert plain.reference("teacher").params == noted.reference("teacher").params
+
+
+def test_a_run_that_was_made_again_after_its_record_is_refused(tmp_path: Path) -> None:
+    folder = recorded(tmp_path, "mine", n=10)
+    edit_json(folder / "flat/seed-42/student/manifest.json", optimizer_steps=800)
+    with pytest.raises(UserError, match=r"flat/seed-42/student/manifest.json was made after its record.*report again"):
+        read_record(folder)
+
+
+def test_a_cache_elsewhere_is_not_in_the_record_and_must_be_named(tmp_path: Path, monkeypatch) -> None:
+    folder = recorded(tmp_path / "private" / "place", "mine", n=10)
+    told = yaml.safe_load((folder / "record.yaml").read_text())["files"]
+    assert told["tokens"]["cache"] == "tokens/demo-0123abcd/manifest.json"
+    assert told["flat/seed-42/student"]["path"] == "flat/seed-42/student/manifest.json"
+    assert ".." not in str(told)
+    moved = folder.rename(tmp_path / "mine")
+    with pytest.raises(UserError, match="set KAVA_CACHE to the cache_dir of the run"):
+        read_record(moved)
+    monkeypatch.setenv("KAVA_CACHE", str(tmp_path / "private/place/results"))
+    read_record(moved)
+
+
+def test_a_record_that_lacks_something_is_refused_in_a_sentence(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("KAVA_CACHE", str(folder.parent))
+    whole = yaml.safe_load((folder / "record.yaml").read_text())
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    without_student = {name: place for name, place in whole["files"].items() if name != "flat/seed-42/student"}
+    for lacking, said in (
+        ({name: value for name, value in whole.items() if name != "questions_sha256"}, "questions_sha256: Field requi"),
+        (whole | {"configuration": {}}, "configuration: experiment: Field required"),
+        (whole | {"files": without_student}, "files has no flat/seed-42/student"),
+        (whole | {"files": whole["files"] | {"store": "x"}}, "files: store: "),
+    ):
+        (copy / "record.yaml").write_text(yaml.safe_dump(lacking))
+        with pytest.raises(UserError, match=f"copy/record.yaml: .*{said}.*; make the experiment's report again"):
+            read_record(copy)
+
+
+def test_hardware_and_versions_are_told_as_those_of_the_report(told: dict[str, Any]) -> None:
+    assert told["report_made_with"] == {"hardware": "2 CPU cores", "code": None, "versions": PROVENANCE["versions"]}
+    assert {"hardware", "versions"}.isdisjoint(told)

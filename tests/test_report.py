@@ -13,6 +13,7 @@ from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed
 
 from kava.report import ReportInputs, build_report, render_html
 from kava.report.comparisons import NUMBERS
+from kava.report.curve_charts import loss_charts
 
 SEED_KEYS = {
     *("strict_match", "strict_match_ci95", "flexible_extract", "flexible_extract_ci95", "n"),
@@ -165,6 +166,19 @@ def test_missing_seed_is_named_and_no_mean_is_taken_over_the_others(tmp_path: Pa
     assert report["arms"]["flat"]["seeds"]["42"]["strict_match"] is not None
     assert report["arms"]["structured"]["strict_match_mean"] is not None
     assert report["comparisons"][0]["seeds"] == ["42"]
+    assert [row["complete"] for row in report["comparisons"]] == [False, False, True]
+    flat = report["arms"]["flat"]
+    assert flat["missing_seeds"] == ["43"]
+    assert flat["alignment"]["cos_sim_centered"] is flat["alignment"]["grade"] is None
+    assert set(flat["alignment"]["per_head"].values()) == {None}
+    assert set(report["cost_mean"]["flat"].values()) == {None}
+    assert report["cost_mean"]["structured"]["train_seconds"] == 2 * 41.5
+    for bins in report["breakdown"].values():
+        assert {row["arms"]["flat"]["rate"] for row in bins} == {None}
+    for chart in loss_charts(report):
+        assert "flat" not in [row["arm"] for row in chart.spec["datasets"]["means"]]
+    assert "is –" not in report["verdict"]
+    assert " over seed 42, a difference of" in report["verdict"]
     render_html(report)
 
 

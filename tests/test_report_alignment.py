@@ -43,7 +43,8 @@ def test_mean_over_seeds_is_null_where_any_seed_has_none_by_head_too() -> None:
         [
             run({"cos_sim_centered": 0.9, "r2": None, **per_head(0.2, 0.4)}),
             run({"cos_sim_centered": 0.92, "r2": 0.5, **per_head(0.4, None)}),
-        ]
+        ],
+        complete=True,
     )
     assert row is not None
     assert row["cos_sim_centered"] == pytest.approx(0.91)
@@ -51,7 +52,7 @@ def test_mean_over_seeds_is_null_where_any_seed_has_none_by_head_too() -> None:
     assert row["r2"] is None
     assert row["per_head"]["cos_sim_centered"] is None
     assert row["per_head"]["r2"] == [[[pytest.approx(0.3), None]]] * 2
-    assert arm_alignment([run(None)]) is None
+    assert arm_alignment([run(None)], complete=True) is None
 
 
 def test_retrieval_is_measured_against_the_shuffled_arm_with_the_same_kind_of_aligner() -> None:

@@ -8,8 +8,11 @@ import pytest
 from report_fixtures import finished_runs, report_of_two_seeds  # noqa: F401
 
 from kava.report.breakdown import break_down, steps_of, words_of
+from kava.report.breakdown_chart import breakdown_charts
 from kava.report.read import Evaluation
 from kava.report.statistics import wilson
+
+ONE = {"a": ["1"]}
 
 
 def evaluation(questions: list[str], golds: list[str], marks: str) -> Evaluation:
@@ -40,18 +43,18 @@ def test_words_are_parted_by_whitespace() -> None:
 
 def test_terciles_are_even_and_ties_are_never_parted() -> None:
     questions = ["w " * n for n in range(1, 10)]
-    table = break_down({"a": {"1": evaluation(questions, ["x"] * 9, "111110000")}})
+    table = break_down({"a": {"1": evaluation(questions, ["x"] * 9, "111110000")}}, ONE)
     assert table is not None
     assert [(b["name"], b["n"]) for b in table["length"]] == [("1–3 words", 3), ("4–6 words", 3), ("7–9 words", 3)]
     assert [b["arms"]["a"]["rate"] for b in table["length"]] == pytest.approx([1, 2 / 3, 0])
-    alike = break_down({"a": {"1": evaluation(["w w"] * 9, ["x"] * 9, "111110000")}})
+    alike = break_down({"a": {"1": evaluation(["w w"] * 9, ["x"] * 9, "111110000")}}, ONE)
     assert alike is not None
     assert [(b["name"], b["n"]) for b in alike["length"]] == [("2 words", 9)]
 
 
 def test_long_solutions_share_a_bin() -> None:
     golds = ["<<1=1>>" * n for n in (1, 2, 2, 6, 7, 9)]
-    table = break_down({"a": {"1": evaluation(["w"] * 6, golds, "101010")}})
+    table = break_down({"a": {"1": evaluation(["w"] * 6, golds, "101010")}}, ONE)
     assert table is not None
     assert [(b["name"], b["n"]) for b in table["steps"]] == [("1 step", 1), ("2 steps", 2), ("6 or more steps", 3)]
 
@@ -68,7 +71,8 @@ def test_bins_average_over_seeds_and_add_up_to_the_accuracy_of_the_arm(report: d
 
 def test_only_questions_of_every_run_count_and_an_arm_without_runs_has_no_number() -> None:
     three, two = evaluation(["w"] * 3, ["x"] * 3, "110"), evaluation(["w"] * 2, ["x"] * 2, "10")
-    table = break_down({"a": {"1": three, "2": two}, "b": {}})
+    both = {"a": ["1", "2"], "b": ["1", "2"]}
+    table = break_down({"a": {"1": three, "2": two}, "b": {}}, both)
     assert table is not None
     (row,) = table["length"]
     assert row["n"] == 2
@@ -76,5 +80,14 @@ def test_only_questions_of_every_run_count_and_an_arm_without_runs_has_no_number
         "a": {"rate": 0.75, "ci95": pytest.approx(wilson(0.75, 2))},
         "b": {"rate": None, "ci95": None},
     }
-    assert break_down({"a": {}}) is None
-    assert break_down({"a": {"1": three, "2": evaluation([], [], "")}}) is None
+    assert break_down({"a": {}}, both) is None
+    assert break_down({"a": {"1": three, "2": evaluation([], [], "")}}, both) is None
+
+
+def test_a_scale_of_many_arms_that_are_all_at_zero_has_a_height() -> None:
+    names = [f"x{i}" for i in range(9)]
+    bins = [{"name": "1 step", "n": 9, "arms": {name: {"rate": 0.0, "ci95": [0.0, 0.3]} for name in names}}]
+    arms = {name: {"strict_match_mean": 0.0} for name in names}
+    (chart,) = breakdown_charts({"breakdown": {"steps": bins}, "arms": arms, "controls": []})
+    points = chart.spec["layer"][0]["encoding"]["y"]
+    assert points["scale"]["domain"] == [0, pytest.approx(0.052)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from verdict_fixtures import ALIKE, BOTH_BEAT_SFT, arms, decide, many, row
 
+from kava.report.conclusion import differences
 from kava.report.shown import NO_CONTROL_BEATEN, NO_DIFFERENCE, TOO_FEW_SEEDS, doubt, repeated, unrepeated
 
 
@@ -97,3 +98,31 @@ def test_a_p_at_the_floor_of_the_permutation_test_is_a_bound() -> None:
     floor = decide(arms(), [row("B", "A", 0.07, 0.0002)], [])
     assert "Holm-adjusted p ≤ 0.0002" in floor.sentence
     assert "Holm-adjusted p = 0.00021" in decide(arms(), [row("B", "A", 0.07, 0.00021)], []).sentence
+
+
+def test_a_difference_over_fewer_seeds_than_declared_is_never_repeated_and_is_said_to_lack_one() -> None:
+    lacking = row("B", "A", 0.07, seeds=4) | {"complete": False, "rates": [0.61, 0.54]}
+    assert unrepeated(lacking)
+    assert doubt(lacking) == "differs in these students; a declared seed is missing"
+    assert doubt(lacking | {"p_value_holm": 0.4}) == "a declared seed is missing"
+    table = arms(seeds=5)
+    table["A"] |= {"strict_match_mean": None, "seeds": {str(s): {"strict_match": 0.5, "n": 500} for s in range(4)}}
+    verdict = decide(table, [lacking], [])
+    assert verdict.headline == (
+        "The structured students beat the flat ones (not shown for students trained anew: a declared seed is missing)"
+    )
+    assert "a declared seed is missing: B and A" in verdict.caveats
+    # Means over the seeds that both have, not those of the table.
+    assert verdict.numbers[0].startswith("strict match is 61.0% for B and 54.0% for A over seeds 0, 1, 2 and 3, a")
+    assert "–" not in verdict.headline + verdict.numbers[0]
+
+
+def test_seeds_are_said_of_the_comparisons_that_have_so_many() -> None:
+    rows = [row("B", "A", 0.07, seeds=1), row("B", "sft", 0.1, seeds=3)]
+    verdict = decide(arms(), rows, [])
+    assert "one seed for B and A, which cannot show that a difference repeats in students trained anew" in (
+        verdict.caveats
+    )
+    assert "3 seeds for B and sft" in verdict.caveats
+    two = differences([row("B", "A", 0.07, seeds=1), row("B", "sft", 0.1, seeds=2)])[1]
+    assert two.endswith("(not shown for students trained anew: one seed for B and A; 2 seeds for B and sft)")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_files import edit_json, write_tokens
 from report_fixtures import runs_of_one_seed  # noqa: F401
 
+from kava.data.overlap import find_overlap
 from kava.report import ReportInputs, build_report, render_html
+from kava.report.overlap import check_overlap
 
 TRAINING = [
     "Tom has 3 apples. He buys 4 more. How many apples does Tom have now?",
@@ -22,8 +25,8 @@ ALIKE = "Mia has 5 shells. Tom gives 4 more. How many apples does Tom have now?"
 
 
 def test_a_test_without_training_questions_is_said_to_be_clean(runs: ReportInputs, tmp_path: Path) -> None:
-    report = build_report(replace(runs, tokens=write_tokens(tmp_path, TRAINING, APART)))
-    assert report["fairness"]["overlap"]["questions"] == 1
+    report = build_report(replace(runs, tokens={"demo": write_tokens(tmp_path, TRAINING, APART)}))
+    assert report["fairness"]["overlap"]["demo"]["questions"] == 1
     assert report["fairness"]["equal"]
     assert report["warnings"] == []
     html = render_html(report)
@@ -31,7 +34,7 @@ def test_a_test_without_training_questions_is_said_to_be_clean(runs: ReportInput
 
 
 def test_test_questions_that_were_trained_on_are_a_mismatch_and_named(runs: ReportInputs, tmp_path: Path) -> None:
-    report = build_report(replace(runs, tokens=write_tokens(tmp_path, TRAINING, [*APART, SAME])))
+    report = build_report(replace(runs, tokens={"demo": write_tokens(tmp_path, TRAINING, [*APART, SAME])}))
     (line,) = report["fairness"]["mismatches"]
     assert line == (
         "1 of 2 test questions stands in the training data, but for case, spaces and punctuation "
@@ -44,7 +47,8 @@ def test_test_questions_that_were_trained_on_are_a_mismatch_and_named(runs: Repo
 
 
 def test_phrases_in_common_are_a_note_and_no_mismatch(runs: ReportInputs, tmp_path: Path) -> None:
-    report = build_report(replace(runs, tokens=write_tokens(tmp_path, TRAINING, [*APART, ALIKE, *[ALIKE] * 5])))
+    tokens = {"demo": write_tokens(tmp_path, TRAINING, [*APART, ALIKE, *[ALIKE] * 5])}
+    report = build_report(replace(runs, tokens=tokens))
     assert report["fairness"]["mismatches"] == []
     (line,) = report["fairness"]["notes"]
     assert line.startswith(
@@ -60,9 +64,9 @@ def test_phrases_in_common_are_a_note_and_no_mismatch(runs: ReportInputs, tmp_pa
 def test_a_token_set_that_records_no_overlap_is_said_to_record_none(runs: ReportInputs, tmp_path: Path) -> None:
     manifest = write_tokens(tmp_path)
     edit_json(manifest, overlap=None)
-    for tokens in (manifest, None):
+    for tokens, found in (({"demo": manifest}, {"demo": None}), ({}, {})):
         report = build_report(replace(runs, tokens=tokens))
-        assert report["fairness"]["overlap"] is None
+        assert report["fairness"]["overlap"] == found
         assert "is not recorded in the token set's manifest; `kava tokenize` adds it" in report["warnings"][0]
         assert "none of which stands" not in render_html(report)
 
@@ -96,3 +100,19 @@ def test_accuracies_that_are_not_finite_are_in_no_mean(runs: ReportInputs) -> No
     assert any("strict_match is not a finite number" in line for line in report["warnings"])
     json.dumps(report, allow_nan=False)
     render_html(report)
+
+
+def test_token_sets_of_several_experiments_are_each_checked_and_named_where_they_differ() -> None:
+    def found(*test: str) -> dict[str, Any]:
+        rows = {"train": TRAINING, "validation": [], "test": test}
+        return {
+            "overlap": find_overlap({split: [{"question": text} for text in texts] for split, texts in rows.items()})
+        }
+
+    both = check_overlap({"a": found(SAME), "b": found(SAME)})
+    (line,) = both.mismatches
+    assert line.startswith("1 of 1 test questions stands in the training data")
+    apart = check_overlap({"a": found(SAME), "b": found(SAME), "c": found(*APART, SAME), "d": {}})
+    assert [line.split(" test")[0] for line in apart.mismatches] == ["a and b: 1 of 1", "c: 1 of 2"]
+    assert [line.split(" Whether")[0] for line in apart.warnings] == ["d:"]
+    assert apart.found["d"] is None

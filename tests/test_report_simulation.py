@@ -112,7 +112,7 @@ def verdicts(right: np.ndarray) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             rates = of_seeds.mean(1)
             seeds = {str(seed): {"strict_match": rate, "n": of_seeds.shape[1]} for seed, rate in enumerate(rates)}
             table[name] = {"strict_match_mean": rates.mean(), "seeds": seeds}
-        rows, refusals = compare_arms(PAIRS, runs)
+        rows, refusals = compare_arms(PAIRS, runs, {name: list(seeds) for name, seeds in runs.items()})
         assert not refusals
         yield decide(table, rows, ["sft"]).outcome, rows
 

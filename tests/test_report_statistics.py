@@ -160,7 +160,8 @@ def rows_of(*arms: np.ndarray) -> list[dict[str, Any]]:
         }
         for arm, right in enumerate(arms)
     }
-    rows, refusals = compare_arms([(str(i), str(i + 1)) for i in range(len(arms) - 1)], runs)
+    declared = {arm: list(of_arm) for arm, of_arm in runs.items()}
+    rows, refusals = compare_arms([(str(i), str(i + 1)) for i in range(len(arms) - 1)], runs, declared)
     assert refusals == []
     return rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from verdict_fixtures import ALIKE, BOTH_BEAT_SFT, arms, decide, many, row
 
+from kava.report.format import capital
 from kava.report.shown import FLAT, NO_CONTROL_BEATEN, NO_DIFFERENCE, STRUCTURED, about_structure
 from kava.report.verdict import decide as decide_by_configs
 
@@ -179,3 +180,12 @@ def test_a_pair_about_structure_differs_in_nothing_but_the_aligner() -> None:
     assert not about_structure(flat, flat)
     configs = {"A": flat, "B": {**structured, "kv_weight": 2.0}}
     assert decide_by_configs(arms(names="A B"), [row("B", "A", 0.07)], [], configs).outcome == "B beats A"
+
+
+def test_a_name_is_shown_as_it_is_where_a_sentence_begins() -> None:
+    assert decide(arms(names="x0 matched"), [row("matched", "x0", 0.1)], []).headline == "matched beats x0"
+    assert capital("three/flat beats one/flat") == "three/flat beats one/flat"
+    assert capital("three/flat is not shown to beat its control") == "three/flat is not shown to beat its control"
+    assert capital("the three/flat students beat the one/flat ones")[:14] == "The three/flat"
+    assert capital("strict match is 58.0% for a")[:6] == "Strict"
+    assert decide(arms(), [row("B", "A", 0.0, 0.9)], []).headline[:2] == "No"

@@ -30,7 +30,8 @@ def row(
             "a": a,
             "b": b,
             "delta": None,
-            **dict.fromkeys(("ci95", "p_value", "p_value_holm", "seed_level", "minimal_detectable_effect")),
+            "complete": True,
+            **dict.fromkeys(("rates", "ci95", "p_value", "p_value_holm", "seed_level", "minimal_detectable_effect")),
             "seeds": [],
         }
     over = {"mean": delta, "se": 0.01, "p_value": anew, "p_value_holm": anew} if seeds > 1 else None
@@ -40,6 +41,8 @@ def row(
         "a": a,
         "b": b,
         "delta": delta,
+        "rates": [RATES.get(a, 0.5), RATES.get(b, 0.5)],
+        "complete": True,
         "ci95": edges,
         "p_value": p,
         "p_value_holm": p,

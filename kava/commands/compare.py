@@ -40,13 +40,22 @@ def compare(folders: list[Path], output: Path) -> None:
 
     if output.suffix != ".html":
         raise UserError(f"--output {output} must end in .html; the numbers are written beside it as .json")
-    report = report_across([read_record(folder) for folder in folders], command())
+    try:
+        report = report_across([read_record(folder) for folder in folders], command())
+    except FileNotFoundError as error:
+        raise UserError(f"{gone(error)}; restore it, or run the experiment again: what is there is kept") from None
     write_json(output.with_suffix(".json"), report)
     write_atomic(output, render_html(report))
     print(report["verdict"])
     for sentence in report["fairness"]["mismatches"]:
         print(f"unequal: {sentence}")
     print(output)
+
+
+def gone(error: FileNotFoundError) -> str:
+    """Which file is gone, in words."""
+    file = Path(error.filename)
+    return f"the folder {file.parent} has no {file.name}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from kava.errors import UserError
@@ -17,7 +18,8 @@ from kava.report.build import build_report
 from kava.report.clean import flatten
 from kava.report.format import interval, listed, percent
 from kava.report.inputs import ReferenceFiles, ReportInputs
-from kava.report.record import REFERENCES, Experiment
+from kava.report.record import Experiment
+from kava.report.record_schema import REFERENCES
 from kava.report.sources import report_inputs
 
 # Settings that are said elsewhere: arm by arm, or in the table of experiments.
@@ -63,8 +65,12 @@ def name_each(experiments: Sequence[Experiment]) -> dict[str, Experiment]:
     if twice := next((place for i, place in enumerate(places) if place in places[:i]), None):
         raise UserError(f"{twice} is given twice; give each experiment once")
     own = [os.path.basename(os.path.abspath(e.folder)) for e in experiments]
-    numbered = [name if own.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(own, 1)]
-    return dict(zip(numbered, experiments, strict=True))
+    named: dict[str, Experiment] = {}
+    for name, experiment in zip(own, experiments, strict=True):
+        numbered = (f"{name} ({i})" for i in count(1))
+        free = name if own.count(name) == 1 else next(n for n in numbered if n not in named and n not in own)
+        named[free] = experiment
+    return named
 
 
 def _told(experiment: Experiment, inputs: ReportInputs) -> dict[str, Any]:
@@ -87,15 +93,16 @@ def _merged(named: Experiments, parts: Mapping[str, ReportInputs], command: str)
         comparisons=_comparisons(named, parts),
         controls=[f"{name}/{arm}" for name, part in parts.items() for arm in part.controls],
         config={name: e.record["configuration"] for name, e in named.items()},
+        seeds={f"{n}/{arm}": seeds for n, part in parts.items() for arm, seeds in part.seeds.items()},
         provenance={"command": command} | {name: _origin(e) for name, e in named.items()},
         bench=first.bench if len(benches) == 1 else None,
-        tokens=first.tokens if len({e.inputs["tokens"].parent.name for e in named.values()}) == 1 else None,
+        tokens={name: e.inputs["tokens"] for name, e in named.items()},
         mismatches=_other_questions(named) + _other_references(parts, named),
     )
 
 
 def _origin(experiment: Experiment) -> dict[str, Any]:
-    return {name: experiment.record[name] for name in ("date", "code", "hardware", "versions", "data", "tokenizer")}
+    return {name: experiment.record[name] for name in ("date", "report_made_with", "data", "tokenizer")}
 
 
 def _differing_settings(named: Experiments) -> dict[str, dict[str, Any]]:

@@ -33,25 +33,35 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def arm_alignment(runs: Sequence[Run]) -> dict[str, Any] | None:
+def arm_alignment(runs: Sequence[Run], complete: bool) -> dict[str, Any] | None:
     """Means over the seeds of one arm; None for an arm without an aligner.
+
+    Parameters
+    ----------
+    runs
+        Its finished runs.
+    complete
+        Whether each declared seed is among them.
 
     Returns
     -------
     dict
         Each metric of `ALIGNMENT`, `grade`, `collapsed` (in any seed), and `per_head`: metric → `[2][L][H]`, keys
-        first, or None where the manifests do not hold it. Null wherever a seed's number is null.
+        first, or None where the manifests do not hold it. Null wherever a seed's number is null, and where a declared
+        seed has no run.
     """
     each = [alignment_of(run) for run in runs]
     if not any(each):
         return None
-    means = {name: mean([alignment.get(name) for alignment in each]) for name in ALIGNMENT}
+    means = {name: mean([alignment.get(name) for alignment in each]) if complete else None for name in ALIGNMENT}
     maps = {name: [(alignment.get("per_head") or {}).get(name) for alignment in each] for name in MAPPED}
     return {
         **means,
         "grade": grade(means["cos_sim_centered"]),
         "collapsed": any(has_collapsed(alignment) for alignment in each),
-        "per_head": {name: None if None in found else _nested_mean(found) for name, found in maps.items()},
+        "per_head": {
+            name: _nested_mean(found) if complete and None not in found else None for name, found in maps.items()
+        },
     }
 
 

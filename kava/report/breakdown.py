@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,34 +55,37 @@ def _by_steps(steps: Mapping[str, int]) -> list[tuple[str, list[str]]]:
     return [(name(n), bins[n]) for n in sorted(bins)]
 
 
-def break_down(evaluations: Mapping[str, Mapping[str, Evaluation]]) -> dict[str, Any] | None:
+def break_down(
+    evaluations: Mapping[str, Mapping[str, Evaluation]], declared: Mapping[str, Sequence[str]]
+) -> dict[str, Any] | None:
     """Strict match by length and by steps.
 
     Parameters
     ----------
     evaluations : mapping
         Arm → seed → evaluation.
+    declared : mapping
+        Arm → its declared seeds.
 
     Returns
     -------
     dict or None
         `length` (terciles of the number of words of the question) and `steps` (of the gold solution), each a list of
         bins with `name`, `n` questions and `arms`: arm → `rate`, the mean over its seeds (None for an arm without a run
-        of every seed), and its 95% Wilson interval `ci95` with that n. Only questions that every run answered count.
-        None where there are none.
+        of each declared seed), and its 95% Wilson interval `ci95` with that n. Only questions that every run answered
+        count. None where there are none.
     """
     runs = [evaluation for seeds in evaluations.values() for evaluation in seeds.values()]
     shared = [doc for doc in runs[0].samples if all(doc in run.samples for run in runs)] if runs else []
     if not shared:
         return None
     asked = runs[0].samples
-    every_seed = {seed for seeds in evaluations.values() for seed in seeds}
 
     def row(name: str, docs: list[str]) -> dict[str, Any]:
         arms = {}
         for arm, seeds in evaluations.items():
             rates = [mean([line.samples[doc]["strict_match"] for doc in docs]) for line in seeds.values()]
-            rate = mean(rates) if set(seeds) == every_seed else None
+            rate = mean(rates) if set(seeds) == set(declared[arm]) else None
             arms[arm] = {"rate": rate, "ci95": None if rate is None else list(wilson(rate, len(docs)))}
         return {"name": name, "n": len(docs), "arms": arms}
 

@@ -35,7 +35,8 @@ def _chart(key: str, bins: Sequence[Mapping[str, Any]], report: Mapping[str, Any
     ]
     styles, many = arm_styles(report), many_arms(report)
     order = [bin_["name"] for bin_ in bins]
-    top = max([row["rate" if many else "high"] for row in rows], default=1.0)
+    # Where every arm is at zero, a scale from 0 to 0 would draw nothing.
+    top = max([row["rate" if many else "high"] for row in rows] + [0.05])
     x = alt.X(
         "bin:O", sort=order, title=None, axis=alt.Axis(labelAngle=0, labelLimit=110), scale=alt.Scale(padding=0.4)
     )

@@ -58,12 +58,11 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     named = {titles[name]: evaluation for name, evaluation in evaluated.items()}
     named |= {f"{arm} (seed {seed})": run.evaluation for arm, seeds in runs.items() for seed, run in seeds.items()}
 
-    seeds = {seed for of_arm in runs.values() for seed in of_arm}
-    arms = {arm: arm_row(config, runs[arm], seeds) for arm, config in inputs.arms.items()}
-    comparisons, refusals = compare_arms(inputs.comparisons, runs)
-    tokens = read_json(inputs.tokens, lost) if inputs.tokens else {}
-    overlap = check_overlap(tokens)
-    mismatches = check_training(runs) + check_evaluations(named) + refusals + overlap.mismatches + inputs.mismatches
+    arms = {arm: arm_row(config, runs[arm], inputs.seeds[arm]) for arm, config in inputs.arms.items()}
+    comparisons, refusals = compare_arms(inputs.comparisons, runs, inputs.seeds)
+    overlap = check_overlap({name: read_json(path, lost) for name, path in inputs.tokens.items()})
+    unequal = check_training(runs, inputs.seeds) + check_evaluations(named) + refusals
+    mismatches = unequal + overlap.mismatches + inputs.mismatches
     logged, broken = curves(runs)
     manifests = {name: read_json(path, lost) for name, path in inputs.stores.items()}
     stores = {name: _store(path.as_posix(), manifests[name]) for name, path in inputs.stores.items()}
@@ -92,8 +91,8 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
                 "notes": overlap.notes,
             },
             "cost": cost,
-            "cost_mean": {arm: mean_cost(list(cost[arm].values()), list(arms[arm]["seeds"].values())) for arm in runs},
-            "breakdown": break_down(evaluations),
+            "cost_mean": {arm: mean_cost(list(cost[arm].values()), arms[arm]) for arm in runs},
+            "breakdown": break_down(evaluations, inputs.seeds),
             "samples": pick_samples(evaluations),
             "arm_differences": _differences(inputs.arms),
             "configuration": inputs.config,

@@ -14,15 +14,18 @@ from kava.report.statistics import TEST, compare, holm
 
 # Of a comparison that cannot be made, none is known.
 NUMBERS = (
-    *("delta", "ci95", "effect_size", "difference_sd", "minimal_detectable_effect"),
+    *("delta", "rates", "ci95", "effect_size", "difference_sd", "minimal_detectable_effect"),
     *("p_value", "p_value_holm", "seed_level", "n"),
 )
 
 
 def compare_arms(
-    pairs: Sequence[tuple[str, str]], runs: Mapping[str, Mapping[str, Run]]
+    pairs: Sequence[tuple[str, str]], runs: Mapping[str, Mapping[str, Run]], declared: Mapping[str, Sequence[str]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows, and a sentence for each pair that could not be compared."""
+    """The rows, and a sentence for each pair that could not be compared.
+
+    `declared` is arm → its declared seeds. A row is `complete` if it is over all seeds that both arms declare.
+    """
     rows: list[dict[str, Any]] = []
     refusals = []
     for a, b in pairs:
@@ -43,6 +46,7 @@ def compare_arms(
         row["minimal_detectable_effect"] = minimal_detectable_effect(row["difference_sd"], row["n"], len(made))
     _adjust_over_seeds([row["seed_level"] for row in made if row["seed_level"] is not None])
     for row in rows:
+        row["complete"] = set(row["seeds"]) == set(declared[row["a"]]) & set(declared[row["b"]])
         row["caveat"] = doubt(row)
     return rows, refusals
 

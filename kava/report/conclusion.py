@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kava.report.format import listed, p_equals
+from kava.report.format import capital, listed, p_equals
 from kava.report.shown import (
     ENOUGH_SEEDS,
     FLAT,
     NO_CONTROL_BEATEN,
     NO_DIFFERENCE,
+    SEED_MISSING,
     STRUCTURED,
     TOO_FEW_SEEDS,
     Row,
     Shown,
     kind_of,
     outcome_of,
+    pairs_in_words,
     repeated,
+    seeds_in_words,
     too_few_seeds,
     unrepeated,
     winner_of,
@@ -94,14 +97,21 @@ def unrepeated_outcome(rows: Sequence[Row]) -> str:
 
 def not_anew(rows: Sequence[Row]) -> str:
     """Why differences of these students are not shown for others, in brackets."""
-    rows = [row for row in rows if unrepeated(row)]
-    seeds = min(len(row["seeds"]) for row in rows)
-    if seeds < ENOUGH_SEEDS:
-        why = "one seed" if seeds == 1 else f"{seeds} seeds"
-    else:
-        largest = max(row["seed_level"]["p_value_holm"] for row in rows)
-        why = f"Holm-adjusted {p_equals(largest)} over {seeds} seeds"
-    return f"(not shown for students trained anew: {why})"
+    kinds: dict[tuple[bool, int], list[Row]] = {}
+    for row in rows:
+        if unrepeated(row):
+            kinds.setdefault((row["complete"], len(row["seeds"]) if row["complete"] else 0), []).append(row)
+    whys = []
+    for (complete, seeds), alike in kinds.items():
+        if not complete:
+            why = SEED_MISSING
+        elif seeds < ENOUGH_SEEDS:
+            why = seeds_in_words(seeds)
+        else:
+            largest = max(row["seed_level"]["p_value_holm"] for row in alike)
+            why = f"Holm-adjusted {p_equals(largest)} over {seeds} seeds"
+        whys.append(f"{why} for {pairs_in_words(alike)}" if len(kinds) > 1 else why)
+    return f"(not shown for students trained anew: {'; '.join(whys)})"
 
 
 def victories(found: Shown, names: Sequence[str]) -> str:
@@ -138,8 +148,3 @@ def students_beat(row: Row) -> str:
     assert unrepeated(row), f"{row['a']} and {row['b']} show no difference, or one that is repeated"
     winner, loser = outcome_of(row)
     return f"the {winner} students beat the {loser} ones"
-
-
-def capital(text: str) -> str:
-    """The first letter in upper case, the rest as it is."""
-    return text[:1].upper() + text[1:]

@@ -85,14 +85,15 @@ def curve_chart(curve: Curve, report: Mapping[str, Any], domain: tuple[float, fl
         scale=alt.Scale(domain=[0, max(steps)]),
         axis=alt.Axis(tickCount=5, format="d"),
     )
-    # A mean over the seeds that happen to have the field would pass for that of the arm.
-    partial = [arm for arm, seeds in runs.items() if set(seeds) != logged[arm]]
+    # A mean over the seeds that happen to have the field, or to have finished, would pass for that of the arm.
+    missing = [arm for arm in runs if report["arms"][arm]["missing_seeds"]]
+    partial = [arm for arm, seeds in runs.items() if arm in missing or set(seeds) != logged[arm]]
     whole = {arm: seeds for arm, seeds in runs.items() if arm not in partial}
     seeds = {"seeds": _seed_rows(runs)}
     means = {"means": [_mean_line(arm, list(of_arm.values())) for arm, of_arm in whole.items()]}
     if many_arms(report):
         chart, rows, without = _many(curve, report, x, y_scale), means, "Left out"
-    elif any(len(of_arm) > 1 for of_arm in logged.values()):
+    elif missing or any(len(of_arm) > 1 for of_arm in logged.values()):
         chart, rows, without = _means(curve, report, x, y_scale), seeds | means, "Without a mean"
     else:
         chart, rows, without = _seeds(curve, report, x, y_scale), seeds, ""

@@ -6,7 +6,7 @@ meaningless (an average over seeds that answered different questions) are left o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kava.report.read import METRICS, Evaluation, Run
@@ -36,16 +36,20 @@ def _differing(where: str, what: str, values: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _seeds(runs: Mapping[str, Mapping[str, Run]]) -> list[str]:
-    return list(dict.fromkeys(seed for arm in runs.values() for seed in arm))
+def check_training(runs: Mapping[str, Mapping[str, Run]], declared: Mapping[str, Sequence[str]]) -> list[str]:
+    """Sentences on every seed whose arms did not train on equal terms.
 
-
-def check_training(runs: Mapping[str, Mapping[str, Run]]) -> list[str]:
-    """Sentences on every seed whose arms did not train on equal terms; `runs` is arm → seed → run."""
+    Parameters
+    ----------
+    runs
+        Arm → seed → run.
+    declared
+        Arm → the seeds that it was meant to be trained with; arms of several experiments need not share them.
+    """
     sentences = []
-    for seed in _seeds(runs):
+    for seed in dict.fromkeys(seed for seeds in declared.values() for seed in seeds):
         present = {name: seeds[seed] for name, seeds in runs.items() if seed in seeds}
-        absent = [name for name in runs if name not in present]
+        absent = [name for name in runs if seed in declared[name] and name not in present]
         if absent:
             sentences.append(
                 f"Seed {seed}: no finished run of {', '.join(absent)}; a mean over the other seeds alone is left out."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 NONE = "–"
+# With these words begin the clauses of a verdict that do not begin with a name.
+OPENINGS = ("the ", "no difference shown", "no consistent difference", "strict match is ", "among the ", "of ")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -86,3 +88,8 @@ def size(bytes_: float | None) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names as in a sentence: a, b and c."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def capital(text: str) -> str:
+    """The first letter in upper case where the text begins with an ordinary word; a name is shown as it is."""
+    return text[:1].upper() + text[1:] if text.startswith(OPENINGS) else text

@@ -54,10 +54,12 @@ class ReportInputs:
         Arms without usable KV signal: neither an aligner nor a CKA loss, or the KV of another example.
     config, provenance : dict
         Shown as they are: the resolved configuration; versions, commit, hardware, command.
+    seeds : dict
+        Arm name → its declared seeds (as strings). A mean over fewer would be one over those that went well.
     bench : Path or None
         What `kava bench store` measured on the run's teacher; None leaves size against fidelity out.
-    tokens : Path or None
-        Manifest of the token set, which says whether test questions stand in the training data; None if it is unknown.
+    tokens : dict
+        Experiment → manifest of its token set, which says whether test questions stand in the training data.
     mismatches : list of str
         Sentences on unequal terms that no file tells, for the fairness checks.
     """
@@ -73,8 +75,9 @@ class ReportInputs:
     controls: list[str]
     config: dict[str, Any]
     provenance: dict[str, Any]
+    seeds: dict[str, list[str]]
     bench: Path | None = None
-    tokens: Path | None = None
+    tokens: dict[str, Path] = field(default_factory=dict)
     mismatches: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -85,6 +88,11 @@ class ReportInputs:
                 f"the report names arms that the configuration does not have: {', '.join(unknown)}; "
                 f"configured are {', '.join(self.arms)}"
             )
+        for arm, runs in self.runs.items():
+            if stray := [seed for seed in runs if seed not in self.seeds[arm]]:
+                raise ValueError(
+                    f"arm {arm!r} has a run of seed {stray[0]}; its seeds are {', '.join(self.seeds[arm])}"
+                )
         selves = [a for a, b in self.comparisons if a == b]
         if selves:
             raise ValueError(f"arm {selves[0]!r} is compared with itself; a comparison needs two arms")

@@ -62,7 +62,8 @@ def _against_controls(report: Mapping[str, Any]) -> dict[str, list[tuple[str, fl
     for row in report["comparisons"]:
         for name, other, sign in ((row["a"], row["b"], 1), (row["b"], row["a"], -1)):
             is_control = other in report["controls"] and name not in report["controls"]
-            if is_control and row["delta"] is not None:
+            # Without room to say so, no difference over fewer seeds than declared.
+            if is_control and row["delta"] is not None and row["complete"]:
                 table[name].append((other, sign * row["delta"]))
     return table
 
@@ -131,6 +132,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     for name in (
+        "capital",
         "number",
         "integer",
         "percent",

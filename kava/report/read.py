@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kava.errors import UserError
 from kava.report.clean import clean_text, jsonable
 from kava.report.inputs import RunFiles
 
@@ -62,15 +63,15 @@ def read_json(path: Path, lost: list[str]) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
+    UserError
         If the file does not hold one; the message names the file.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); rerun the stage that writes it") from error
+        raise UserError(f"{path} is not JSON ({error}); rerun the stage that writes it") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}")
+        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}; rerun the stage that writes it")
     places: list[str] = []
     finite: dict[str, Any] = jsonable(value, lost=places)
     lost += [f"{path.as_posix()}: {place}" for place in places]
@@ -86,7 +87,9 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+                raise UserError(
+                    f"{path}, line {number} is not JSON: {error}; rerun the stage that writes it"
+                ) from error
 
 
 def read_evaluation(directory: Path, lost: list[str]) -> Evaluation:
@@ -94,7 +97,7 @@ def read_evaluation(directory: Path, lost: list[str]) -> Evaluation:
 
     Raises
     ------
-    ValueError
+    UserError
         If a line lacks its question, gold or answer or its doc_id, or its marks are not 0 or 1.
     """
     path = directory / "samples.jsonl"
@@ -103,10 +106,10 @@ def read_evaluation(directory: Path, lost: list[str]) -> Evaluation:
     for line in _read_lines(path):
         lines += 1
         if missing := [key for key in FIELDS if key not in line]:
-            raise ValueError(f"{path}, line {lines}, has no {' and no '.join(missing)}; rerun the evaluation")
+            raise UserError(f"{path}, line {lines}, has no {' and no '.join(missing)}; rerun the evaluation")
         for metric in METRICS:
             if line.get(metric) not in (0, 1):
-                raise ValueError(
+                raise UserError(
                     f"{path}, doc_id {line.get('doc_id')}: {metric} is {line.get(metric)!r}, it must "
                     "be 0 or 1; rerun the evaluation"
                 )

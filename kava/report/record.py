@@ -1,28 +1,35 @@
 """The experiment record, results/<experiment>/record.yaml: what an experiment was and found, filled in by its report.
 
-It names every file that its report read, relative to its own folder, so that `kava report` finds them again when the
-folder was renamed or the checkout moved.
+It names every file that its report read, so that `kava report` finds them again when the folder was renamed or the
+checkout moved: those of runs relative to its own folder, those that experiments may share relative to the cache. Each
+has its SHA-256, since the numbers of a run that was made again are not those of the configuration told here.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from kava.errors import UserError
-from kava.files import read_json, write_atomic
+from kava.files import read_json, sha256_file, write_atomic
+from kava.report.record_schema import REFERENCES, Place, Record
 
 FILE = "record.yaml"
 FORMAT = 1
-HEADING = "# Written by `kava report`; `notes` is a setting. Files are relative to the folder of this one.\n"
-REFERENCES = ("teacher", "student_base")
+HEADING = (
+    "# Written by `kava report`; `notes` is a setting. Of files, `path` is relative to the folder of this one,\n"
+    "# `cache` to $KAVA_CACHE or else to the folder above it.\n"
+)
+AGAIN = "`snakemake --cores 1 results/ab_report.html --forcerun report --config experiment=NAME`"
+CACHE = "KAVA_CACHE"
 # Settings that may be a path.
 PLACES = (("teacher", "model"), ("student", "model"), ("data", "path"))
 SCORES = ("strict_match", "flexible_extract", "n", "strict_match_ci95")
@@ -51,7 +58,8 @@ def write_record(spec: Mapping[str, Any], inputs: Mapping[str, Path], report: Ma
     """Write the record beside the arms, atomically, and return its path.
 
     Equal files give equal bytes: the date is the time at which the last arm's evaluation ended (the newest of their
-    manifests), not that of writing. Hardware and versions are those of the report's own process.
+    manifests), not that of writing. `report_made_with` is what the report's own process ran on; the stages may have run
+    elsewhere.
 
     Parameters
     ----------
@@ -75,7 +83,7 @@ def write_record(spec: Mapping[str, Any], inputs: Mapping[str, Path], report: Ma
         "comparisons": report["comparisons"],
         "fairness": report["fairness"],
         "configuration": _without_places(spec),
-        "files": {name: Path(os.path.relpath(path, folder)).as_posix() for name, path in inputs.items()},
+        "files": dict(_places(folder, inputs)),
     }
     # Through JSON: no tuples, which YAML's safe form does not know, and no object twice, which it would abbreviate.
     plain = json.loads(json.dumps(record, allow_nan=False))
@@ -90,7 +98,7 @@ def read_record(folder: Path) -> Experiment:
     Raises
     ------
     UserError
-        There is no record, it is damaged or of another format, or a file that it names is gone.
+        There is no record, it is damaged or of another format, or a file that it names is gone or was made again.
     """
     path = folder / FILE
     try:
@@ -98,21 +106,53 @@ def read_record(folder: Path) -> Experiment:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder} has no {FILE}; give the folder of a finished experiment, results/<experiment>, whose report "
-            "writes it (`snakemake --cores 1 results/ab_report.html --forcerun report --config experiment=NAME`)"
+            f"writes it ({AGAIN})"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML ({error}); make the experiment's report again") from None
+        raise UserError(
+            f"{path} is not valid YAML ({error}); make the experiment's report again with {AGAIN}"
+        ) from None
     told = record.get("format") if isinstance(record, dict) else None
     if told != FORMAT:
-        raise UserError(f"{path} has format {told!r}, and this version reads {FORMAT}; make the report again")
-    base = os.path.abspath(folder)
-    inputs = {name: Path(os.path.relpath(os.path.join(base, place))) for name, place in record["files"].items()}
-    if missing := next((place for place in inputs.values() if not place.is_file()), None):
         raise UserError(
-            f"{path} names {missing}, which does not exist; restore it, or run the experiment again: what is there is "
-            "kept"
+            f"{path} has format {told!r}, and this version reads {FORMAT}; make its report again with {AGAIN}"
         )
-    return Experiment(folder, record, inputs)
+    try:
+        told_files = Record.model_validate(record).files
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise UserError(f"{path}: {where}{first['msg']}; make the experiment's report again with {AGAIN}") from None
+    return Experiment(folder, record, {name: _find(path, place) for name, place in told_files.items()})
+
+
+def _places(folder: Path, inputs: Mapping[str, Path]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each file lies, in words that hold on other machines, and its hash."""
+    cache = inputs["tokens"].parents[2]
+    for name, path in inputs.items():
+        kind, root = ("path", folder) if "/seed-" in name else ("cache", cache)
+        yield name, {kind: path.relative_to(root).as_posix(), "sha256": sha256_file(path)}
+
+
+def _find(record: Path, place: Place) -> Path:
+    """The file that a record names, relative to the working folder."""
+    own = os.path.abspath(record.parent)
+    if place.cache is not None:
+        # Content keys name what is there, so either cache may have it.
+        roots = [os.environ[CACHE]] if CACHE in os.environ else []
+        roots.append(os.path.dirname(own))
+        remedy = f"set {CACHE} to the cache_dir of the run, or run the experiment again: what is there is kept"
+    else:
+        roots = [own]
+        remedy = "restore it, or run the experiment again: what is there is kept"
+    possible = [Path(os.path.relpath(os.path.join(root, place.cache or place.path or ""))) for root in roots]
+    existing = [path for path in possible if path.is_file()]
+    if not existing:
+        raise UserError(f"{record} names {' or '.join(map(str, possible))}, which does not exist; {remedy}")
+    same = next((path for path in existing if sha256_file(path) == place.sha256), None)
+    if same is None:
+        raise UserError(f"{existing[0]} was made after its record, {record}; make its report again with {AGAIN}")
+    return same
 
 
 def _time(seconds: float) -> str:
@@ -121,7 +161,8 @@ def _time(seconds: float) -> str:
 
 def _provenance(told: Mapping[str, Any]) -> dict[str, Any]:
     """All but the command, which says how the report was made this time."""
-    return {name: told.get(name) for name in ("hardware", "code", "versions", "data", "tokenizer")}
+    made_with = {name: told.get(name) for name in ("hardware", "code", "versions")}
+    return {"report_made_with": made_with, **{name: told.get(name) for name in ("data", "tokenizer")}}
 
 
 def _model(row: Mapping[str, Any], manifest: Path) -> dict[str, Any]:
@@ -146,10 +187,13 @@ def _result(arm: str, report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_places(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the last part of each absolute path alone, since a record is shared and a machine is not."""
+    """Settings with the last part of each path alone, since a record is shared and a machine is not.
+
+    The same model, given by another path, is no difference between experiments. The id of a hub stays whole.
+    """
     shown = json.loads(json.dumps(spec))
     for section, setting in PLACES:
         value = shown.get(section, {}).get(setting)
-        if value and Path(value).is_absolute():
-            shown[section][setting] = Path(value).name
+        if value and (Path(value).is_absolute() or Path(value).is_dir()):
+            shown[section][setting] = os.path.basename(os.path.abspath(value))
     return shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kava.grades import grade
@@ -66,20 +66,26 @@ def cost_row(run: Run) -> dict[str, Any]:
     return row | {"tokens_per_second": None if tokens is None or not seconds else tokens / seconds}
 
 
-def mean_cost(costs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One arm's cost over its seeds, from its rows of `cost_row` and its `seeds`: means, but the highest memory."""
+def mean_cost(costs: Sequence[Mapping[str, Any]], arm: Mapping[str, Any]) -> dict[str, Any]:
+    """One arm's cost over its seeds, from its rows of `cost_row` and its row: means, but the highest memory.
+
+    None throughout where a declared seed has no run.
+    """
+    rows = list(arm["seeds"].values())
     of_stages = ("pretrain_seconds", "distill_seconds", "evaluate_seconds", "tokens_per_second")
-    return {
+    means = {
         **{name: mean([cost[name] for cost in costs]) for name in of_stages},
         **{name: mean([row[name] for row in rows]) for name in ("train_seconds", "train_tokens", "optimizer_steps")},
         "peak_memory_mib": max(_known(row["peak_memory_mib"] for row in rows), default=None),
     }
+    return dict.fromkeys(means) if arm["missing_seeds"] else means
 
 
-def arm_row(config: Mapping[str, Any], runs: Mapping[str, Run], seeds: Collection[str]) -> dict[str, Any]:
+def arm_row(config: Mapping[str, Any], runs: Mapping[str, Run], declared: Sequence[str]) -> dict[str, Any]:
     """One arm over its seeds (`runs`: seed → run); a mean is None where a seed's number is not known.
 
-    So it is where one of the report's `seeds` has no run: if it failed, the others may be those that went well.
+    So it is where one of its `declared` seeds has no run: if it failed, the others may be those that went well. These
+    are `missing_seeds`.
 
     `strict_match_sd` is the standard deviation over seeds (n − 1; None for one seed), `strict_match_range` the
     smallest and the largest of them.
@@ -88,7 +94,8 @@ def arm_row(config: Mapping[str, Any], runs: Mapping[str, Run], seeds: Collectio
     same_questions = len({frozenset(run.evaluation.samples) for run in runs.values()}) == 1
     rows = {seed: _seed_row(run) for seed, run in runs.items()}
     rates = {key: mean([row[key] for row in rows.values()]) for key in (METRIC, FLEXIBLE)}
-    if not same_questions or set(runs) != set(seeds):
+    missing = [seed for seed in declared if seed not in runs]
+    if not same_questions or missing:
         rates = dict.fromkeys(rates)
     n = min((row["n"] for row in rows.values()), default=0)
     rate = rates[METRIC]
@@ -103,7 +110,8 @@ def arm_row(config: Mapping[str, Any], runs: Mapping[str, Run], seeds: Collectio
         "strict_match_sd": statistics.stdev(spread) if len(spread) > 1 else None,
         "strict_match_range": [min(spread), max(spread)] if spread else None,
         "flexible_extract_mean": rates[FLEXIBLE],
-        "alignment": arm_alignment(list(runs.values())),
+        "alignment": arm_alignment(list(runs.values()), complete=not missing),
+        "missing_seeds": missing,
         "seeds": rows,
     }
 

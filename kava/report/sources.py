@@ -16,7 +16,7 @@ def report_inputs(spec: Mapping[str, Any], inputs: Mapping[str, Path], provenanc
     Parameters
     ----------
     spec
-        The resolved configuration, with `comparisons` and `controls`.
+        The resolved configuration, with `seeds`, `comparisons` and `controls`.
     inputs
         `teacher`, `student_base`, `tokens`, `store`, `bench`, and `<arm>/seed-<n>/<stage>` of each run: manifests.
     provenance
@@ -46,8 +46,9 @@ def report_inputs(spec: Mapping[str, Any], inputs: Mapping[str, Path], provenanc
         controls=spec["controls"],
         config={name: value for name, value in spec.items() if name != "controls"},
         provenance=dict(provenance),
+        seeds={arm: [str(seed) for seed in spec["seeds"]] for arm in controls_last},
         bench=inputs.get("bench"),
-        tokens=inputs["tokens"],
+        tokens={spec["experiment"]: inputs["tokens"]},
     )
 
 

@@ -34,6 +34,8 @@ class Comparison:
     ----------
     delta : float
         Mean accuracy of a minus that of b, over common seeds and all questions.
+    rates : (float, float)
+        Mean accuracies of a and of b, over the same.
     ci95 : (float, float)
         Paired bootstrap interval of `delta` over questions.
     effect_size : float
@@ -55,6 +57,7 @@ class Comparison:
     """
 
     delta: float
+    rates: tuple[float, float]
     ci95: tuple[float, float]
     effect_size: float
     difference_sd: float
@@ -214,6 +217,7 @@ def compare(a: str, b: str, scores_a: Scores, scores_b: Scores) -> Comparison:
     low, high = bootstrap_ci(summed)
     return Comparison(
         delta=float(summed.mean() / len(seeds)),
+        rates=(float(right_a.mean()), float(right_b.mean())),
         ci95=(low / len(seeds), high / len(seeds)),
         effect_size=cohens_h(right_a.mean(), right_b.mean()),
         difference_sd=float(summed.std(ddof=1)) / len(seeds) if len(questions) > 1 else 0.0,

@@ -9,7 +9,8 @@ A *control* is an arm without usable KV signal, a *KV arm* is any other. A compa
   difference, t is infinite.) Both p-values are corrected, since either alone lets chance through: the first knows
   nothing of students trained anew, the second nothing of other questions.
 
-A difference that is shown but not repeated is told of the students, "the a students beat the b ones (not shown for
+Nor is a difference repeated of which a seed that both arms declare is missing: it may be the one that went badly. A
+difference that is shown but not repeated is told of the students, "the a students beat the b ones (not shown for
 students trained anew: one seed)". The first rule that applies decides the outcome:
 
 1. Every arm about zero (mean strict match under 2%, or under two right answers a run): *no difference shown*,
@@ -33,7 +34,9 @@ worse, and that the others show no difference (`verdict_many`); the numbers stan
 with each other follow last.
 
 The number of seeds and questions, that intervals are over questions, failed checks of fairness, comparisons that could
-not be made and shown differences that are not repeated are said in the same sentence.
+not be made, declared seeds that are missing and shown differences that are not repeated are said in the same sentence.
+Where comparisons differ in their number of seeds, it is said of which. Names of arms and of aligner kinds are shown as
+they are, also where a sentence begins.
 """
 
 from __future__ import annotations
@@ -47,11 +50,14 @@ from kava.report.format import listed, p_equals, percent, points, spread
 from kava.report.shown import (
     ENOUGH_SEEDS,
     NO_DIFFERENCE,
+    SEED_MISSING,
     Row,
     Shown,
     at_floor,
+    pairs_in_words,
     shown,
     sort_out,
+    too_few_seeds,
     unrepeated,
     winner_of,
 )
@@ -138,11 +144,14 @@ def _numbers(row: Row, arms: Mapping[str, Row], first: str) -> str:
     """The row's numbers in words, turned round where needed so that `first` is named first."""
     a, b, sign = (row["a"], row["b"], 1) if row["a"] == first else (row["b"], row["a"], -1)
     low, high = sorted(sign * edge for edge in row["ci95"])
-    rates = [arms[name]["strict_match_mean"] for name in (a, b)]
+    rates = row["rates"][::sign]
+    # The means of the table are over other seeds than the difference, or left out.
+    apart = not row["complete"] or any(set(arms[name]["seeds"]) != set(row["seeds"]) for name in (a, b))
+    over = f" over {'seeds' if len(row['seeds']) > 1 else 'seed'} {listed(row['seeds'])}" if apart else ""
     detectable = row["minimal_detectable_effect"]
     missed = "" if shown(row) or detectable is None else f"; {spread(detectable)} points would be shown with 80% power"
     return (
-        f"strict match is {percent(rates[0])} for {a} and {percent(rates[1])} for {b}, a difference of "
+        f"strict match is {percent(rates[0])} for {a} and {percent(rates[1])} for {b}{over}, a difference of "
         f"{points(sign * row['delta'])} points (95% interval {points(low)} to {points(high)}, "
         f"Holm-adjusted {p_equals(row['p_value_holm'], at_floor(row))}{missed})"
     )
@@ -151,33 +160,51 @@ def _numbers(row: Row, arms: Mapping[str, Row], first: str) -> str:
 def _caveats(arms: Mapping[str, Row], rows: Sequence[Row], controls: Sequence[str], unfair: int) -> list[str]:
     compared = {name: arm for name, arm in arms.items() if any(name in (row["a"], row["b"]) for row in rows)} or arms
     n = min((run["n"] for arm in compared.values() for run in arm["seeds"].values()), default=0)
-    common = [len(row["seeds"]) for row in rows if row["delta"] is not None]
-    seeds = min(common or [len(arm["seeds"]) for arm in compared.values()], default=0)
+    made = [row for row in rows if row["delta"] is not None]
     caveats = [f"{n:,} questions" if n >= ENOUGH_QUESTIONS else f"only {n} questions, under {ENOUGH_QUESTIONS}"]
-    if seeds == 1:
-        caveats.append("one seed, which cannot show that a difference repeats in students trained anew")
-    elif seeds < ENOUGH_SEEDS:
-        caveats.append(f"only {seeds} seeds, too few to show that a difference repeats in students trained anew")
+    if made:
+        caveats += _seeds_of_each(made)
     else:
-        caveats.append(f"{seeds} seeds")
-    if common:
+        caveats.append(_of_seeds(min((len(arm["seeds"]) for arm in compared.values()), default=0)))
+    if made:
         caveats.append("intervals and their p are over questions, of these students")
     if not controls:
         caveats.append("no control arm was run")
     if unusable := [row for row in rows if row["delta"] is None]:
-        caveats.append(f"not comparable: {_pairs(unusable)}")
-    doubtful = [row for row in rows if unrepeated(row)]
-    if doubtful and seeds >= ENOUGH_SEEDS:
+        caveats.append(f"not comparable: {pairs_in_words(unusable)}")
+    if lacking := [row for row in made if not row["complete"]]:
+        caveats.append(f"{SEED_MISSING}: {_which(lacking, made)}")
+    doubtful = [row for row in rows if unrepeated(row) and row["complete"] and not too_few_seeds([row])]
+    if doubtful:
         differing = sum(shown(row) for row in rows)
-        said = _pairs(doubtful) if len(rows) <= FEW else f"{len(doubtful)} of {differing} differences"
+        said = pairs_in_words(doubtful) if len(rows) <= FEW else f"{len(doubtful)} of {differing} differences"
         caveats.append(f"not shown to repeat over seeds: {said}")
     if unfair:
         caveats.append(f"the comparison is not fair as it stands: {unfair} mismatch{'es' if unfair > 1 else ''}")
     return caveats
 
 
-def _pairs(rows: Sequence[Row]) -> str:
-    return ", ".join(f"{row['a']} and {row['b']}" for row in rows)
+def _seeds_of_each(made: Sequence[Row]) -> list[str]:
+    """How many seeds the comparisons have, and where they differ in that, which have how many."""
+    groups: dict[int, list[Row]] = {}
+    for row in made:
+        groups.setdefault(len(row["seeds"]), []).append(row)
+    return [
+        _of_seeds(seeds, f" for {_which(rows, made)}" if len(groups) > 1 else "")
+        for seeds, rows in sorted(groups.items())
+    ]
+
+
+def _of_seeds(number: int, where: str = "") -> str:
+    if number >= ENOUGH_SEEDS:
+        return f"{number} seeds{where}"
+    if number == 1:
+        return f"one seed{where}, which cannot show that a difference repeats in students trained anew"
+    return f"only {number} seeds{where}, too few to show that a difference repeats in students trained anew"
+
+
+def _which(rows: Sequence[Row], of: Sequence[Row]) -> str:
+    return pairs_in_words(rows) if len(of) <= FEW else f"{len(rows)} of {len(of)} comparisons"
 
 
 def _about_zero(arms: Mapping[str, Row]) -> bool:
