@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -135,3 +136,10 @@ def contents(path: Path) -> dict[str, bytes]:
         if p.is_file() and not p.name.endswith((".log", ".lock", "cost.json", "benchmark.jsonl"))
     )
     return {str(p.relative_to(path)): p.read_bytes() for p in files}
+
+
+@pytest.fixture(scope="module", name="finished")
+def finished_demo(tmp_path_factory) -> tuple[Path, str]:
+    """A folder in which the tiny demo has run to its report, and what Snakemake printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, snakemake(folder, "--cores", "2")
