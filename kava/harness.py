@@ -52,9 +52,7 @@ class RowwiseStop(HFLM):
         )
 
 
-def harness_results(
-    model: Any, tokenizer: Any, task_folder: Path, settings: Mapping[str, Any], harness: type[HFLM] = RowwiseStop
-) -> dict[str, Any]:
+def harness_results(model: Any, tokenizer: Any, task_folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Run the harness on a loaded model.
 
     Parameters
@@ -65,15 +63,13 @@ def harness_results(
         As `kava.data.task.write_task` made it.
     settings
         `batch_size`, questions per generate call, and `max_new_tokens`, longest answer in tokens.
-    harness
-        The harness's own class, to compare with.
 
     Returns
     -------
     dict
         What `lm_eval.evaluate` returns, with its samples.
     """
-    lm = harness(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"])
+    lm = RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"])
     return score(lm, task_folder, settings["max_new_tokens"])
 
 

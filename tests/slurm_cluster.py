@@ -1,7 +1,7 @@
 """A Slurm of one node on this machine, without systemd: munged, slurmctld and slurmd as children of this process.
 
 apt-get install slurm-wlm munge
-python tests/slurm_cluster.py /tmp/slurm          # until Ctrl-C; prints the variables that its commands need
+python tests/slurm_cluster.py DIR          # until Ctrl-C; prints the variables that its commands need
 """
 
 import argparse

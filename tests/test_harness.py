@@ -14,7 +14,7 @@ from kava.config.schema import Config
 from kava.data import load_splits
 from kava.data.task import TASK, write_task
 from kava.data.template import Template
-from kava.harness import RowwiseStop, harness_results, samples
+from kava.harness import harness_results, samples, score
 from kava.models import load_for_evaluation, load_tokenizer
 
 CONFIG = Path(__file__).resolve().parents[1] / "config.yaml"
@@ -32,8 +32,8 @@ def student(demo: Config) -> tuple[Any, Any]:
     return load_for_evaluation(source, "cpu"), load_tokenizer(source)
 
 
-def task(demo: Config, folder: Path, until: list[str] | None = None) -> Path:
-    write_task(folder, load_splits(demo.data)["test"][:QUESTIONS], Template(demo.template))
+def task(demo: Config, folder: Path, until: list[str] | None = None, questions: int = QUESTIONS) -> Path:
+    write_task(folder, load_splits(demo.data)["test"][:questions], Template(demo.template))
     if until:
         path = folder / f"{TASK}.yaml"
         lines = path.read_text().split("generation_kwargs:\n")
@@ -44,6 +44,13 @@ def task(demo: Config, folder: Path, until: list[str] | None = None) -> Path:
     return folder
 
 
+def by_the_harness_own(
+    model: Any, tokenizer: Any, folder: Path, batch_size: int, max_new_tokens: int
+) -> dict[str, Any]:
+    """What the harness's own class makes of the task."""
+    return score(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size), folder, max_new_tokens)
+
+
 @pytest.mark.parametrize("until", [None, ["<<", " ="], ["=", "zzz"]])
 @pytest.mark.parametrize("batch_size", [4, 10])
 def test_answers_are_those_of_the_harness_own_class(
@@ -51,8 +58,8 @@ def test_answers_are_those_of_the_harness_own_class(
 ) -> None:
     folder = task(demo, tmp_path, until)
     settings = {"batch_size": batch_size, "max_new_tokens": 30}
-    own, ours = (samples(harness_results(*student, folder, settings, kind)) for kind in (HFLM, RowwiseStop))
-    assert ours == own
+    ours = samples(harness_results(*student, folder, settings))
+    assert ours == samples(by_the_harness_own(*student, folder, **settings))
     if until:
         assert not any(stop in line["answer"] for stop in until for line in ours)
 
@@ -67,27 +74,11 @@ def test_without_stop_strings_the_answers_are_those_of_plain_generate(
     assert [line["answer"] for line in lines] == generate(model, tokenizer, prompts, 8, 30)
 
 
-def test_generation_ends_when_every_row_has_met_a_stop_string_of_its_own(
-    demo: Config, student: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, _ = student
-    folder = task(demo, tmp_path, ["<<", "\n"])
-    steps: list[int] = []
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda *args, **more: steps.append(1) or forward(*args, **more))
-    taken = []
-    for kind in (HFLM, RowwiseStop):
-        steps.clear()
-        harness_results(*student, folder, {"batch_size": QUESTIONS, "max_new_tokens": 60}, kind)
-        taken.append(len(steps))
-    assert taken[1] <= taken[0] < 60
-
-
 class Scripted:
     """A model's `generate` whose greedy continuations are given, row by row."""
 
     def __init__(self, rows: list[list[int]], end: int) -> None:
-        self.rows, self.end = rows, end
+        self.rows, self.end, self.steps = rows, end, 0
 
     def __call__(self, input_ids: torch.Tensor, stopping_criteria: Any, max_length: int, **_: Any) -> Any:
         rows, done = self.rows[: len(input_ids)], torch.zeros(len(input_ids), dtype=torch.bool)
@@ -98,6 +89,7 @@ class Scripted:
             input_ids = torch.cat([input_ids, torch.where(done, self.end, wanted)[:, None]], dim=1)
             done |= (input_ids[:, -1] == self.end) | torch.as_tensor(stopping_criteria(input_ids, None))
             step += 1
+        self.steps += step
         return input_ids
 
 
@@ -113,11 +105,26 @@ def test_a_stop_string_that_is_a_special_token_ends_its_row_as_where_the_harness
         tokenizer(text)["input_ids"] for text in (" 5\n#### 5<|im_end|> 9 9 9 9", " 1 + 1 = 2 and 2\n#### 2")
     )
     write_task(tmp_path, load_splits(demo.data)["test"][:2], Template(demo.template))
-    answers = {}
-    for kind, size in ((HFLM, 1), (RowwiseStop, batch_size)):
-        monkeypatch.setattr(model, "generate", Scripted([stopped, short], end))
-        answers[kind] = samples(
-            harness_results(model, tokenizer, tmp_path, {"batch_size": size, "max_new_tokens": 20}, kind)
-        )
-    assert answers[RowwiseStop] == answers[HFLM]
-    assert answers[HFLM][0]["answer"].endswith("5") or answers[HFLM][1]["answer"].endswith("5")
+    monkeypatch.setattr(model, "generate", Scripted([stopped, short], end))
+    one_at_a_time = samples(by_the_harness_own(model, tokenizer, tmp_path, 1, 20))
+    monkeypatch.setattr(model, "generate", Scripted([stopped, short], end))
+    assert samples(harness_results(model, tokenizer, tmp_path, {"batch_size": batch_size, "max_new_tokens": 20})) == (
+        one_at_a_time
+    )
+    assert sorted(line["answer"][-6:] for line in one_at_a_time) == ["#### 2", "#### 5"]
+
+
+def test_generation_ends_when_every_row_has_met_a_stop_string_of_its_own(
+    demo: Config, student: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = student
+    rows = [tokenizer(text)["input_ids"] for text in (" 1 << 1 1 1 1 1 1 1 1", " 2 = 2 2 2 2 2 2 2 2")]
+    steps = {}
+    for name, answer in (("ours", harness_results), ("its own", lambda *given: by_the_harness_own(*given[:3], 2, 20))):
+        scripted = Scripted(list(rows), tokenizer.eos_token_id)
+        monkeypatch.setattr(model, "generate", scripted)
+        folder = task(demo, tmp_path, ["<<", "="], 2)
+        found = samples(answer(model, tokenizer, folder, {"batch_size": 2, "max_new_tokens": 20}))
+        assert sorted(line["answer"].strip() for line in found) == ["1", "2"]
+        steps[name] = scripted.steps
+    assert steps["ours"] < steps["its own"]

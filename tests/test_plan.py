@@ -22,25 +22,16 @@ from kava.device import GIB
 from kava.errors import UserError
 from kava.losses import cross_entropy
 from kava.models import load_teacher
-from kava.plan import check
+from kava.plan import check, trace
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import of_training
 from kava.plan.needs import Extraction
 from kava.plan.optimizer import state_bytes
-from kava.plan.trace import (
-    Teacher,
-    forward,
-    parameter_counts,
-    trace_forward,
-    trace_training,
-    training_model,
-    training_step,
-)
 from kava.training.optimizer import make_optimizer
 from kava.training.student import prepare_student
 
 CONFIG = str(REPOSITORY / "config.yaml")
-TEACHER = Teacher(Geometry(6, 2, 24), 96, "int8", top=8)
+TEACHER = trace.Teacher(Geometry(6, 2, 24), 96, "int8", top=8)
 GEOMETRY = {"num_hidden_layers": 4, "hidden_size": 64, "head_dim": 16, "intermediate_size": 160, "vocab_size": 1999}
 SETTINGS = {"batch_size": 4, "precision": "float32", "lora": None, "gradient_checkpointing": False, "learns": True}
 TOKENS = 60
@@ -76,8 +67,8 @@ def allocated(run: Any) -> int:
 
 def step(model: Any, name: str, settings: dict[str, Any], stage: str) -> None:
     """The step itself, with nothing that counts beside it."""
-    module, batch = training_model(model, TEACHER, arm(name), settings, stage, TOKENS)
-    training_step(module, batch, settings, lambda: None)
+    module, batch = trace.training_model(model, TEACHER, arm(name), settings, stage, TOKENS)
+    trace.training_step(module, batch, settings, lambda: None)
 
 
 def without_weights(parts: dict[str, int]) -> int:
@@ -98,7 +89,7 @@ def without_weights(parts: dict[str, int]) -> int:
 )
 def test_a_planned_step_takes_what_the_same_step_allocates(name: str, stage: str, precision: str) -> None:
     model, settings = tiny_model("qwen2", **GEOMETRY), SETTINGS | {"precision": precision}
-    planned = trace_training(model.config, TEACHER, arm(name), settings, stage, TOKENS)
+    planned = trace.trace_training(model.config, TEACHER, arm(name), settings, stage, TOKENS)
     real = allocated(lambda: step(model, name, settings, stage))
     assert without_weights(planned.parts) == pytest.approx(real, rel=0.05)
 
@@ -112,7 +103,7 @@ def test_a_planned_step_that_is_made_to_fit_takes_what_the_same_step_allocates(
     monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 20 * 9973)
     model = tiny_model("qwen2", **GEOMETRY | {"vocab_size": 9973, "tie_word_embeddings": True})
     settings = SETTINGS | {"precision": precision, "gradient_checkpointing": True}
-    planned = trace_training(model.config, TEACHER, arm("structured"), settings, "distill", TOKENS)
+    planned = trace.trace_training(model.config, TEACHER, arm("structured"), settings, "distill", TOKENS)
     prepare_student(model, None, True)
     real = allocated(lambda: step(model, "structured", settings, "distill"))
     assert without_weights(planned.parts) == pytest.approx(real, rel=tolerance)
@@ -120,20 +111,20 @@ def test_a_planned_step_that_is_made_to_fit_takes_what_the_same_step_allocates(
 
 def test_a_planned_extraction_takes_what_the_same_forward_allocates() -> None:
     model = tiny_model("qwen2", **GEOMETRY)
-    planned = trace_forward(model.config, torch.float32, 4, TOKENS)
-    real = allocated(lambda: forward(model, 4, TOKENS, "pre_rope"))
+    planned = trace.trace_forward(model.config, torch.float32, 4, TOKENS)
+    real = allocated(lambda: trace.forward(model, 4, TOKENS, "pre_rope"))
     assert without_weights(planned.parts) == pytest.approx(real, rel=0.05)
 
 
 def test_weights_gradients_and_trained_tensors_are_those_of_the_model() -> None:
     model = tiny_model("qwen2", **GEOMETRY)
     count = sum(p.numel() for p in model.parameters())
-    planned = trace_training(model.config, TEACHER, arm("sft"), SETTINGS, "distill", TOKENS)
+    planned = trace.trace_training(model.config, TEACHER, arm("sft"), SETTINGS, "distill", TOKENS)
     assert planned.parts["gradients"] == 4 * count
     assert planned.parts["weights"] == pytest.approx(4 * count, rel=0.01)  # and the buffers of RoPE
     assert sum(planned.trained["student"]) == count
     assert planned.trained["projector"] == []
-    frozen = trace_training(model.config, TEACHER, arm("flat"), SETTINGS, "pretrain", TOKENS)
+    frozen = trace.trace_training(model.config, TEACHER, arm("flat"), SETTINGS, "pretrain", TOKENS)
     assert frozen.trained["student"] == []
     assert "gradients" not in frozen.parts
 
@@ -143,7 +134,7 @@ def test_a_plan_draws_no_random_numbers_and_leaves_no_fake_tensors() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    trace_training(config, TEACHER, arm("flat"), SETTINGS, "distill", TOKENS)
+    trace.trace_training(config, TEACHER, arm("flat"), SETTINGS, "distill", TOKENS)
     assert torch.equal(torch.rand(3), expected)
     with FakeTensorMode():
         pass  # modes nest only if the plan has left its own
@@ -249,7 +240,7 @@ def test_every_stage_has_a_need(monkeypatch) -> None:
 def test_nf4_takes_4_127_bits_of_the_layers_matrices_alone() -> None:
     source = load_config(None, {"preset": "qwen2.5-8gb"}).teacher.model_dump()
     kv = load_config(CONFIG).kv.model_dump()
-    counts = parameter_counts(read_geometry(source))
+    counts = trace.parameter_counts(read_geometry(source))
     weights = Extraction(source, 8, kv | {"batch_tokens": 8}).memory().parts["weights"]
     assert weights == pytest.approx(counts.linear * 4.127 / 8 + (counts.all - counts.linear) * 2, rel=1e-4)
 
@@ -296,7 +287,8 @@ def test_bad_input_is_one_sentence(capsys, settings: dict[str, Any], message: st
 
 
 def test_several_processes_have_buckets_as_large_as_the_gradients() -> None:
-    traced = trace_training(tiny_model("qwen2", **GEOMETRY).config, TEACHER, arm("sft"), SETTINGS, "distill", TOKENS)
+    config = tiny_model("qwen2", **GEOMETRY).config
+    traced = trace.trace_training(config, TEACHER, arm("sft"), SETTINGS, "distill", TOKENS)
     alone, two = (of_training(traced, "adamw", 2, processes) for processes in (1, 2))
     assert two.parts["buckets"] == alone.parts["gradients"]
     assert two.peak - alone.peak == two.parts["buckets"]

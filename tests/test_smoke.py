@@ -9,32 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from workflow_runs import REPOSITORY, logs
+from workflow_runs import REPOSITORY, logs, run_in_this_process
 
-from kava.bench.workspace import BenchPlan, free, quiet
+from kava.bench.workspace import BenchPlan
 from kava.commands import init_student
-from kava.config.jobs import REFERENCES, Plan, Runtime
+from kava.config.jobs import Runtime
 from kava.config.load import load_config
 from kava.files import read_json
 from kava.plan.geometry import read_geometry
-from kava.stages import bench_store, distill, evaluate, extract, pretrain, report, tokenize
 
 pytestmark = pytest.mark.slow
-
-
-def run_in_this_process(plan: Plan, runtime: Runtime) -> None:
-    """All stages of a plan, one after the other; as processes of their own they would import for minutes."""
-    runs = [(arm, seed) for arm in plan.config.arms for seed in plan.config.seeds]
-    jobs = [(tokenize.run, plan.tokenize), (extract.run, plan.extract), (bench_store.run, plan.bench)]
-    jobs += [(evaluate.run, plan.reference(role)) for role in REFERENCES]
-    for arm, seed in runs:
-        if plan.config.arms[arm].aligner:
-            jobs.append((pretrain.run, plan.pretrain(arm, seed)))
-        jobs += [(distill.run, plan.distill(arm, seed)), (evaluate.run, plan.evaluate(arm, seed))]
-    with quiet():
-        for run, job in [*jobs, (report.run, plan.report)]:
-            free(torch.device("cpu"))
-            run(job, runtime)
 
 
 def test_gsm8k_with_a_real_nf4_teacher_runs_to_a_report_that_says_it_knows_nothing(

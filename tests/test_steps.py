@@ -131,7 +131,7 @@ def test_sigterm_saves_the_step_that_is_computed_and_the_next_run_goes_on_from_i
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("arm", ["structured", "sft"])
+@pytest.mark.parametrize("arm", ["structured", pytest.param("sft", marks=pytest.mark.slow)])
 def test_two_processes_give_the_loss_curve_of_one(arm: str, tmp_path: Path) -> None:
     script = Path(__file__).with_name("run_in_processes.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -1,4 +1,4 @@
-"""The workflow as a whole: what runs, what is planned after a change."""
+"""The workflow as a whole: what runs, what is planned after a change, what a kill loses (nothing)."""
 
 import json
 import re
@@ -6,15 +6,27 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import psutil
 import pytest
+from slurm_cluster import cancel, missing_programs, slurm
 from workflow_runs import (
-    TRAINING,
+    TINY,
     command,
-    finished_demo,  # noqa: F401
+    contents,
+    kill_when,
+    logs,
     planned,
+    slurm_plugin,
     snakemake,
+    start_on_slurm,
+    suspend,
+    unlock,
+    wait_until,
+    without_cost,
 )
 
 from kava.card import card_text
@@ -25,6 +37,13 @@ from kava.report.record import read_record
 
 pytestmark = pytest.mark.slow
 ARMS = ("flat", "structured", "sft")
+
+
+@pytest.fixture(scope="module", name="finished")
+def finished_demo(tmp_path_factory) -> tuple[Path, str]:
+    """A folder in which the tiny demo has run to its report, and what Snakemake printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, snakemake(folder, "--cores", "2")
 
 
 def test_the_report_and_its_numbers_are_there(finished) -> None:
@@ -118,7 +137,7 @@ def test_another_teacher_dtype_extracts_again_and_trains_what_reads_it(finished)
 
 
 def test_checkpoint_settings_train_nothing_anew(finished) -> None:
-    jobs = planned(finished[0], settings={"distill": TRAINING | {"save_every": 4, "keep_checkpoints": 1}})
+    jobs = planned(finished[0], settings={"distill": TINY["distill"] | {"save_every": 4, "keep_checkpoints": 1}})
     assert jobs == {"report", "all"}  # it shows the configuration
 
 
@@ -211,3 +230,57 @@ def test_exported_student_scored_by_the_lm_eval_command_gives_the_reports_number
     answers = {sample["doc_id"]: sample["resps"][0][0] for sample in theirs}
     lines = (student.parent / "evaluation/samples.jsonl").read_text().splitlines()
     assert {line["doc_id"]: line["answer"] for line in map(json.loads, lines)} == answers
+
+
+def test_a_kill_in_extract_and_in_distill_loses_no_finished_work(finished, tmp_path) -> None:
+    whole, _ = finished
+    target = "results/demo/flat/seed-42/student/manifest.json"
+    kill_when(tmp_path, target, lambda: len(list(tmp_path.glob("results/teacher_kv/*/shards/*.json"))) >= 2)
+    assert not list(tmp_path.glob("results/teacher_kv/*/manifest.json"))
+    shard = min(tmp_path.glob("results/teacher_kv/*/shards/*.json"))
+    kept = shard.stat().st_mtime_ns
+    checkpoint = "results/demo/flat/seed-42/student/checkpoints/*/checkpoint-2"
+    kill_when(tmp_path, target, lambda: bool(list(tmp_path.glob(checkpoint))))
+    unlock(tmp_path)
+    snakemake(tmp_path, "--rerun-incomplete", "--", target)
+
+    assert shard.stat().st_mtime_ns == kept
+    for part in ("results/teacher_kv", "results/demo/flat/seed-42/student/model.safetensors"):
+        assert contents(tmp_path / part) == contents(whole / part)
+    log = (tmp_path / "results/demo/flat/seed-42/student/distill.log").read_text()
+    assert "step 20/20" in log
+    assert "step 2/20" not in log  # resumed after step 2
+
+
+def test_slurm_gives_the_same_numbers_and_ends_a_job_that_it_killed(finished, slurm_variables, tmp_path) -> None:
+    whole, run = finished[0], "results/demo/sft/seed-42"
+    for shared in ("tokens", "references", "bench"):  # from here on every stage runs as a job of Slurm
+        shutil.copytree(whole / "results" / shared, tmp_path / "results" / shared)
+    process = start_on_slurm(tmp_path, slurm_variables, {"arms": {"flat": None}})
+    wait_until(lambda: bool(list(tmp_path.glob(f"{run}/student/checkpoints/*/checkpoint-2"))), process)
+    suspend("distill", tmp_path)
+    cancel("rule_distill_wildcards_sft_42", slurm_variables)
+    status, output = process.wait(600), (tmp_path / "snakemake.out").read_text()
+    assert status == 0, output + logs(tmp_path)
+    assert output.count("Trying to restart job") == 1
+    assert "step 2/20" not in (tmp_path / run / "student/distill.log").read_text()  # resumed after step 2
+    assert contents(tmp_path / "results/teacher_kv") == contents(whole / "results/teacher_kv")
+    reports = [json.loads((folder / "results/ab_report.json").read_text()) for folder in (whole, tmp_path)]
+    for arm in ("structured", "sft"):
+        expected, found = (without_cost(report["arms"][arm]) for report in reports)
+        assert found == expected
+    assert planned(tmp_path, settings={"arms": {"flat": None}}) == set()
+
+
+@pytest.fixture
+def slurm_variables(tmp_path) -> Iterator[dict[str, str]]:
+    """Environment of a Slurm that runs during the test, and of its plugin."""
+    plugin = slurm_plugin()
+    if lacking := missing_programs() or ([] if plugin else ["snakemake-executor-plugin-slurm"]):
+        pytest.skip(f"not installed: {', '.join(lacking)}")
+    with ExitStack() as stack:
+        try:
+            variables = stack.enter_context(slurm(tmp_path / "slurm"))
+        except RuntimeError as error:
+            pytest.skip(str(error))
+        yield variables | {"PYTHONPATH": plugin}

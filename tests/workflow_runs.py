@@ -1,4 +1,4 @@
-"""Run Snakemake on a demo of seconds, in a folder of its own."""
+"""Run a plan, or Snakemake on a demo of seconds, in a folder of its own."""
 
 import os
 import re
@@ -10,8 +10,13 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
+import psutil
+import torch
 import yaml
+
+from kava.bench.workspace import free, quiet
+from kava.config.jobs import REFERENCES, Plan, Runtime
+from kava.stages import bench_store, distill, evaluate, extract, pretrain, report, tokenize
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAINING = {"steps": 4, "batch_size": 8, "log_every": 2, "save_every": 2}
@@ -19,7 +24,7 @@ TINY = {
     "data": {"train": 64, "validation": 12, "test": 12},
     "kv": {"shard_tokens": 512},
     "pretrain": TRAINING,
-    "distill": TRAINING,
+    "distill": TRAINING | {"steps": 20},
     "evaluation": {"batch_size": 12, "max_new_tokens": 8},
 }
 
@@ -41,6 +46,21 @@ def snakemake(folder: Path, *arguments: str, settings: dict | None = None) -> st
     output = done.stdout + done.stderr
     assert done.returncode == 0, output + logs(folder)
     return output
+
+
+def run_in_this_process(plan: Plan, runtime: Runtime) -> None:
+    """All stages of a plan, one after the other; as processes of their own they would import for minutes."""
+    runs = [(arm, seed) for arm in plan.config.arms for seed in plan.config.seeds]
+    jobs = [(tokenize.run, plan.tokenize), (extract.run, plan.extract), (bench_store.run, plan.bench)]
+    jobs += [(evaluate.run, plan.reference(role)) for role in REFERENCES]
+    for arm, seed in runs:
+        if plan.config.arms[arm].aligner:
+            jobs.append((pretrain.run, plan.pretrain(arm, seed)))
+        jobs += [(distill.run, plan.distill(arm, seed)), (evaluate.run, plan.evaluate(arm, seed))]
+    with quiet():
+        for run, job in [*jobs, (report.run, plan.report)]:
+            free(torch.device("cpu"))
+            run(job, runtime)
 
 
 # The plugin asks Slurm after 1, 12, 33, 64 s, and so on up to every three minutes; a test asks every second.
@@ -121,6 +141,15 @@ def wait_until(reached: Callable[[], bool], process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+def suspend(stage: str, folder: Path) -> None:
+    """Stop a stage that runs in a folder where it is, so that it cannot end before it is killed."""
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        if f"kava.stages.{stage}" in (process.info["cmdline"] or ()) and process.info["cwd"] == str(folder):
+            process.suspend()
+            return
+    raise AssertionError(f"no {stage} runs in {folder}")
+
+
 def unlock(folder: Path) -> None:
     command_line = [sys.executable, "-m", "kava", "unlock", "--snakefile", str(REPOSITORY / "Snakefile")]
     subprocess.run(command_line, cwd=folder, check=True)
@@ -136,10 +165,3 @@ def contents(path: Path) -> dict[str, bytes]:
         if p.is_file() and not p.name.endswith((".log", ".lock", "cost.json", "benchmark.jsonl"))
     )
     return {str(p.relative_to(path)): p.read_bytes() for p in files}
-
-
-@pytest.fixture(scope="module", name="finished")
-def finished_demo(tmp_path_factory) -> tuple[Path, str]:
-    """A folder in which the tiny demo has run to its report, and what Snakemake printed."""
-    folder = tmp_path_factory.mktemp("demo")
-    return folder, snakemake(folder, "--cores", "2")

@@ -10,7 +10,6 @@ batches of like length, and decoding.
 """
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -18,10 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kava.bench.setting import bench_parser, columns, configured, machine, prepared, show_machine
+from kava.bench.setting import bench_parser, columns, configured, machine, prepared, report, require_one, show_machine
 from kava.commandline import exit_status
 from kava.config.schema import Config
-from kava.errors import UserError
 
 log = logging.getLogger("kava")
 QUESTIONS, ROUNDS = 250, 3
@@ -38,19 +36,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    for option in ("questions", "rounds"):
-        if getattr(arguments, option) < 1:
-            raise UserError(f"--{option} {getattr(arguments, option)}: at least one is needed")
+    require_one(arguments, "questions", "rounds")
     config = configured(arguments)
-
-    from kava.bench.workspace import workspace
-    from kava.files import write_json
-
-    with workspace(arguments.folder) as folder:
-        figures = _measure(config, arguments, folder)
-    if arguments.output:
-        write_json(arguments.output, figures)
-    print(json.dumps(figures, indent=2) if arguments.json else table(figures))
+    report(arguments, lambda folder: _measure(config, arguments, folder), table)
 
 
 def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -10,18 +10,16 @@ told, and what NVML says of the device. On a CPU the live tensors are counted. W
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kava.bench.setting import bench_parser, columns, configured, machine, prepared, show_machine
+from kava.bench.setting import bench_parser, columns, configured, machine, prepared, report, require_one, show_machine
 from kava.commandline import exit_status
 from kava.config.jobs import Job, Plan
 from kava.config.schema import Config
-from kava.errors import UserError
 
 log = logging.getLogger("kava")
 # The second one meets gradients and optimizer states as every later one does.
@@ -38,18 +36,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    if arguments.steps < 1:
-        raise UserError(f"--steps {arguments.steps}: at least one is needed")
+    require_one(arguments, "steps")
     config = configured(arguments)
-
-    from kava.bench.workspace import workspace
-    from kava.files import write_json
-
-    with workspace(arguments.folder) as folder:
-        figures = _measure(config, arguments, folder)
-    if arguments.output:
-        write_json(arguments.output, figures)
-    print(json.dumps(figures, indent=2) if arguments.json else table(figures))
+    report(arguments, lambda folder: _measure(config, arguments, folder), table)
 
 
 def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Options and set-up that `kava bench train` and `kava bench memory` share."""
+"""Options, set-up and output that `kava bench train`, `bench memory` and `bench evaluate` share."""
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -17,7 +18,7 @@ WARM_UP: Final = 3
 
 
 def bench_parser(command: str, documentation: str | None) -> argparse.ArgumentParser:
-    """Parser with the options of both commands."""
+    """Parser with the options of all of them."""
     parser = command_parser(f"kava bench {command}", documentation)
     add_configuration_options(parser)
     parser.add_argument(
@@ -46,6 +47,29 @@ def configured(arguments: argparse.Namespace) -> Config:
     if arguments.tokenizer and not arguments.random_weights:
         raise UserError("--tokenizer is for --random-weights; models that have weights have a tokenizer too")
     return load_plan(arguments).config
+
+
+def require_one(arguments: argparse.Namespace, *options: str) -> None:
+    """Raise `UserError` for an option that counts something and is less than 1."""
+    for option in options:
+        if (given := vars(arguments)[option]) < 1:
+            raise UserError(f"--{option} {given}: at least one is needed")
+
+
+def report(
+    arguments: argparse.Namespace,
+    measure: Callable[[Path], dict[str, Any]],
+    table: Callable[[Mapping[str, Any]], str],
+) -> None:
+    """Measure in an empty folder that is gone afterwards; print the figures, and write them if it is asked for."""
+    from kava.bench.workspace import workspace
+    from kava.files import write_json
+
+    with workspace(arguments.folder) as folder:
+        figures = measure(folder)
+    if arguments.output:
+        write_json(arguments.output, figures)
+    print(json.dumps(figures, indent=2) if arguments.json else table(figures))
 
 
 def prepared(config: Config, arguments: argparse.Namespace, folder: Path, tell: Callable[[str], object]) -> Config:

@@ -12,14 +12,23 @@ tell whether they do the same.
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kava.bench.setting import WARM_UP, bench_parser, columns, configured, machine, prepared, show_machine
+from kava.bench.setting import (
+    WARM_UP,
+    bench_parser,
+    columns,
+    configured,
+    machine,
+    prepared,
+    report,
+    require_one,
+    show_machine,
+)
 from kava.commandline import exit_status
 from kava.config.schema import Config
 from kava.errors import UserError
@@ -43,19 +52,10 @@ def _bench(arguments: argparse.Namespace) -> None:
 
     if arguments.steps <= WARM_UP:
         raise UserError(f"--steps {arguments.steps}: the first {WARM_UP} warm up; at least {WARM_UP + 1} are needed")
-    if arguments.rounds < 1:
-        raise UserError(f"--rounds {arguments.rounds}: at least one is needed")
+    require_one(arguments, "rounds")
     config = configured(arguments)
     arm = choose_arm(config, arguments.arm)
-
-    from kava.bench.workspace import workspace
-    from kava.files import write_json
-
-    with workspace(arguments.folder) as folder:
-        figures = _measure(config, arm, arguments, folder)
-    if arguments.output:
-        write_json(arguments.output, figures)
-    print(json.dumps(figures, indent=2) if arguments.json else table(figures))
+    report(arguments, lambda folder: _measure(config, arm, arguments, folder), table)
 
 
 def _measure(config: Config, arm: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

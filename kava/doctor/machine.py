@@ -30,7 +30,8 @@ def gpu(config: Config) -> list[Check]:
         told, fix = "no GPU that torch sees", "install NVIDIA's driver and look with `nvidia-smi`"
     else:
         told, fix = "torch is built without CUDA", f"install the build with it, `{WITH_CUDA}`"
-    paged = [stage for stage in ("pretrain", "distill") if getattr(config, stage).optimizer == "paged_adamw_8bit"]
+    stages = {"pretrain": config.pretrain, "distill": config.distill}
+    paged = [stage for stage, settings in stages.items() if settings.optimizer == "paged_adamw_8bit"]
     if config.device == "cuda":
         return [found, fail("gpu", f"{told}, and device is cuda", f"{fix}, or set device: cpu")]
     if paged:

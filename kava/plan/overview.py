@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kava.config.jobs import Plan
-from kava.config.schema import Config
+from kava.config.schema import Config, Gsm8kData
 from kava.plan.disk import Disk, TokenCount, count_tokens, disk
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory
@@ -103,7 +103,7 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
                 Training(stage, name, student, teacher, arm.model_dump(), settings, config.max_length, kv),
             )
     evaluation = config.evaluation.model_dump()
-    prompt = longest_prompt(getattr(config.data, "path", None), config.max_length)
+    prompt = longest_prompt(config.data.path if isinstance(config.data, Gsm8kData) else None, config.max_length)
     yield "evaluate teacher", "", Evaluation(teacher, evaluation, prompt)
     yield "evaluate student", "", Evaluation(student, evaluation, prompt)
 

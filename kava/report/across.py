@@ -19,7 +19,6 @@ from kava.report.clean import flatten
 from kava.report.format import interval, listed, percent
 from kava.report.inputs import ReferenceFiles, ReportInputs
 from kava.report.record import Experiment
-from kava.report.record_schema import REFERENCES
 from kava.report.sources import report_inputs
 
 # Settings that are said elsewhere: arm by arm, or in the table of experiments.
@@ -147,8 +146,11 @@ def _other_questions(named: Experiments) -> list[str]:
 def _other_references(parts: Mapping[str, ReportInputs], named: Experiments) -> list[str]:
     """A sentence for each role in which the experiments do not share one evaluation, with all their scores."""
     sentences = []
-    for role in REFERENCES:
-        files: dict[str, ReferenceFiles] = {n: getattr(part, role) for n, part in parts.items()}
+    of_role: dict[str, dict[str, ReferenceFiles]] = {
+        "teacher": {name: part.teacher for name, part in parts.items()},
+        "student_base": {name: part.student_base for name, part in parts.items()},
+    }
+    for role, files in of_role.items():
         if len({reference.evaluation.name for reference in files.values()}) > 1:
             rows = {name: named[name].record["models"][role] for name in files}
             said = "; ".join(

@@ -25,5 +25,6 @@ def _digest(run: Run) -> str:
 
 
 def _marked(run: Run) -> Run:
-    samples = {f"{_digest(run)[:10]}:{doc}": line for doc, line in run.evaluation.samples.items()}
+    digest = _digest(run)[:10]
+    samples = {f"{digest}:{doc}": line for doc, line in run.evaluation.samples.items()}
     return replace(run, evaluation=replace(run.evaluation, samples=samples))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+# The level of every test and interval of the report: 5%.
+ALPHA = 0.05
 # The share of such differences that the test would show, by convention.
 POWER = 0.8
-ALPHA = 0.05
 
 
 def cohens_h(rate_a: float, rate_b: float) -> float:

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kava.report.effects import ALPHA
 from kava.report.statistics import RESAMPLES
 
-ALPHA = 0.05
 ENOUGH_SEEDS = 3
 # A two-sided permutation test that draws its sign patterns can give no smaller p.
 PERMUTATION_FLOOR = 2 / (RESAMPLES + 1)

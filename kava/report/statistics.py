@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kava.report.effects import cohens_h
+from kava.report.effects import ALPHA, cohens_h
 from kava.report.over_seeds import SeedLevel, seed_level
 
 # seed → doc_id → 0 or 1
@@ -89,7 +89,7 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
 
     if n < 1:
         raise ValueError(f"an interval needs at least one question, got n = {n}")
-    low, high = proportion_confint(rate * n, n, alpha=0.05, method="wilson")
+    low, high = proportion_confint(rate * n, n, alpha=ALPHA, method="wilson")
     return float(low), float(high)
 
 
@@ -150,7 +150,7 @@ def bootstrap_ci(differences: np.ndarray) -> tuple[float, float]:
         (values,),
         np.mean,
         method="percentile",
-        confidence_level=float(1 - 2 * norm.sf(np.sqrt(n / (n - 1)) * t.isf(0.025, n - 1))),
+        confidence_level=float(1 - 2 * norm.sf(np.sqrt(n / (n - 1)) * t.isf(ALPHA / 2, n - 1))),
         n_resamples=RESAMPLES,
         batch=BATCH,
         vectorized=True,

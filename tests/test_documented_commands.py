@@ -1,0 +1,114 @@
+"""Every command of the README and of docs/ is run here or in a named place, or says what it needs.
+
+Snakemake is asked what it would run: the stages themselves are run by its own tests.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from workflow_runs import REPOSITORY, TINY, run_in_this_process, slurm_plugin
+
+from kava.cli import main
+from kava.config import Plan, Runtime, load_config
+
+pytestmark = pytest.mark.slow
+PAGES = ("README.md", "docs/ablation.md", "docs/cluster.md")
+# Beginning of a command → where it is run.
+ELSEWHERE = {
+    "make report": "tests/test_workflow.py, at a smaller size",
+    "make test": ".ci/run",
+    "kava bench store": "tests/test_bench_store.py",
+    "kava fetch": "tests/test_fetch.py",
+    "snakemake --report": "tests/test_workflow.py",
+    "lm_eval run": "tests/test_workflow.py",
+}
+
+
+def blocks(page: str, language: str) -> Iterator[tuple[int, str]]:
+    """Line number and text of each fenced block."""
+    text = (REPOSITORY / page).read_text()
+    for block in re.finditer(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield text.count("\n", 0, block.start(1)) + 1, block[1]
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Where it stands and what it says, comment included; lines that go on are one."""
+    for page in PAGES:
+        for first, text in blocks(page, "sh"):
+            for match in re.finditer(r"(?:.*\\\n)*.+", text):
+                yield f"{page}:{first + text.count(chr(10), 0, match.start())}", match[0].replace("\\\n", "")
+
+
+def needs(line: str) -> str | None:
+    """What a comment says that a command needs."""
+    found = re.search(r"#.*\b(needs [^:]*)", line)
+    return found and found[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As after a clone and two runs, `demo` and `long`, of seconds."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copy(REPOSITORY / "Snakefile", folder)
+    shutil.copytree(REPOSITORY / "workflow", folder / "workflow")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"preset": "demo"} | TINY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for experiment in ("demo", "long"):
+            plan = Plan(load_config("config.yaml", {"experiment": experiment}))
+            run_in_this_process(plan, Runtime.of(plan.config))
+    shutil.copytree(folder / "results", folder / "shared")
+    return folder
+
+
+def filled_in(text: str, folder: Path) -> str:
+    """With the names that a reader is to fill in."""
+    (store,) = (folder / "results/teacher_kv").glob("*/manifest.json")
+    name = store.parent.name
+    given = {"/data/kava": str(folder / "shared"), "NAME-KEY": name, "prune KEY": f"prune {name.rpartition('-')[2]}"}
+    for placeholder, value in given.items():
+        text = text.replace(placeholder, value)
+    return text
+
+
+@pytest.mark.parametrize(("place", "line"), [pytest.param(*found, id=found[0]) for found in commands()])
+def test_a_command_does_what_it_says(place: str, line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    if any(line.startswith(command) for command in ELSEWHERE):
+        return
+    for command in line.split("&&"):
+        words = shlex.split(filled_in(command, folder), comments=True)
+        if words[0] == "snakemake":
+            environment = os.environ | {"PYTHONPATH": slurm_plugin() or ""}
+            arguments = [sys.executable, "-m", *words, *([] if "-n" in words else ["--dry-run"])]
+            done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "job " in done.stdout or "Nothing to be done" in done.stdout + done.stderr
+        elif words[0] == "kava":
+            # The reference preset cannot run on every machine that runs tests.
+            assert main(words[1:]) in ({0, 1} if words[1] == "doctor" else {0})
+        elif words[0] == "export":
+            assert re.fullmatch(r"[A-Z_]+=\S+", words[1])
+        else:
+            assert needs(line), f"{place}: neither run nor marked with what it needs: {line}"
+
+
+def test_the_readmes_python_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    programs = [text for _, text in blocks("README.md", "python")]
+    assert len(programs) == 2
+    for program in programs:
+        exec(compile(filled_in(program, folder), "README.md", "exec"), {})
+
+
+def test_where_else_a_command_is_run_is_there() -> None:
+    for place in ELSEWHERE.values():
+        assert (REPOSITORY / place.split(",")[0]).is_file()
