@@ -55,7 +55,7 @@ def needs(line: str) -> str | None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As after a clone and two runs, `demo` and `long`, of seconds."""
+    """As after a clone and runs of seconds."""
     folder = tmp_path_factory.mktemp("clone")
     shutil.copy(REPOSITORY / "Snakefile", folder)
     shutil.copytree(REPOSITORY / "workflow", folder / "workflow")
@@ -66,6 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             plan = Plan(load_config("config.yaml", {"experiment": experiment}))
             run_in_this_process(plan, Runtime.of(plan.config))
     shutil.copytree(folder / "results", folder / "shared")
+    shutil.copytree(folder / "results/long", folder / "results/steps1500")
+    (folder / "my.yaml").write_text("notes: a setting of one's own\n")
     return folder
 
 
@@ -87,11 +89,16 @@ def test_a_command_does_what_it_says(place: str, line: str, folder: Path, monkey
     for command in line.split("&&"):
         words = shlex.split(filled_in(command, folder), comments=True)
         if words[0] == "snakemake":
+            if "slurm" in line and slurm_plugin() is None:
+                pytest.skip("not installed: snakemake-executor-plugin-slurm")
             environment = os.environ | {"PYTHONPATH": slurm_plugin() or ""}
             arguments = [sys.executable, "-m", *words, *([] if "-n" in words else ["--dry-run"])]
             done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
             assert "job " in done.stdout or "Nothing to be done" in done.stdout + done.stderr
+        elif words[-1] == "--help":
+            with pytest.raises(SystemExit, match=r"^0$"):
+                main(words[1:])
         elif words[0] == "kava":
             # The reference preset cannot run on every machine that runs tests.
             assert main(words[1:]) in ({0, 1} if words[1] == "doctor" else {0})
