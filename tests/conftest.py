@@ -25,6 +25,7 @@ LONG = (
     "test_store_processes.py",
     "test_smoke.py",
     "test_bench_train.py",
+    "test_documented_commands.py",
 )
 
 
