@@ -81,7 +81,7 @@ def test_the_reference_preset_runs_to_a_report_on_qwens_tokens_and_a_small_qwen(
         "distill": short | {"precision": "float32"},
         "evaluation": {"max_new_tokens": 8},
         # Every arm takes the same path, and ten seconds of imports for each of three stages.
-        "arms": {"flat": None, "shuffled": None},
+        "arms": {"flat": None, "sft": None, "shuffled": None},
         "seeds": [42],
     }
     (tmp_path / "small.yaml").write_text(json.dumps(settings))
@@ -93,7 +93,7 @@ def test_the_reference_preset_runs_to_a_report_on_qwens_tokens_and_a_small_qwen(
     assert done.returncode == 0, done.stderr + logs(tmp_path)
     found = read_json(tmp_path / "results/ab_report.json")
     assert "No arm answers these questions" in found["verdict"]
-    assert set(found["arms"]) == {"structured", "sft"}
+    assert set(found["arms"]) == {"structured"}
     (store,) = map(read_json, (tmp_path / "results/teacher_kv").glob("*/manifest.json"))
     assert store["spec"]["teacher"]["quantization"] == "nf4"
     assert store["geometry"] == {"layers": 2, "kv_heads": 2, "head_dim": 32}

@@ -73,14 +73,14 @@ def bitsandbytes(config: Config) -> Check:
     try:
         error = matmul_error(device)
     except Exception as raised:  # whatever a library with its own binaries may raise
-        told, status = f"4-bit matmul fails on {device} ({str(raised).splitlines()[0]})", fail
+        told = f"4-bit matmul fails on {device} ({str(raised).splitlines()[0]})"
     else:
         if error < TOLERANCE:
             return ok(name, f"4-bit matmul on {device} agrees with dequantised weights to {error:.1e}")
-        told, status = f"4-bit matmul on {device} is wrong by {error:.2g}", fail
+        told = f"4-bit matmul on {device} is wrong by {error:.2g}"
     needed = config.teacher.quantization != "none" or "8bit" in config.pretrain.optimizer + config.distill.optimizer
     fix = "run `python -m bitsandbytes` to see what is wrong, or set teacher.quantization: none"
-    return status(name, told, fix) if needed else warning(name, f"{told}, and nothing here needs it", fix)
+    return fail(name, told, fix) if needed else warning(name, f"{told}, and nothing here needs it", fix)
 
 
 def matmul_error(device: str) -> float:
