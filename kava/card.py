@@ -140,7 +140,7 @@ def _data(source: Mapping[str, Any]) -> dict[str, Any]:
     if source["kind"] == "demo":
         return {"name": DEMO_PROBLEMS, "type": "kava-demo", "revision": None}
     name = display_name(source["path"])
-    return {"name": name, "type": name, "revision": source["revision"]}
+    return {"name": name, "type": name, "revision": source["revision"] if on_hub(source["path"]) else None}
 
 
 def _eval_results(evaluation: Mapping[str, Any] | None, data: Mapping[str, Any]) -> list[EvalResult] | None:
@@ -208,8 +208,8 @@ def _training(manifest: Mapping[str, Any], sources: Mapping[str, Mapping[str, An
 
 
 def _named(source: Mapping[str, Any]) -> str:
-    revision = source.get("revision")
-    return display_name(source["model"]) + (f" at {revision}" if revision else "")
+    name = display_name(source["model"])
+    return f"{name} at {source['revision']}" if on_hub(source["model"]) else name
 
 
 def _table(head: tuple[str, ...], rows: list[str]) -> str:

@@ -2,12 +2,15 @@
 
 import argparse
 import errno
+import shlex
 import sys
 from collections.abc import Callable
 
 from kava.config.jobs import Plan
 from kava.config.load import load_config, parse_assignments
 from kava.errors import UserError
+
+CONFIGFILE = "config.yaml"
 
 
 def command_parser(program: str, documentation: str | None) -> argparse.ArgumentParser:
@@ -19,7 +22,7 @@ def command_parser(program: str, documentation: str | None) -> argparse.Argument
 
 def add_configuration_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a configuration."""
-    parser.add_argument("--configfile", default="config.yaml", help="configuration (default: %(default)s)")
+    parser.add_argument("--configfile", default=CONFIGFILE, help="configuration (default: %(default)s)")
     parser.add_argument("--preset", help="file of workflow/presets/, in place of the configuration's")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. distill.steps=10"
@@ -32,6 +35,14 @@ def load_plan(arguments: argparse.Namespace) -> Plan:
     if arguments.preset:
         overrides["preset"] = arguments.preset
     return Plan(load_config(arguments.configfile, overrides))
+
+
+def same_configuration(command: str, arguments: argparse.Namespace) -> str:
+    """A command line with the options that name this configuration, to be typed."""
+    options = [] if arguments.configfile == CONFIGFILE else ["--configfile", arguments.configfile]
+    options += ["--preset", arguments.preset] if arguments.preset else []
+    options += [word for assignment in arguments.set for word in ("--set", assignment)]
+    return shlex.join([*command.split(), *options])
 
 
 def exit_status(program: str, work: Callable[[], None]) -> int:

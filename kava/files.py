@@ -77,6 +77,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and rerun the stage that makes it") from None
 
 
+def filesystem(folder: Path) -> Path:
+    """The nearest folder that is there already, for a folder that is to be made."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+
+
 def remove_partial(folder: Path, pattern: str) -> None:
     """Delete the litter of interrupted writes of some files (``<pattern>.*.partial``), ours and Zarr's."""
     for path in folder.glob(f"{pattern}.*.partial"):

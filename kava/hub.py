@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     DryRunError,
@@ -32,7 +32,7 @@ NO_SAFETENSORS = (
     "model {} has no weights as model.safetensors, and only safetensors are read, since a pickle runs code: choose a "
     "commit or repository that has them, or convert it with https://huggingface.co/spaces/safetensors/convert"
 )
-FETCH = "`kava fetch` (and the --preset and --set of this run)"
+FETCH = "`kava fetch` (with the --configfile, --preset and --set of this run)"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def cached(repository: Repository) -> Path | None:
 
 
 def measure(repository: Repository) -> Files:
-    """What there is to download, from the hub's list of files.
+    """What there is to download; asks the hub for each file, since lists of gated repositories are open to all.
 
     Raises
     ------
@@ -149,16 +149,6 @@ def download(repository: Repository) -> Path:
     return folder
 
 
-def reach(repository: Repository) -> None:
-    """Ask the hub, once and for seconds, whether it has a repository at its commit; `UserError` as `measure`."""
-    ask = HfApi().model_info if repository.kind == "model" else HfApi().dataset_info
-    try:
-        info = ask(repository.name, revision=repository.revision, timeout=5)
-    except (*UNREACHABLE, HfHubHTTPError) as error:
-        raise UserError(hub_fault(repository, error) or str(error)) from None
-    _require_safetensors(repository, (file.rfilename for file in info.siblings or []))
-
-
 def _require_safetensors(repository: Repository, names: Iterable[str]) -> None:
     if repository.kind == "model" and not any(name.endswith(".safetensors") for name in names):
         raise UserError(NO_SAFETENSORS.format(repository))
@@ -183,10 +173,12 @@ def hub_fault(repository: Repository, error: BaseException) -> str | None:
             "if it is private"
         )
     if is_any(*UNREACHABLE):
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+        start = f"{kind} {repository} is not whole on this machine, and"
+        if constants.HF_HUB_OFFLINE:
+            return f"{start} HF_HUB_OFFLINE is set: `unset HF_HUB_OFFLINE`, then {FETCH}, or give a local directory"
         return (
-            f"{kind} {repository} is not whole on this machine, and {why}: download it with {FETCH} where there is a "
-            "network, set HF_ENDPOINT to a mirror, or give a local directory"
+            f"{start} {constants.ENDPOINT} cannot be reached: download it with {FETCH} where there is a network, set "
+            "HF_ENDPOINT to a mirror, or give a local directory"
         )
     if is_any(HfHubHTTPError):
         return f"{kind} {repository} cannot be downloaded from {constants.ENDPOINT} ({error}): run it again later"

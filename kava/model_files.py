@@ -6,8 +6,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 INDEX = "model.safetensors.index.json"
-# Any of them is a vocabulary. Without one transformers may make an empty tokenizer, and say nothing.
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
+# Each is a vocabulary. Without one transformers may make an empty tokenizer, and say nothing.
+VOCABULARIES = (
+    ("tokenizer.json",), ("tokenizer.model",), ("spiece.model",), ("vocab.json", "merges.txt"), ("vocab.txt",),
+    ("*.tiktoken",),
+)  # fmt: skip
 CONVERT = (
     "from transformers import AutoModelForCausalLM as M; M.from_pretrained('{0}').save_pretrained('{0}-safetensors')"
 )
@@ -44,6 +47,9 @@ def weights_fault(folder: Path, again: str) -> str | None:
 
 def tokenizer_fault(folder: Path, again: str) -> str | None:
     """As `weights_fault`, of the tokenizer."""
-    if any(next(folder.glob(name), None) for name in VOCABULARIES):
+    if any(all(next(folder.glob(name), None) for name in names) for names in VOCABULARIES):
         return None
-    return f"its tokenizer is missing: none of tokenizer.json, tokenizer.model, vocab.json is there; {again}"
+    return (
+        "its tokenizer is missing or not whole: neither tokenizer.json nor tokenizer.model is there, nor vocab.json "
+        f"with merges.txt; {again}"
+    )

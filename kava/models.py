@@ -4,7 +4,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,22 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from kava.config.identity import model_path
 from kava.errors import UserError
 from kava.hub import FETCH, NO_SAFETENSORS, Repository, hub_fault
 from kava.model_files import tokenizer_fault, weights_fault
+from kava.text import first_line
 
 # What transformers raises of files that are missing, damaged, gated or out of reach.
 FAILURES = (OSError, ValueError, ImportError, SafetensorError)
@@ -61,7 +70,7 @@ def load_for_evaluation(source: Mapping[str, Any], device: torch.device) -> Any:
 
 def load_model_config(source: Mapping[str, Any]) -> Any:
     """The configuration of a model, without its weights."""
-    path = model_path(source["model"])
+    path = _path(source)
     try:
         return AutoConfig.from_pretrained(path, **_which(source))
     except FAILURES as error:
@@ -70,7 +79,7 @@ def load_model_config(source: Mapping[str, Any]) -> Any:
 
 def load_tokenizer(source: Mapping[str, Any]) -> Any:
     """Load a fast tokenizer; `UserError` if it has no vocabulary or no end token."""
-    path = model_path(source["model"])
+    path = _path(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **_which(source))
     except FAILURES as error:
@@ -124,7 +133,7 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
         )
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    path = model_path(source["model"])
+    path = _path(source)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path,
@@ -137,6 +146,35 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
         raise UserError(_loading_failed("model", source, error)) from None
     _resident.add(model)
     return model
+
+
+def _path(source: Mapping[str, Any]) -> str:
+    """Where to load from. Code of yet another repository is refused, since no revision pins it and no key knows it."""
+    path = model_path(source["model"])
+    if not source.get("trust_remote_code"):
+        return path
+    settings: list[dict[str, Any]] = []
+    with suppress(*FAILURES):  # loading says what is wrong
+        settings.append(PreTrainedConfig.get_config_dict(path, revision=source.get("revision"))[0])
+        settings.append(get_tokenizer_config(path, revision=source.get("revision")))
+    for name in _classes([of_file.get("auto_map") for of_file in settings]):
+        repository, _, file = name.rpartition("--")
+        if repository not in ("", source["model"]):
+            raise UserError(
+                f"{source['model']} takes its code from another repository ({name} in auto_map), whose revision "
+                f"nothing pins; copy that code beside the weights of a local directory, and write {file} there"
+            )
+    return path
+
+
+def _classes(auto_map: Any) -> Iterator[str]:
+    if isinstance(auto_map, str):
+        yield auto_map
+    elif isinstance(auto_map, Mapping):
+        yield from _classes(list(auto_map.values()))
+    elif isinstance(auto_map, list):
+        for value in auto_map:
+            yield from _classes(value)
 
 
 def _which(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,8 +196,9 @@ def _loading_failed(what: str, source: Mapping[str, Any], error: Exception) -> s
         return f"{start}: {NO_SAFETENSORS.format(repository)}"
     if fault := _fault(source, weights_fault if what == "model" else tokenizer_fault):
         return f"{start}: {fault}"
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-    return f"{start} at revision {source.get('revision')} ({first_line}); check the path, or the revision of a hub id"
+    if Path(model_path(source["model"])).is_dir():
+        return f"{start} ({first_line(error)}); check the files in that directory"
+    return f"{start} at revision {source.get('revision')} ({first_line(error)}); check the revision"
 
 
 def _fault(source: Mapping[str, Any], find: Callable[[Path, str], str | None]) -> str | None:

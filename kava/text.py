@@ -1,4 +1,4 @@
-"""Numbers and tables for a terminal."""
+"""Numbers, errors and tables for a terminal."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,11 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without the rest of a long message; its name and arguments if it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

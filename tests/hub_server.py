@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, "EntryNotFound")
         if (kind, name) not in self.mirror.folders:
             return self._error(401, "RepoNotFound")
-        if name in self.mirror.gated:
+        if name in self.mirror.gated and found.re is FILE:  # lists are open to all, as on the hub
             return self._error(403, "GatedRepo")
         commit, folder = self.mirror.folders[kind, name]
         if revision != commit:

@@ -86,6 +86,17 @@ def test_a_base_model_and_data_of_the_hub_are_linked_with_their_revisions(manife
     assert f"Qwen/Qwen2.5-0.5B at {QWEN.student.revision}" in card.text
 
 
+def test_a_directory_has_no_revision_whatever_the_preset_pins(manifest, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    here = {"model": str(tmp_path)}
+    config = load_config(
+        None, {"preset": "qwen2.5-8gb", "teacher": here, "student": here, "data": {"path": str(tmp_path)}}
+    )
+    text = card_text(manifest, Runtime.of(config).sources, SCORES)
+    assert ModelCard(text).data.eval_results[0].dataset_revision is None
+    assert not any(pinned.revision in text for pinned in (QWEN.teacher, QWEN.student, QWEN.data))
+
+
 def test_a_licence_is_the_base_cards_or_unknown(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     source = {"model": str(tmp_path), "revision": None}

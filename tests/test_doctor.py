@@ -1,6 +1,7 @@
 """Every condition that keeps a preset from running is broken, and the line that says so is read."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +39,7 @@ def test_the_demo_runs_on_a_machine_without_gpu_and_network(capsys, monkeypatch)
     assert found["can_run"]
     checks = {check["name"]: check for check in found["checks"]}
     assert list(checks) == [
-        "python", "packages", "snakemake", "configuration", "teacher", "student", "data", "hub", "torch", "gpu",
+        "python", "packages", "snakemake", "configuration", "teacher", "student", "data", "hub", "pair", "torch", "gpu",
         "bitsandbytes", "memory", "disk",
     ]  # fmt: skip
     assert {check["status"] for check in found["checks"]} <= {"ok", "warning"}
@@ -50,14 +51,16 @@ def test_the_demo_runs_on_a_machine_without_gpu_and_network(capsys, monkeypatch)
 def test_a_preset_that_cannot_run_is_status_1_with_one_line_each(capsys, monkeypatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(machine, "disk", lambda _: machine.ok("disk", "enough"))  # its own test is below
+    monkeypatch.setattr(machine, "disk", lambda *_: [machine.ok("disk", "enough")])  # its own test is below
     assert main(["doctor", "--preset", REFERENCE]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("fail") for line in lines) == 2
     assert lines[-1] == "cannot run here: hub, gpu"
     (teacher,) = (line for line in lines if " teacher " in line)
     assert teacher.startswith("warning")
-    assert teacher.endswith(f"run `kava fetch --preset={REFERENCE}`")
+    assert teacher.endswith(f"run `kava fetch --preset {REFERENCE}`")
+    (hub,) = (line for line in lines if " hub " in line)
+    assert hub.endswith(f"`unset HF_HUB_OFFLINE`, then `kava fetch --preset {REFERENCE}`")
 
 
 def test_a_model_directory_that_is_not_there_is_a_line_too(capsys, monkeypatch) -> None:
@@ -115,6 +118,8 @@ def test_no_profile_no_snakefile_and_an_executor_that_is_not_installed(monkeypat
     check = software.snakemake(tmp_path)
     assert check.status == "ok"
     assert check.told.endswith("profiles default, grid (grid needs snakemake-executor-plugin-grid)")
+    monkeypatch.setattr(software, "_public", lambda _: None)
+    assert software.snakemake(tmp_path) == software.fail("snakemake", "is not installed", software.INSTALL)
 
 
 def test_missing_cuda_fails_where_the_configuration_needs_a_gpu(monkeypatch) -> None:
@@ -164,20 +169,68 @@ def test_bitsandbytes_that_computes_something_else_or_nothing(monkeypatch) -> No
     assert "fails on cpu (no kernel image is available)" in machine.bitsandbytes(config()).told
     unneeded = machine.bitsandbytes(config(teacher={"quantization": "none"}))
     assert unneeded.status == "warning"
+    monkeypatch.setattr(machine, "matmul_error", lambda _: {}[0])
+    optimizer = machine.bitsandbytes(config(teacher={"quantization": "none"}, distill={"optimizer": "adamw_8bit"}))
+    assert "fails on cpu (0)" in optimizer.told
+    assert str(optimizer.fix).endswith("or set distill.optimizer: adamw")
 
 
 def test_a_full_disk_and_too_little_memory(monkeypatch) -> None:
     plan = Plan(config(data={"train": 20, "validation": 5, "test": 5}))
-    assert machine.disk(plan).status == machine.memory(plan).status == "ok"
+    (disk,) = machine.disk(plan, None)
+    assert disk.status == machine.memory(plan).status == "ok"
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-    full = machine.disk(plan)
+    (full,) = machine.disk(plan, 0)
     assert full.status == "fail"
     assert full.told.endswith("1.0 MB free")
-    assert "point cache_dir to another disk" in str(full.fix)
+    assert "point cache_dir (the store) or HF_HOME (downloads) to another disk" in str(full.fix)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2_000_000, total=4_000_000))
     assert machine.memory(plan).status == "warning"
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=500_000, total=1_000_000))
     assert machine.memory(plan).status == "fail"
+
+
+def test_each_disk_is_measured_against_what_goes_there(monkeypatch, tmp_path: Path) -> None:
+    plan = Plan(config(cache_dir=str(tmp_path / "cache"), data={"train": 20, "validation": 5, "test": 5}))
+    other, hub = tmp_path / "elsewhere", tmp_path / "hub"
+    plan.results = other
+    for folder in (other, hub):
+        folder.mkdir()
+    monkeypatch.setattr(machine.constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1e9 if folder != hub else 5e6))
+    monkeypatch.setattr(machine, "filesystem", lambda folder: Device(folder))
+    store, results, downloads = machine.disk(plan, 6_000_000)
+    assert store.told.endswith("cache, 1.0 GB free")
+    assert "elsewhere" in results.told
+    assert (downloads.status, downloads.told) == ("fail", f"6.0 MB needed in {hub}, 5.0 MB free")
+
+
+class Device(type(Path())):
+    """A folder on a disk of its own."""
+
+    def stat(self, **_: bool) -> SimpleNamespace:
+        return SimpleNamespace(st_dev=str(self))
+
+
+def test_a_family_that_is_not_known_and_another_tokenizer_are_told_before_a_run(tmp_path: Path) -> None:
+    found = by_name(sources(config(), "kava fetch").checks)["pair"]
+    assert (found.status, found.told) == ("ok", "qwen2 teaches qwen2, with one tokenizer")
+    for kind in ("teacher", "student"):
+        shutil.copytree(REPOSITORY / "kava" / "demo" / kind, tmp_path / kind)
+    pair = {kind: {"model": str(tmp_path / kind)} for kind in ("teacher", "student")}
+    tokenizer = tmp_path / "student" / "tokenizer.json"
+    whole = tokenizer.read_text()
+    other = json.loads(whole)
+    other["model"]["vocab"]["another"] = other["model"]["vocab"].pop("¤")
+    tokenizer.write_text(json.dumps(other))
+    found = by_name(sources(config(**pair), "kava fetch").checks)["pair"]
+    assert found.status == "fail"
+    assert "tokenizers differ in 2 of" in found.told
+    tokenizer.write_text(whole)
+    (tmp_path / "teacher" / "config.json").write_text('{"model_type": "gpt_neox"}')
+    found = by_name(sources(config(**pair), "kava fetch").checks)["pair"]
+    assert "keys before RoPE are not known for model type 'gpt_neox'" in found.told
+    assert found.fix == "set kv.keys: post_rope"
 
 
 def test_a_damaged_model_and_missing_data_are_lines_of_their_own(tmp_path: Path) -> None:
@@ -191,7 +244,7 @@ def test_a_damaged_model_and_missing_data_are_lines_of_their_own(tmp_path: Path)
     settings = config(
         teacher={"model": str(teacher)}, student={"model": str(student)}, data={"kind": "gsm8k", "path": str(data)}
     )
-    found = by_name(sources(settings, "kava fetch"))
+    found = by_name(sources(settings, "kava fetch").checks)
     assert {name: check.status for name, check in found.items()} == {
         "teacher": "fail", "student": "fail", "data": "fail", "hub": "ok",
     }  # fmt: skip

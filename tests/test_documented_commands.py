@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub.utils import filter_repo_objects
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from workflow_runs import REPOSITORY, TINY, run_in_this_process, slurm_plugin
 
 from kava.cli import main
@@ -114,6 +116,23 @@ def test_the_readmes_python_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(programs) == 2
     for program in programs:
         exec(compile(filled_in(program, folder), "README.md", "exec"), {})
+
+
+def test_what_is_published_is_a_model_and_nothing_of_its_training(folder: Path, tmp_path: Path) -> None:
+    (upload,) = (line for _, line in commands() if line.startswith("hf upload"))
+    words = shlex.split(upload, comments=True)
+    student = folder / words[3]
+    (student / ".lock").touch()
+    names = [path.relative_to(student).as_posix() for path in student.rglob("*") if path.is_file()]
+    published = list(filter_repo_objects(names, allow_patterns=words[words.index("--include") + 1 :]))
+    assert sorted(published) == [
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
+    ]  # fmt: skip
+    for name in published:
+        shutil.copy(student / name, tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.model_type == "qwen2"
+    assert AutoTokenizer.from_pretrained(tmp_path)("1")["input_ids"]
 
 
 def test_where_else_a_command_is_run_is_there() -> None:

@@ -17,6 +17,7 @@ from kava.config.schema import Gsm8kData, ModelSettings
 from kava.data.gsm8k import load_splits
 from kava.errors import UserError
 from kava.hub import Repository, hub_fault
+from kava.model_files import tokenizer_fault
 from kava.models import load_model_config, load_student, load_tokenizer
 
 ROWS = {
@@ -105,6 +106,13 @@ def test_data_that_cannot_be_read_names_the_file_and_the_line(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"train\.jsonl, line 8: expected a JSON object .*KeyError\('answer'\)"):
         load_splits(data(tmp_path))
     as_json_lines(tmp_path)
+    lines = [f'{{"question": "{n}", "answer": "#### {n}", "id": {n}}}' for n in range(12)]
+    (tmp_path / "train.jsonl").write_text("\n".join([*lines, '{"question": "q", "answer": "a", "id": "hard"}']))
+    assert load_splits(data(tmp_path))["validation"][-1]["question"] == "q"  # no type for `id`
+    (tmp_path / "train.jsonl").write_bytes(b'{"question": "\xff", "answer": ""}')
+    with pytest.raises(UserError, match=r"train\.jsonl is not UTF-8"):
+        load_splits(data(tmp_path))
+    as_json_lines(tmp_path)
     (tmp_path / "test.jsonl").unlink()
     Dataset.from_dict({"question": ["a"], "answer": [5]}).to_parquet(tmp_path / "test.parquet")
     with pytest.raises(
@@ -115,7 +123,7 @@ def test_data_that_cannot_be_read_names_the_file_and_the_line(tmp_path: Path) ->
 
 def test_data_of_the_hub_that_is_not_here_says_how_to_get_it() -> None:
     with pytest.raises(
-        UserError, match=r"data set org/rows at bbbb.* HF_HUB_OFFLINE is set: download it with `kava fetch`"
+        UserError, match=r"data set org/rows at bbbb.* HF_HUB_OFFLINE is set: `unset HF_HUB_OFFLINE`, then `kava"
     ):
         load_splits(Gsm8kData(path="org/rows", revision="b" * 40))
 
@@ -158,8 +166,12 @@ def test_pickled_weights_are_not_read_and_the_command_that_converts_them_is_told
 
 
 def test_a_tokenizer_without_vocabulary_is_refused_and_not_empty(tinystories: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"its tokenizer is missing: none of tokenizer\.json"):
+    with pytest.raises(UserError, match=r"its tokenizer is missing or not whole: neither tokenizer\.json"):
         load_tokenizer(copy(tinystories, tmp_path / "empty", "tokenizer.json"))
+    (tmp_path / "empty" / "vocab.json").write_text("{}")
+    assert "vocab.json with merges.txt" in str(tokenizer_fault(tmp_path / "empty", "copy it"))
+    (tmp_path / "empty" / "merges.txt").write_text("")
+    assert tokenizer_fault(tmp_path / "empty", "copy it") is None
 
 
 def test_code_of_a_repository_runs_only_where_the_configuration_says_so(monkeypatch, tmp_path: Path) -> None:
@@ -175,6 +187,9 @@ def test_code_of_a_repository_runs_only_where_the_configuration_says_so(monkeypa
     with pytest.raises(UserError, match="set `trust_remote_code: true` beside its name"):
         load_model_config(source)
     assert type(load_model_config(source | {"trust_remote_code": True})).__name__ == "Own"
+    (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["org/other--code.Own", null]}}')
+    with pytest.raises(UserError, match=r"from another repository \(org/other--code\.Own in auto_map\)"):
+        load_model_config(source | {"trust_remote_code": True})
     plain, own = (model_identity(ModelSettings(model=str(tmp_path), trust_remote_code=t)) for t in (False, True))
     assert list(plain) == ["files"], "keys are as they were before there was the setting"
     assert own["trust_remote_code"]
@@ -199,5 +214,5 @@ def test_what_the_hub_refuses_is_told_with_what_mends_it() -> None:
     assert "has no commit aaaa" in str(told(errors.RevisionNotFoundError("no", response=response)))
     assert "mend its name" in str(told(errors.RepositoryNotFoundError("no", response=response)))
     offline = told(errors.LocalEntryNotFoundError("no"))
-    assert "is not whole on this machine, and HF_HUB_OFFLINE is set: download it with `kava fetch`" in str(offline)
+    assert "is not whole on this machine, and HF_HUB_OFFLINE is set: `unset HF_HUB_OFFLINE`, then" in str(offline)
     assert told(ValueError("of something else")) is None

@@ -14,6 +14,7 @@ from kava.config.jobs import Job, Runtime, for_another_process, from_another_pro
 from kava.config.load import REPOSITORY
 from kava.errors import UserError
 from kava.files import read_json, write_json
+from kava.text import first_line
 
 
 def run_measured(job: Job, runtime: Runtime, folder: Path) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             stage.run(job, runtime)
         except (UserError, torch.OutOfMemoryError) as failure:
-            error = str(failure).splitlines()[0]
+            error = first_line(failure)
     write_json(result, measured.figures() | {"error": error})
     return 0
 

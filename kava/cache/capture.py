@@ -198,6 +198,15 @@ def _attention_shown(model: Any, show: Callable[[_Attention], object]) -> Iterat
             del ALL_ATTENTION_FUNCTIONS[OBSERVED]
 
 
+def require_known_rotation(family: str) -> None:
+    """Raise `UserError` for a model type whose RoPE, or that it has none, is not known here."""
+    if family not in ROTATE_HALF + NO_ROPE:
+        raise UserError(
+            f"keys before RoPE are not known for model type {family!r} (known: {', '.join(ROTATE_HALF + NO_ROPE)}); "
+            "set kv.keys: post_rope"
+        )
+
+
 def unrotate(model: Any, keys_BLHTD: Tensor) -> Tensor:
     """Undo RoPE on keys at positions 0 … T−1, in fp32, with the model's own cos and sin.
 
@@ -214,13 +223,9 @@ def rotate(model: Any, keys_BLHTD: Tensor) -> Tensor:
 
 def _turned(model: Any, keys_BLHTD: Tensor, back: bool) -> Tensor:
     family = model.config.model_type
+    require_known_rotation(family)
     if family in NO_ROPE:
         return keys_BLHTD
-    if family not in ROTATE_HALF:
-        raise UserError(
-            f"keys before RoPE are not known for model type {family!r} (known: {', '.join(ROTATE_HALF + NO_ROPE)}); "
-            "set kv.keys: post_rope"
-        )
     positions = torch.arange(keys_BLHTD.shape[-2], device=keys_BLHTD.device)[None]
     cos, sin = (x.float() for x in model.base_model.rotary_emb(keys_BLHTD, positions))  # [1, T, rotary]
     rotary, half = cos.shape[-1], cos.shape[-1] // 2

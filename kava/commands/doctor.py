@@ -4,20 +4,20 @@
     kava doctor --preset qwen2.5-8gb --json
 
 One line for each thing that a run needs, with what mends it: Python and packages against their pins, Snakemake, models
-and data, the hub if something has to come from it, torch and CUDA, the GPU and its free memory, bitsandbytes by a real
-4-bit product, memory and disk against what the run takes. Nothing is downloaded. Exit status 1 if the preset cannot run
-here, else 0. Whether every stage fits the GPU is what `kava plan` tells.
+and data, the hub if something has to come from it, whether teacher and student go together, torch and CUDA, the GPU and
+its free memory, bitsandbytes by a real 4-bit product, memory and disk against what the run takes and downloads. Nothing
+is downloaded. Exit status 1 if the preset cannot run here, else 0. Whether every stage fits the GPU is what `kava plan`
+tells.
 """
 
 import argparse
 import json
-import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 
-from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
+from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan, same_configuration
 from kava.config.jobs import Plan
 from kava.config.load import REPOSITORY
 from kava.doctor.check import Check, fail, ok
@@ -70,14 +70,12 @@ def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
     except (ImportError, OSError) as error:  # a driver or library that torch was built for is not there
         yield fail("torch", f"cannot be imported ({error})", software.INSTALL)
         return
-    options = [f"--preset={arguments.preset}"] if arguments.preset else []
-    options += [f"--set={assignment}" for assignment in arguments.set]
-    yield from sources(plan.config, shlex.join(["kava", "fetch", *options]))
+    found = sources(plan.config, same_configuration("kava fetch", arguments))
+    yield from found.checks
     yield from machine.gpu(plan.config)
     yield machine.bitsandbytes(plan.config)
-    of_plan: tuple[Callable[[Plan], Check], ...] = (machine.memory, machine.disk)
-    for check in of_plan:
-        yield check(plan)
+    yield machine.memory(plan)
+    yield from machine.disk(plan, found.to_come)
 
 
 def _plan(arguments: argparse.Namespace) -> Plan | Check:

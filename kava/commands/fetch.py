@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
 from kava.errors import UserError
+from kava.files import filesystem
 from kava.text import size
 
 
@@ -56,8 +57,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _require_space(cache: Path, needed: int) -> None:
-    folder = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(filesystem(cache)).free
     if needed > free:
         raise UserError(
             f"{size(needed)} are to be downloaded to {cache}, where {size(free)} are free; make room, or set HF_HOME "

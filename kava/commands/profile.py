@@ -9,11 +9,10 @@ and what a linear map predicts per layer, and writes them as a page: results/<ex
 
 import argparse
 import logging
-import shlex
 import sys
 from pathlib import Path
 
-from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
+from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan, same_configuration
 from kava.config.jobs import Plan
 from kava.errors import UserError
 
@@ -73,10 +72,7 @@ def _require_store(plan: Plan, arguments: argparse.Namespace) -> None:
     missing = [job for job in (plan.tokenize, plan.extract) if not job.output.is_file()]
     if not missing:
         return
-    options = [] if arguments.configfile == "config.yaml" else ["--configfile", arguments.configfile]
-    options += ["--preset", arguments.preset] if arguments.preset else []
-    options += [word for assignment in arguments.set for word in ("--set", assignment)]
-    commands = " && ".join(shlex.join(["kava", job.stage, *options]) for job in missing)
+    commands = " && ".join(same_configuration(f"kava {job.stage}", arguments) for job in missing)
     raise UserError(f"{missing[-1].output} does not exist; make it with `{commands}`")
 
 

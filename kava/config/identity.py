@@ -16,6 +16,8 @@ from kava.files import read_json, sha256_file, write_json
 WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model",
              "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+# The end token is a stop string, and the tokenizer goes with a student that is exported.
+ANSWERS = (*WEIGHTS, *TOKENIZER, "generation_config.json")
 BUILTIN = "kava:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

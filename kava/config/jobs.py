@@ -12,7 +12,7 @@ from typing import Any
 
 from kava.config.benchmark import REPORT_TOKENS, codecs_for_report
 from kava.config.code import code_digest
-from kava.config.identity import TOKENIZER, WEIGHTS, data_identity, display_name, model_identity
+from kava.config.identity import ANSWERS, TOKENIZER, data_identity, display_name, model_identity
 from kava.config.schema import Config, ModelSettings
 from kava.errors import UserError
 from kava.files import canonical_json, sha256_json
@@ -199,7 +199,7 @@ class Plan:
         settings: ModelSettings = self.config.teacher if role == "teacher" else self.config.student
         how = self.config.teacher.precision if role == "teacher" else {}
         key = {
-            "model": model_identity(settings, (*WEIGHTS, "generation_config.json")) | how,
+            "model": model_identity(settings, ANSWERS) | how,
             "tokens": as_the_teacher_reads(self.tokenize.spec["key"]),
             "evaluation": self.config.evaluation.model_dump(),
         }
@@ -246,7 +246,7 @@ class Plan:
 
     @cached_property
     def _student(self) -> dict[str, Any]:
-        return model_identity(self.config.student)
+        return model_identity(self.config.student, ANSWERS)
 
     @property
     def _teacher_and_tokens(self) -> dict[str, Any]:

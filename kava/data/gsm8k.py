@@ -1,14 +1,14 @@
-"""GSM8K rows from the hub or from a directory, all read by `datasets`."""
+"""GSM8K rows from the hub or from a directory."""
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kava.config.schema import Gsm8kData
 from kava.config.splits import split_files
 from kava.errors import UserError
+from kava.text import first_line
 
 Row = dict[str, str]
 
@@ -46,18 +46,30 @@ def read_split(folder: Path, split: str) -> list[Row]:
     form, files = split_files(folder, split)
     if form == "json":
         (file,) = files
-        with _without_log():
-            try:
-                return _texts(_rows("json", files))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(_bad_line(file, error)) from None
+        return list(_lines(file))
     try:
-        return _texts(_rows(form, files))
+        return [_text(row) for row in _rows(form, files)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{split} of {folder} cannot be read from {files[0].name} ({_first_line(error)}); it needs rows with "
+            f"{split} of {folder} cannot be read from {files[0].name} ({first_line(error)}); it needs rows with "
             "question and answer, both text: copy or download the files again"
         ) from None
+
+
+def _lines(file: Path) -> Iterator[Row]:
+    # Line by line, since `datasets` wants one type of every column, also of those that nobody reads.
+    try:
+        lines = file.read_text(encoding="utf-8").strip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 ({error}); write it anew in that encoding") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield _text(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}, line {number}: expected a JSON object with question and answer, both text ({error!r}); mend "
+                "or drop it"
+            ) from None
 
 
 def _rows(form: str, files: list[Path]) -> Any:
@@ -66,40 +78,11 @@ def _rows(form: str, files: list[Path]) -> Any:
     if form == "saved":
         return load_from_disk(str(files[0].parent))
     # As a stream, since `datasets` would otherwise keep a copy, and tell by the time of change whether it is stale.
-    return load_dataset(form, data_files={"rows": [str(file) for file in files]}, split="rows", streaming=True)
+    return load_dataset("parquet", data_files={"rows": [str(file) for file in files]}, split="rows", streaming=True)
 
 
-def _texts(rows: Any) -> list[Row]:
-    found = [{"question": row["question"], "answer": row["answer"]} for row in rows]
-    if not all(isinstance(text, str) for row in found for text in row.values()):
+def _text(row: Any) -> Row:
+    found = {"question": row["question"], "answer": row["answer"]}
+    if not all(isinstance(text, str) for text in found.values()):
         raise TypeError("question and answer must be text")
     return found
-
-
-def _bad_line(file: Path, error: Exception) -> str:
-    """`datasets` says what it could not read, and not always where."""
-    for number, line in enumerate(file.read_text().strip("\n").split("\n"), start=1):
-        try:
-            _texts([json.loads(line)])
-        except (ValueError, KeyError, TypeError) as found:
-            return (
-                f"{file}, line {number}: expected a JSON object with question and answer ({found!r}); mend or drop it"
-            )
-    return f"{file}: expected JSON objects with question and answer, one per line ({_first_line(error)}); mend it"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
-
-
-@contextmanager
-def _without_log() -> Iterator[None]:
-    """What `datasets` logs of a line that it cannot read stands in the error."""
-    from datasets.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

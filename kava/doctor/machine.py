@@ -1,14 +1,20 @@
 """GPU, bitsandbytes, memory and disk."""
 
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
 import psutil
 import torch
+from huggingface_hub import constants
 
 from kava.config.jobs import Plan
 from kava.config.schema import Config
 from kava.device import GIB
 from kava.doctor.check import Check, fail, ok, warning
 from kava.errors import UserError
-from kava.text import size
+from kava.files import filesystem
+from kava.text import first_line, size
 
 # Bytes per parameter of a student that is trained on the CPU: fp32 weight, gradient and both moments.
 TRAINED = 16
@@ -73,14 +79,18 @@ def bitsandbytes(config: Config) -> Check:
     try:
         error = matmul_error(device)
     except Exception as raised:  # whatever a library with its own binaries may raise
-        told = f"4-bit matmul fails on {device} ({str(raised).splitlines()[0]})"
+        told = f"4-bit matmul fails on {device} ({first_line(raised)})"
     else:
         if error < TOLERANCE:
             return ok(name, f"4-bit matmul on {device} agrees with dequantised weights to {error:.1e}")
         told = f"4-bit matmul on {device} is wrong by {error:.2g}"
-    needed = config.teacher.quantization != "none" or "8bit" in config.pretrain.optimizer + config.distill.optimizer
-    fix = "run `python -m bitsandbytes` to see what is wrong, or set teacher.quantization: none"
-    return fail(name, told, fix) if needed else warning(name, f"{told}, and nothing here needs it", fix)
+    fix = "run `python -m bitsandbytes` to see what is wrong"
+    without = ["teacher.quantization: none"] if config.teacher.quantization != "none" else []
+    for stage, settings in (("pretrain", config.pretrain), ("distill", config.distill)):
+        without += [f"{stage}.optimizer: adamw"] if "8bit" in settings.optimizer else []
+    if without:
+        return fail(name, told, f"{fix}, or set {' and '.join(without)}")
+    return warning(name, f"{told}, and nothing here needs it", fix)
 
 
 def matmul_error(device: str) -> float:
@@ -96,20 +106,41 @@ def matmul_error(device: str) -> float:
     return float((product - expected).abs().max() / expected.abs().max())
 
 
-def disk(plan: Plan) -> Check:
-    """Free disk where the results lie, against what `kava plan` says a run takes, and downloads."""
+def disk(plan: Plan, to_come: int | None) -> list[Check]:
+    """Free space of each filesystem that a run writes to, against what it takes there; one line for each.
+
+    `to_come` is what is still to be downloaded, in bytes; None if it is not known.
+    """
     from kava.plan.overview import disk_alone
 
     try:
         needed = disk_alone(plan)
-    except UserError as error:
-        return warning("disk", f"not known what the run takes: {error}", "then run this again")
-    store = 0 if needed.store_is_there else needed.store
-    total = store + needed.checkpoints + needed.models
-    told = f"{size(total)} needed in {plan.cache} and {plan.results}, {size(needed.free)} free"
-    if total > needed.free:
-        return fail("disk", told, "make room, or point cache_dir to another disk; `kava plan` says what takes how much")
+    except UserError:
+        return [_unknown("disk")]
+    takes = {
+        plan.cache: 0 if needed.store_is_there else needed.store,
+        plan.results: needed.checkpoints + needed.models,
+        Path(constants.HF_HUB_CACHE): to_come or 0,
+    }
+    together: dict[int, dict[Path, int]] = {}
+    for folder, count in takes.items():
+        if count:
+            of_device = together.setdefault(filesystem(folder).stat().st_dev, {})
+            of_device[folder] = of_device.get(folder, 0) + count
+    return [_space(of_device) for of_device in together.values()]
+
+
+def _space(takes: Mapping[Path, int]) -> Check:
+    total, free = sum(takes.values()), shutil.disk_usage(filesystem(next(iter(takes)))).free
+    told = f"{size(total)} needed in {' and '.join(map(str, takes))}, {size(free)} free"
+    if total > free:
+        fix = "make room, or point cache_dir (the store) or HF_HOME (downloads) to another disk; `kava plan` says what"
+        return fail("disk", told, f"{fix} takes how much")
     return ok("disk", told)
+
+
+def _unknown(name: str) -> Check:
+    return warning(name, "not known what is needed", "mend or fetch the models above, then run this again")
 
 
 def memory(plan: Plan) -> Check:
@@ -123,8 +154,8 @@ def memory(plan: Plan) -> Check:
         teacher, student = (
             parameter_counts(read_geometry(settings.model_dump())).all for settings in (config.teacher, config.student)
         )
-    except UserError as error:
-        return warning("memory", f"not known what is needed: {error}", "then run this again")
+    except UserError:
+        return _unknown("memory")
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     needed = 2 * teacher if on_gpu else max(4 * teacher, TRAINED * student)
     told = f"{size(there.available)} of {size(there.total)} free, {size(needed)} needed"

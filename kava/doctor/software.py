@@ -43,6 +43,9 @@ def packages(project: dict[str, Any], constraints: Path) -> Check:
 
 def snakemake(repository: Path) -> Check:
     """Snakemake, the Snakefile and the profiles; `packages` has compared the version."""
+    found = _public("snakemake")
+    if found is None:
+        return fail("snakemake", "is not installed", INSTALL)
     profiles = {path.parent.name: path for path in sorted(repository.glob("workflow/profiles/*/*.yaml"))}
     if "default" not in profiles:
         return warning(
@@ -51,7 +54,7 @@ def snakemake(repository: Path) -> Check:
     if not (Path.cwd() / "Snakefile").is_file():
         return warning("snakemake", f"no Snakefile in {Path.cwd()}", f"run in the repository: `cd {repository}`")
     missing = [f"{name} needs {plugin}" for name, path in profiles.items() if (plugin := _missing_plugin(path))]
-    told = f"{version('snakemake')}, profiles {', '.join(profiles)}"
+    told = f"{found}, profiles {', '.join(profiles)}"
     return ok("snakemake", f"{told} ({', '.join(missing)})" if missing else told)
 
 

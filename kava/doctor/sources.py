@@ -1,33 +1,71 @@
-"""The teacher, the student and the data of a preset: here, or to be had from the hub."""
+"""The teacher, the student and the data of a preset: here, or to be had from the hub; and whether they go together."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants
 
+from kava.cache.capture import require_known_rotation
 from kava.config.identity import model_path
 from kava.config.schema import Config, DemoData
 from kava.config.splits import split_files
+from kava.data.tokens import require_same_tokenizer
 from kava.doctor.check import Check, fail, ok, warning
 from kava.errors import UserError
-from kava.hub import Repository, cached, reach, repositories
+from kava.hub import Repository, cached, measure, repositories
 from kava.model_files import tokenizer_fault, weights_fault
+from kava.models import load_model_config, load_tokenizer
+from kava.text import size
 
 
-def sources(config: Config, fetch: str) -> list[Check]:
-    """One line for each, and one for the hub; `fetch` is the command that downloads them."""
-    lines, to_come = [], []
+@dataclass(frozen=True)
+class Sources:
+    """What was found of the teacher, the student and the data.
+
+    Attributes
+    ----------
+    checks
+        One line for each, one for the hub, and one for teacher and student as a pair.
+    to_come
+        Bytes that are still to be downloaded; None if the hub does not tell.
+    """
+
+    checks: list[Check]
+    to_come: int | None
+
+
+def sources(config: Config, fetch: str) -> Sources:
+    """Look for them here, and at the hub for what is not here; `fetch` is the command that downloads them."""
+    lines, missing = [], []
     for role, repository in repositories(config).items():
         folder = cached(repository) if repository else _local(config, role)
         fault = _fault(role, folder) if folder else None
         if repository and (folder is None or fault):
-            to_come.append(repository)
+            missing.append(repository)
             lines.append(warning(role, f"{repository} is not in the hub's cache, or not whole", f"run `{fetch}`"))
         elif fault:
             told, _, fix = fault.partition("; ")
             lines.append(fail(role, f"{_name(config, role)}: {told}", fix))
         else:
             lines.append(ok(role, f"{repository or _name(config, role)}, on this machine" if folder else "generated"))
-    return [*lines, _hub(to_come)]
+    hub, to_come = _hub(missing, fetch)
+    here = all(line.status == "ok" for line in lines if line.name != "data")
+    return Sources([*lines, hub, *([_pair(config)] if here else [])], to_come)
+
+
+def _pair(config: Config) -> Check:
+    """Whether teacher and student are of families that KAVA knows, with one tokenizer."""
+    teacher, student = config.teacher.model_dump(), config.student.model_dump()
+    try:
+        families = [load_model_config(source).model_type for source in (teacher, student)]
+        if config.kv.keys == "pre_rope":
+            for family in families:
+                require_known_rotation(family)
+        require_same_tokenizer(load_tokenizer(teacher), load_tokenizer(student), [])
+    except UserError as error:
+        told, _, fix = str(error).partition("; ")
+        return fail("pair", told, fix)
+    return ok("pair", f"{families[0]} teaches {families[1]}, with one tokenizer")
 
 
 def _name(config: Config, role: str) -> str:
@@ -55,15 +93,15 @@ def _fault(role: str, folder: Path) -> str | None:
     return None
 
 
-def _hub(to_come: list[Repository]) -> Check:
-    if not to_come:
-        return ok("hub", "not needed: all models and data are on this machine")
+def _hub(missing: list[Repository], fetch: str) -> tuple[Check, int | None]:
+    if not missing:
+        return ok("hub", "not needed: all models and data are on this machine"), 0
     if constants.HF_HUB_OFFLINE:
-        return fail("hub", "HF_HUB_OFFLINE is set, and not all is here", "unset it, or run `kava fetch`")
+        fix = f"`unset HF_HUB_OFFLINE`, then `{fetch}`"
+        return fail("hub", "HF_HUB_OFFLINE is set, and not all is here", fix), None
     try:
-        for repository in to_come:
-            reach(repository)
+        to_come = sum(measure(repository).to_come for repository in missing)
     except UserError as error:
         told, _, fix = str(error).partition(": ")
-        return fail("hub", told, fix)
-    return ok("hub", f"{constants.ENDPOINT} answers, and has all of them")
+        return fail("hub", told, fix), None
+    return ok("hub", f"{constants.ENDPOINT} answers, and has all of them, {size(to_come)} to come"), to_come

@@ -28,7 +28,10 @@ HEADING = (
     "# Written by `kava report`; `notes` is a setting. Of files, `path` is relative to the folder of this one,\n"
     "# `cache` to $KAVA_CACHE or else to the folder above it.\n"
 )
-AGAIN = "`snakemake --cores 1 results/ab_report.html --forcerun report --config experiment=NAME`"
+AGAIN = (
+    "the `snakemake` command of its run and `--forcerun report` (with all of its --config: other settings would train "
+    "its arms anew; `-n` tells before)"
+)
 CACHE = "KAVA_CACHE"
 # Settings that may be a path.
 PLACES = (("teacher", "model"), ("student", "model"), ("data", "path"))

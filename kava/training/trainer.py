@@ -20,6 +20,7 @@ from transformers import PrinterCallback, ProgressCallback
 
 from kava.device import device_memory_mib
 from kava.errors import UserError
+from kava.text import first_line
 from kava.training.checkpoints import AtomicCheckpoints
 from kava.training.micro_batches import MicroBatches
 from kava.training.model import PARTS
@@ -184,7 +185,7 @@ class KavaTrainer(AtomicCheckpoints):
 
     def _no_memory(self, when: str, error: RuntimeError) -> UserError:
         return UserError(
-            f"memory ran out at step {self.state.global_step + 1} of {self.arm} {when} ({str(error).splitlines()[0]}); "
+            f"memory ran out at step {self.state.global_step + 1} of {self.arm} {when} ({first_line(error)}); "
             "`kava plan` tells what takes how much, and which settings would mend it, such as "
             "distill.gradient_checkpointing: true, an 8-bit optimizer, or a smaller batch_size or max_length (what was "
             "stored and pretrained is kept)"
