@@ -1,4 +1,5 @@
 # make report   the main job on the embedded default: results/ab_report.html
+# make env      only its environment, .venv
 # make test     the fast tests
 # make check    linters, types and all tests (the fast ones only if anything changed since they passed) but one, the
 #               teacher's recipe: `pytest -m recipe`, ten minutes
@@ -11,11 +12,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 FILES := $(shell find Makefile Snakefile config.yaml README.md docs kava tests workflow -type f -not -name '*.pyc')
 PASSED := $(VENV)/.passed-$(shell printf '%s\n' $(FILES) | sort | sha256sum | cut -c 1-16)
 
-.PHONY: report test check
+.PHONY: report env test check
 
 report: $(VENV)/.run
 	$(BIN)/kava unlock
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs results/ab_report.html
+
+env: $(VENV)/.run
 
 test: $(VENV)/.test
 	rm -f $(VENV)/.passed-*

@@ -37,6 +37,11 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(f"  {name:<14} {text}" for name, (_, text) in COMMANDS.items()))
         print("\n`kava COMMAND --help` says more; `snakemake --cores 1 results/ab_report.html` runs everything.")
         return 0
+    group = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
+    if group and " ".join(arguments[:2]) not in COMMANDS:
+        print(f"usage: kava {arguments[0]} COMMAND [options]\n")
+        print("\n".join(f"  {name:<14} {COMMANDS[name][1]}" for name in group))
+        return 0 if arguments[1:] in (["-h"], ["--help"]) else 2
     words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
     command, rest = " ".join(arguments[:words]), arguments[words:]
     if command not in COMMANDS:

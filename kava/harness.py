@@ -1,5 +1,6 @@
 """lm-evaluation-harness in process: its task, filters and marks, with answers that end row by row."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def harness_results(model: Any, tokenizer: Any, task_folder: Path, settings: Map
     dict
         What `lm_eval.evaluate` returns, with its samples.
     """
+    # It warns of a model that is given and not named, as ours is.
+    logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
     lm = RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"])
     return score(lm, task_folder, settings["max_new_tokens"])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import httpx2
-from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     DryRunError,
@@ -114,6 +114,8 @@ def measure(repository: Repository) -> Files:
     bars = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
+        if cached(repository) is None:  # once, and for seconds: the download asks for half a minute, and says so
+            HfApi().repo_info(repository.name, repo_type=repository.kind, revision=repository.revision, timeout=5)
         found = snapshot_download(
             repository.name, repo_type=repository.kind, revision=repository.revision, dry_run=True,
             allow_patterns=repository.patterns, ignore_patterns=repository.folders,

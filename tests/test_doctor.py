@@ -125,16 +125,22 @@ def test_no_profile_no_snakefile_and_an_executor_that_is_not_installed(monkeypat
 def test_missing_cuda_fails_where_the_configuration_needs_a_gpu(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(machine, "_driver", lambda: "580.95")
     assert by_name(machine.gpu(config()))["gpu"].status == "ok"
     assert by_name(machine.gpu(config(REFERENCE, device="cpu")))["gpu"].told == "not needed: device is cpu"
     named = by_name(machine.gpu(config(device="cuda")))["gpu"]
     assert named.status == "fail"
-    assert "install NVIDIA's driver" in str(named)
+    assert "driver 580.95, and no GPU that torch sees, and device is cuda; look with `nvidia-smi`" in str(named)
     paged = by_name(machine.gpu(config(REFERENCE)))["gpu"]
     assert paged.status == "fail"
-    assert "or set pretrain.optimizer: adamw and distill.optimizer: adamw" in str(paged)
+    assert "paged_adamw_8bit in pretrain and distill needs one" in str(paged)
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "torch is built without CUDA" in str(by_name(machine.gpu(config(device="cuda")))["gpu"])
+    monkeypatch.setattr(machine, "_driver", lambda: None)
+    assert "no NVIDIA GPU that a driver shows" in str(by_name(machine.gpu(config(device="cuda")))["gpu"])
+    large = by_name(machine.gpu(config("gpt2")))["gpu"]
+    assert large.status == "warning"
+    assert "models of 0.4 and 0.1 billion parameters take days or weeks on a CPU" in large.told
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from kava.config import Plan, load_config
 from kava.errors import UserError
 from kava.grades import grade
 from kava.report import build_report
+from kava.report.changed import changed_settings
 from kava.report.record import read_record, write_record
 from kava.report.sources import report_inputs
 
@@ -116,6 +117,21 @@ def test_notes_are_a_reason_to_make_the_report_again_and_nothing_else() -> None:
     for stage in ("pretrain", "distill", "evaluate"):
         assert getattr(plain, stage)("flat", 42).params == getattr(noted, stage)("flat", 42).params
     assert plain.reference("teacher").params == noted.reference("teacher").params
+
+
+def test_settings_that_differ_from_the_record_are_told_and_what_follows_from_them_is_not(tmp_path: Path) -> None:
+    spec = {"preset": "demo", "notes": "", "seeds": [42], "arms": {"flat": {"loss": {"kind": "mse"}}, "sft": {}}}
+    (tmp_path / "record.yaml").write_text(yaml.safe_dump({"configuration": spec}))
+    assert changed_settings(tmp_path, spec | {"notes": "why", "preset": "demo-3seeds"}) is None
+    now = spec | {"seeds": [42, 43], "arms": {"flat": {"loss": {"kind": "hybrid", "steps": 5}}, "rkv": {}}}
+    told = changed_settings(tmp_path, now)
+    differ = "(arm rkv: new; arm sft: gone; arms.flat.loss.kind: mse, now hybrid; seeds: [42], now [42, 43])"
+    assert told
+    assert f"{tmp_path} was last made with other settings {differ}. What depends on them runs again" in told
+    for broken in ("[", "format: 1"):
+        (tmp_path / "record.yaml").write_text(broken)
+        assert changed_settings(tmp_path, spec) is None
+    assert changed_settings(tmp_path / "new", spec) is None
 
 
 def test_a_run_that_was_made_again_after_its_record_is_refused(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ def finished_demo(tmp_path_factory) -> tuple[Path, str]:
 
 
 def test_the_report_and_its_numbers_are_there(finished) -> None:
-    folder, _ = finished
+    folder, output = finished
     report = json.loads((folder / "results/ab_report.json").read_text())
+    assert f"{report['verdict']}\n{folder / 'results/ab_report.html'}\n" in output
     assert (folder / "results/ab_report.html").stat().st_size > 100_000
     assert set(report["arms"]) == set(ARMS)
     assert report["arms"]["sft"]["seeds"]["42"]["cos_sim"] is None
@@ -122,6 +123,12 @@ def test_changing_the_loss_of_one_arm_plans_that_arm_and_the_report(finished) ->
     jobs = planned(finished[0], "--config", "arms={structured: {loss: {kind: mse}}}")
     stages = {f"{stage} structured" for stage in ("pretrain", "distill", "evaluate")}
     assert jobs == stages | {"report", "all"}
+
+
+def test_other_settings_under_a_name_that_is_taken_are_told_before_they_run(finished) -> None:
+    told = "results/demo was last made with other settings (arms.structured.loss.kind: mercator, now mse). What depends"
+    assert told in snakemake(finished[0], "--dry-run", "--config", "arms={structured: {loss: {kind: mse}}}")
+    assert "other settings" not in snakemake(finished[0], "--dry-run")
 
 
 def test_another_student_trains_every_arm_again_and_reads_the_same_store(finished) -> None:

@@ -2,6 +2,7 @@
 
     kava report results/exp-a results/exp-b
     kava report results/exp-a ../other-checkout/results/exp-a --output both.html
+    kava report results/exp-a                                   # results/exp-a/report.html
 
 Folders come first, and each holds a record.yaml, which the report of its experiment has written. The first experiment
 is what the others are compared with, arm by arm of the same name, beside what each of them declares.
@@ -22,10 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser("kava report", __doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results/<experiment> of a finished run")
     parser.add_argument(
-        "--output", type=Path, default=Path("results/comparison.html"), help="the page; its numbers go into .json "
-        "beside it (default: %(default)s)"
+        "--output", type=Path, help="the page; its numbers go into .json beside it (default: "
+        "results/comparison.html, of one experiment report.html in its folder)"
     )  # fmt: skip
     arguments = parser.parse_args(words)
+    if arguments.output is None:
+        one = len(arguments.folders) == 1
+        arguments.output = arguments.folders[0] / "report.html" if one else Path("results/comparison.html")
     return exit_status("kava report", lambda: compare(arguments.folders, arguments.output))
 
 

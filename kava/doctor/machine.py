@@ -1,6 +1,7 @@
 """GPU, bitsandbytes, memory and disk."""
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from kava.text import first_line, size
 TRAINED = 16
 # NF4 against the same weights dequantised: products of bf16 or fp32 of 64 terms, relative to the largest.
 TOLERANCE = 0.02
+# Parameters of both models that a CPU is not to be asked for.
+LARGE = 100e6
 WITH_CUDA = "python -m pip install --force-reinstall --constraint constraints.txt torch"
 
 
@@ -32,18 +35,28 @@ def gpu(config: Config) -> list[Check]:
         return [found, ok("gpu", "not needed: device is cpu")]
     if torch.cuda.is_available():
         return [found, _memory(config)]
-    if built:
-        told, fix = "no GPU that torch sees", "install NVIDIA's driver and look with `nvidia-smi`"
+    return [found, _without_gpu(config, built)]
+
+
+def _without_gpu(config: Config, built: str | None) -> Check:
+    driver = _driver()
+    if driver is None:
+        told, fix = "no NVIDIA GPU that a driver shows", "run this on a machine with one"
+    elif built is None:
+        told, fix = f"driver {driver}, and torch is built without CUDA", f"install the build with it, `{WITH_CUDA}`"
     else:
-        told, fix = "torch is built without CUDA", f"install the build with it, `{WITH_CUDA}`"
+        told, fix = f"driver {driver}, and no GPU that torch sees", "look with `nvidia-smi`"
+    if config.device == "cuda":
+        return fail("gpu", f"{told}, and device is cuda", f"{fix}, or set device: cpu")
     stages = {"pretrain": config.pretrain, "distill": config.distill}
     paged = [stage for stage, settings in stages.items() if settings.optimizer == "paged_adamw_8bit"]
-    if config.device == "cuda":
-        return [found, fail("gpu", f"{told}, and device is cuda", f"{fix}, or set device: cpu")]
     if paged:
-        settings = " and ".join(f"{stage}.optimizer: adamw" for stage in paged)
-        return [found, fail("gpu", f"{told}, and paged_adamw_8bit pages to one", f"{fix}, or set {settings}")]
-    return [found, ok("gpu", "none, and this runs on the CPU")]
+        return fail("gpu", f"{told}, and paged_adamw_8bit in {' and '.join(paged)} needs one", fix)
+    parameters = _parameters(config)
+    if parameters and sum(parameters) > LARGE:
+        models = " and ".join(f"{count / 1e9:.1f}" for count in parameters)
+        return warning("gpu", f"{told}: models of {models} billion parameters take days or weeks on a CPU", fix)
+    return ok("gpu", "none, and this runs on the CPU")
 
 
 def _memory(config: Config) -> Check:
@@ -62,14 +75,14 @@ def _memory(config: Config) -> Check:
     return ok("gpu", told)
 
 
-def _driver() -> str:
+def _driver() -> str | None:
     from pynvml import NVMLError, nvmlInit, nvmlSystemGetDriverVersion
 
     try:
         nvmlInit()
         return str(nvmlSystemGetDriverVersion())
     except NVMLError:
-        return "unknown"
+        return None
 
 
 def bitsandbytes(config: Config) -> Check:
@@ -117,16 +130,15 @@ def disk(plan: Plan, to_come: int | None) -> list[Check]:
         needed = disk_alone(plan)
     except UserError:
         return [_unknown("disk")]
-    takes = {
-        plan.cache: 0 if needed.store_is_there else needed.store,
-        plan.results: needed.checkpoints + needed.models,
-        Path(constants.HF_HUB_CACHE): to_come or 0,
-    }
-    together: dict[int, dict[Path, int]] = {}
-    for folder, count in takes.items():
+    takes = [
+        (plan.cache, 0 if needed.store_is_there else needed.store),
+        (plan.results, needed.checkpoints + needed.models),
+        (Path(constants.HF_HUB_CACHE), to_come or 0),
+    ]
+    together: dict[int, Counter[Path]] = {}
+    for folder, count in takes:
         if count:
-            of_device = together.setdefault(filesystem(folder).stat().st_dev, {})
-            of_device[folder] = of_device.get(folder, 0) + count
+            together.setdefault(filesystem(folder).stat().st_dev, Counter())[folder] += count
     return [_space(of_device) for of_device in together.values()]
 
 
@@ -145,22 +157,29 @@ def _unknown(name: str) -> Check:
 
 def memory(plan: Plan) -> Check:
     """RAM against the weights that a stage reads, or the student that it trains on the CPU."""
-    from kava.plan.geometry import read_geometry
-    from kava.plan.trace import parameter_counts
-
     config = plan.config
-    there = psutil.virtual_memory()
-    try:
-        teacher, student = (
-            parameter_counts(read_geometry(settings.model_dump())).all for settings in (config.teacher, config.student)
-        )
-    except UserError:
+    parameters = _parameters(config)
+    if parameters is None:
         return _unknown("memory")
+    teacher, student = parameters
+    there = psutil.virtual_memory()
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     needed = 2 * teacher if on_gpu else max(4 * teacher, TRAINED * student)
-    told = f"{size(there.available)} of {size(there.total)} free, {size(needed)} needed"
+    told = f"{size(there.available)} of {size(there.total)} of RAM free, {size(needed)} needed"
     if needed > there.total:
         return fail("memory", told, "use a machine with more, or smaller models")
     if needed > there.available:
         return warning("memory", told, "end other programs")
     return ok("memory", told)
+
+
+def _parameters(config: Config) -> tuple[int, int] | None:
+    """Parameters of teacher and student; None if their settings cannot be read."""
+    from kava.plan.geometry import read_geometry
+    from kava.plan.trace import parameter_counts
+
+    try:
+        teacher, student = (read_geometry(settings.model_dump()) for settings in (config.teacher, config.student))
+    except UserError:
+        return None
+    return parameter_counts(teacher).all, parameter_counts(student).all

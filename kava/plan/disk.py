@@ -53,6 +53,11 @@ class Disk:
     models: int
     free: int
 
+    @property
+    def to_write(self) -> int:
+        """Bytes of all that is not there yet."""
+        return (0 if self.store_is_there else self.store) + self.checkpoints + self.models
+
 
 def count_tokens(plan: Plan) -> TokenCount:
     """Read the token set's manifest, or estimate from the settings."""

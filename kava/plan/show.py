@@ -55,11 +55,11 @@ def as_text(plan: Overview) -> str:
         f"store        {size(disk.store):>9}  {state}",
         f"checkpoints  {size(disk.checkpoints):>9}  of one run, until it ends",
         f"models       {size(disk.models):>9}  students and projectors of all runs",
+        f"to write     {size(disk.to_write):>9}  beside downloads, which `kava fetch` tells",
         f"free         {size(disk.free):>9}",
     ]
-    wanted = (0 if disk.store_is_there else disk.store) + disk.checkpoints + disk.models
-    if wanted > disk.free:
-        lines.append(f"The disk lacks {size(wanted - disk.free)}; set cache_dir to another one, or make room.")
+    if disk.to_write > disk.free:
+        lines.append(f"The disk lacks {size(disk.to_write - disk.free)}; set cache_dir to another one, or make room.")
     return "\n".join(lines)
 
 

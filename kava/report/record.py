@@ -85,7 +85,7 @@ def write_record(spec: Mapping[str, Any], inputs: Mapping[str, Path], report: Ma
         "results": {arm: _result(arm, report) for arm in report["arms"]},
         "comparisons": report["comparisons"],
         "fairness": report["fairness"],
-        "configuration": _without_places(spec),
+        "configuration": without_places(spec),
         "files": dict(_places(folder, inputs)),
     }
     # Through JSON: no tuples, which YAML's safe form does not know, and no object twice, which it would abbreviate.
@@ -189,7 +189,7 @@ def _result(arm: str, report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _without_places(spec: Mapping[str, Any]) -> dict[str, Any]:
+def without_places(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the last part of each path alone, since a record is shared and a machine is not.
 
     The same model, given by another path, is no difference between experiments. The id of a hub stays whole.

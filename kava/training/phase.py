@@ -63,6 +63,8 @@ def run_phase(
             "choose a student with the teacher's tokenizer"
         )
     store = StoreReader(inputs["store"], device, arm["select"]) if "store" in inputs else None
+    if store:
+        log.info("teacher KV from %s", inputs["store"].parent)
     trained = stage == "distill"
     dtype = student_dtype(spec["lora"], settings["precision"]) if trained else torch.float32
     student = load_student(runtime.student, device, dtype)

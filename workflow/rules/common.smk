@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from dataclasses import asdict
 from shlex import join, quote
 
@@ -10,8 +11,9 @@ from snakemake.exceptions import WorkflowError
 
 from kava.config import Plan, Runtime, load_config
 from kava.errors import UserError
-from kava.files import canonical_json
+from kava.files import canonical_json, read_json
 
+STARTED = time.time()
 try:
     PLAN = Plan(load_config(f"{workflow.basedir}/config.yaml", config))
     PLAN.report
@@ -25,6 +27,21 @@ RUNTIME = Runtime.of(PLAN.config)
 workflow.global_resources.setdefault(
     "gpu", max(settings["num_processes"] for settings in RUNTIME.execution.values())
 )
+
+
+# A person who types another loss under a name that is taken may not mean to lose what stands there.
+if workflow.is_main_process:
+    from kava.report.changed import changed_settings
+
+    if told := changed_settings(PLAN.experiment, PLAN.report.spec):
+        print(told, file=sys.stderr)
+
+
+# The answer, and where it stands, if this run made the report.
+onsuccess:
+    page, numbers = PLAN.report.output, PLAN.report.output.with_suffix(".json")
+    if numbers.is_file() and numbers.stat().st_mtime > STARTED:
+        print(f"\n{read_json(numbers)['verdict']}\n{page.resolve()}")
 
 
 # What a failed job leaves stays: outputs are written whole and last, so one that is there is right, and in a shared
