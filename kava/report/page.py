@@ -22,7 +22,7 @@ from kava.report.curve_charts import loss_charts, similarity_charts
 from kava.report.fidelity_chart import fidelity_chart
 from kava.report.heatmap import heat_map, layer_by_head
 from kava.report.samples import FIRST, embedded
-from kava.report.shown import at_floor, winner_of
+from kava.report.shown import at_floor, repeated, tested, winner_of
 from kava.report.verdict_many import FEW
 from kava.report.wins_chart import wins_chart
 
@@ -174,6 +174,9 @@ def render_html(report: Mapping[str, Any]) -> str:
         comparisons=comparisons,
         comparisons_sorted=sort_comparisons,
         winner_of=winner_of,
+        repeated=repeated,
+        tests=sum(tested(row) and row["same_as"] is None for row in comparisons),
+        over_seeds=any(row["seed_level"] for row in comparisons),
         at_floor=at_floor,
         collapses=[name for name in order if (report["arms"][name]["alignment"] or {}).get("collapsed")],
         maps=_maps(report, order),
