@@ -18,8 +18,9 @@ from kava.report import format as formats
 from kava.report.breakdown_chart import breakdown_charts
 from kava.report.charts import accuracy_chart, arm_styles, highlighted, many_arms, ranked
 from kava.report.clean import flatten
-from kava.report.curve_charts import loss_charts, similarity_charts
+from kava.report.curve_charts import curves_end, loss_charts, similarity_charts
 from kava.report.fidelity_chart import fidelity_chart
+from kava.report.glossary import glossary
 from kava.report.heatmap import heat_map, layer_by_head
 from kava.report.samples import FIRST, embedded
 from kava.report.shown import at_floor, repeated, tested, winner_of
@@ -160,7 +161,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         script=Markup(script),
         script_hashes=f"{_hash(library)} {_hash(script)}",
         accuracy=accuracy_chart(report),
-        wins=wins_chart(comparisons),
+        wins=wins_chart(comparisons, arm_styles(report)),
         breakdowns=breakdown_charts(report),
         losses=loss_charts(report),
         similarities=similarity_charts(report),
@@ -185,6 +186,9 @@ def render_html(report: Mapping[str, Any]) -> str:
         departures=departures,
         configuration=yaml.safe_dump(report["configuration"], sort_keys=False, allow_unicode=True, width=100),
         provenance=flatten(report["provenance"]),
+        aligned=[name for name in order if report["arms"][name]["aligner"]],
+        curves_end=curves_end(report),
+        glossary=glossary(report),
         explorer=_explorer(report, order),
         first=FIRST,
         fold=FOLD,
