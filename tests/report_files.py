@@ -127,6 +127,7 @@ def write_training(
         "projector_parameters": parameters,
         "alignment": alignment if aligned else None,
         "warnings": [],
+        "files": {"model.safetensors": sha(f"{json.dumps(config)}-{seed}-{steps}")},
     }
     write_json(directory / "manifest.json", manifest)
     cost = {"seconds": 41.5 if aligned else 30.25, "data_wait_share": 0.01, "peak_memory_mib": 900.1}

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from record_fixtures import record, recorded
-from report_files import edit_json, sha, write_tokens
+from report_files import edit_json, edit_lines, sha, write_tokens
 from report_fixtures import finished_runs
 
 from kava.cli import main
 from kava.errors import UserError
-from kava.report import ReportInputs, build_report
+from kava.report import ReportInputs, build_report, render_html
 from kava.report.across import name_each, report_across
 from kava.report.record import Experiment, read_record
 from kava.report.statistics import holm
+
+
+def trained_anew(planted: ReportInputs) -> None:
+    """Other students than those of other experiments, whatever they answered."""
+    for arm, seeds in planted.runs.items():
+        for seed, run in seeds.items():
+            edit_json(run.student / "manifest.json", files={"model.safetensors": sha(f"{run.student}{arm}{seed}")})
 
 
 @pytest.fixture(scope="module", name="folders")
@@ -26,7 +35,7 @@ def two_experiments(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
     longer = {"notes": "twice the steps", "distill": {"steps": 800}}
     return (
         recorded(tmp_path_factory.mktemp("one"), "short"),
-        recorded(tmp_path_factory.mktemp("two"), "long", rates={"flat": 0.9}, **longer),
+        recorded(tmp_path_factory.mktemp("two"), "long", rates={"flat": 0.9}, edit=trained_anew, **longer),
     )
 
 
@@ -47,6 +56,7 @@ def test_same_named_arms_and_each_experiments_own_pairs_are_compared_with_one_co
     assert pairs[:3] == [(f"long/{arm}", f"short/{arm}") for arm in ("flat", "structured", "sft")]
     own = [("structured", "flat"), ("flat", "sft"), ("structured", "sft")]
     assert pairs[3:] == [(f"{e}/{a}", f"{e}/{b}") for e in ("short", "long") for a, b in own]
+    assert not any(row["identical"] or row["same_as"] for row in report["comparisons"])
     adjusted = holm([row["p_value"] for row in report["comparisons"]])
     assert [row["p_value_holm"] for row in report["comparisons"]] == pytest.approx(adjusted)
     assert report["controls"] == ["short/sft", "long/sft"]
@@ -64,6 +74,75 @@ def test_a_comparison_across_is_the_difference_of_the_two_files_question_by_ques
         sum(long[doc] > short[doc] for doc in short),
         sum(long[doc] < short[doc] for doc in short),
     ]
+
+
+@pytest.fixture(scope="module", name="again")
+def second_experiment_that_changes_one_arm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """`flat` is trained anew and better; what `structured` and `sft` depend on did not change."""
+
+    def one_arm(planted: ReportInputs) -> None:
+        trained_anew(replace(planted, runs={"flat": planted.runs["flat"]}))
+
+    root = tmp_path_factory.mktemp("again")
+    first = recorded(root / "short", "short", n=300)
+    other = recorded(root / "other", "other", n=300, rates={"flat": 0.9}, edit=one_arm)
+    return report_across([read_record(first), read_record(other)], "")
+
+
+def test_runs_that_are_the_same_are_said_to_be_and_are_neither_tested_nor_corrected_for(again: dict[str, Any]) -> None:
+    rows = {(row["a"], row["b"]): row for row in again["comparisons"]}
+    for arm in ("structured", "sft"):
+        row = rows[f"other/{arm}", f"short/{arm}"]
+        assert row["identical"]
+        assert row["delta"] == 0
+        assert {row[name] for name in ("ci95", "p_value", "p_value_holm", "minimal_detectable_effect")} == {None}
+    assert rows["other/structured", "other/sft"]["same_as"] == ["short/structured", "short/sft"]
+    tests = [row for row in rows.values() if not row["identical"] and row["same_as"] is None]
+    assert len(tests) == 9 - 2 - 1
+    assert [row["p_value_holm"] for row in tests] == pytest.approx(holm([row["p_value"] for row in tests]))
+    for name in ("p_value", "p_value_holm", "minimal_detectable_effect"):
+        assert rows["other/structured", "other/sft"][name] == rows["short/structured", "short/sft"][name]
+    said = again["verdict_parts"]["numbers"][0]
+    assert said.endswith("differs: other/structured and short/structured, other/sft and short/sft")
+    html = render_html(again)
+    assert html.count("nothing that they depend on differs; not tested") == 2
+    assert "for 6 comparisons, those of the same runs left out" in html
+
+
+def test_students_trained_apart_that_score_alike_are_two_students_and_are_tested(folders, tmp_path: Path) -> None:
+    alike = recorded(tmp_path, "alike", edit=trained_anew)
+    report = report_across([read_record(folders[0]), read_record(alike)], "")
+    same = [row for row in report["comparisons"] if row["a"].startswith("alike") and row["b"].startswith("short")]
+    assert [(row["identical"], row["delta"], row["p_value"]) for row in same] == [(False, 0.0, 1.0)] * 3
+    assert "no difference shown between alike/flat and short/flat" in report["verdict"].lower()
+
+
+def test_the_same_student_that_answered_otherwise_is_tested(folders, tmp_path: Path) -> None:
+    def wrong(planted: ReportInputs) -> None:
+        path = planted.runs["sft"]["42"].evaluation / "samples.jsonl"
+        edit_lines(path, lambda rows: [{**rows[0], "answer": "#### other"}, *rows[1:]])
+
+    other = recorded(tmp_path, "other", edit=wrong)
+    report = report_across([read_record(folders[0]), read_record(other)], "")
+    assert [row["identical"] for row in report["comparisons"][:3]] == [True, True, False]
+
+
+def test_a_verdict_across_experiments_leads_with_what_differs_between_them_and_names_arms_in_full(again) -> None:
+    parts = again["verdict_parts"]
+    assert again["question"] == "Do arms of the same name score otherwise in other than in short?"
+    assert parts["headline"].startswith("other/flat scored ")
+    assert " points higher than short/flat in these students, 95% interval +" in parts["headline"]
+    assert "with one seed this shows nothing about the arms" in parts["headline"]
+    unnamed = re.findall(r"(?<!/)\b(?:flat|structured|sft)\b", again["verdict"])
+    assert unnamed == []
+
+
+def test_the_question_across_names_the_settings_in_which_arms_differ_if_they_are_few(report) -> None:
+    assert report["question"] == (
+        "Does long/flat (distill.steps 800) score otherwise than short/flat (distill.steps 400), "
+        "long/structured (distill.steps 800) score otherwise than short/structured (distill.steps 400) and "
+        "long/sft (distill.steps 800) score otherwise than short/sft (distill.steps 400)?"
+    )
 
 
 def test_settings_in_which_experiments_differ_stand_among_the_differences_of_their_arms(report) -> None:
@@ -190,7 +269,7 @@ def test_leaked_test_questions_are_said_of_the_experiments_that_trained_on_them(
 def test_experiments_with_other_seeds_keep_their_means_and_are_compared_over_those_in_common(
     folders, tmp_path: Path
 ) -> None:
-    three = recorded(tmp_path, "three", seeds=("42", "43", "44"))
+    three = recorded(tmp_path, "three", seeds=("42", "43", "44"), edit=trained_anew)
     report = report_across([read_record(folders[0]), read_record(three)], "")
     assert report["fairness"]["mismatches"] == []
     for arm, row in read_record(three).record["results"].items():

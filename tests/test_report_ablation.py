@@ -90,7 +90,7 @@ def test_a_curve_of_many_arms_is_the_mean_and_range_of_its_seeds(report: dict[st
 
 def test_comparisons_are_sorted_by_difference_and_show_the_test_over_seeds(report: dict[str, Any], html: str) -> None:
     section = html[html.index('id="comparisons"') : html.index("By seed, with McNemar")]
-    names = re.findall(r'<th scope="row">(\w+) − (\w+)</th>', section)
+    names = re.findall(r'<th scope="row" class="pair"><span>(\w+) −</span> <span>(\w+)</span></th>', section)
     deltas = {(row["a"], row["b"]): row["delta"] for row in report["comparisons"]}
     assert len(names) == 30
     assert [deltas[pair] for pair in names] == sorted(deltas.values(), reverse=True)

@@ -157,10 +157,24 @@ def test_columns_sort_by_keyboard(opened: Callable[..., Any], shown: Shown) -> N
     page.keyboard.press("Enter")
     names = [f"{row['a']} − {row['b']}" for row in shown.report["comparisons"]]
     assert column(page, table, 1) == sorted(names)
-    page.keyboard.press("Tab")
+    for _ in range(2):
+        page.keyboard.press("Tab")
     page.keyboard.press("Space")
     by_delta = sorted(shown.report["comparisons"], key=lambda row: -row["delta"])
     assert column(page, table, 1) == [f"{row['a']} − {row['b']}" for row in by_delta]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_what_a_comparison_reads_as_is_in_view_without_scrolling(opened: Callable[..., Any], width: int) -> None:
+    page = opened(width)
+    for cell in page.locator("#comparisons .reads").all():
+        box = cell.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= width
+    if width == 1280:
+        assert page.evaluate(
+            "[...document.querySelectorAll('#comparisons .scroll')].every(box => box.scrollWidth <= box.clientWidth)"
+        )
 
 
 def expected_count(shown: Shown, wanted: Callable[[dict[str, list[int]]], bool], seed: str = "42") -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from verdict_fixtures import ALIKE, BOTH_BEAT_SFT, arms, decide, many, row
 
-from kava.report.conclusion import differences
+from kava.report.conclusion import differences, sentence
 from kava.report.shown import NO_CONTROL_BEATEN, NO_DIFFERENCE, TOO_FEW_SEEDS, doubt, repeated, unrepeated
 
 
@@ -54,16 +54,40 @@ def test_one_seed_tells_of_these_students_and_never_that_an_arm_beats_another() 
     ahead = decide(arms(seeds=1), rows, ["sft"])
     assert ahead.outcome == TOO_FEW_SEEDS
     assert ahead.headline == (
-        "The B students beat the sft ones; the structured students beat the flat ones "
-        "(not shown for students trained anew: one seed)"
+        "A is not shown to beat its control; B scored higher than sft in these students; structured scored higher "
+        "than flat in these students (with one seed this shows nothing about the arms)"
     )
     assert "+7.0 points" in ahead.sentence
     behind = decide(arms(seeds=1), [rows[0], rows[1], row("B", "sft", -0.1, seeds=1)], ["sft"])
     assert behind.outcome == NO_CONTROL_BEATEN
     assert behind.numbers[-1].startswith(
-        "among the KV arms: the structured students beat the flat ones (not shown for students trained anew: one seed)"
+        "among the KV arms: structured scored higher than flat in these students (with one seed this shows nothing "
+        "about the arms), strict match is "
     )
     assert decide(arms(seeds=1), rows[:1], []).outcome == TOO_FEW_SEEDS
+    for verdict in (ahead, behind):
+        assert "beats" not in verdict.sentence
+        assert "better" not in verdict.sentence
+
+
+def test_one_seed_answers_the_question_first_where_all_arms_scored_higher_than_their_control() -> None:
+    rows = [row("B", "A", 0.0, 0.9, seeds=1), row("A", "sft", 0.1, seeds=1), row("B", "sft", 0.1, seeds=1)]
+    verdict = decide(arms(seeds=1), rows, ["sft"])
+    assert verdict.outcome == TOO_FEW_SEEDS
+    assert verdict.headline == (
+        "No difference shown between structured and flat; A and B scored higher than sft in these students "
+        "(with one seed this shows nothing about the arms)"
+    )
+
+
+def test_enough_seeds_that_do_not_confirm_it_put_the_controls_first() -> None:
+    rows = [row("B", "A", 0.1), *(row(name, "sft", 0.07, anew=0.3) for name in "AB")]
+    verdict = decide(arms(), rows, ["sft"])
+    assert verdict.outcome == NO_CONTROL_BEATEN
+    assert verdict.headline == (
+        "A and B scored higher than sft in these students (not shown for students trained anew: Holm-adjusted p = 0.3 "
+        "over 3 seeds); structured beats flat"
+    )
 
 
 def test_a_difference_that_the_seeds_do_not_confirm_is_no_claim_about_structure() -> None:
@@ -71,7 +95,7 @@ def test_a_difference_that_the_seeds_do_not_confirm_is_no_claim_about_structure(
     verdict = decide(arms(), [doubtful], [])
     assert verdict.outcome == NO_DIFFERENCE
     assert verdict.headline == (
-        "The structured students beat the flat ones "
+        "structured scored higher than flat in these students "
         "(not shown for students trained anew: Holm-adjusted p = 0.3 over 3 seeds)"
     )
     assert "not shown to repeat over seeds: B and A" in verdict.caveats
@@ -79,7 +103,7 @@ def test_a_difference_that_the_seeds_do_not_confirm_is_no_claim_about_structure(
     rows = [row(name, "sft", 0.07, anew=0.3) for name in "AB"]
     verdict = decide(many(6, "A B sft shuffled"), [*ALIKE, *rows], ["sft", "shuffled"])
     assert verdict.outcome == NO_CONTROL_BEATEN
-    assert "2 are better in these students only (A, B)" in verdict.numbers[0]
+    assert "2 are higher in these students only (A, B)" in verdict.numbers[0]
     assert "not shown to repeat over seeds: 2 of 2 differences" in verdict.caveats
 
 
@@ -109,7 +133,8 @@ def test_a_difference_over_fewer_seeds_than_declared_is_never_repeated_and_is_sa
     table["A"] |= {"strict_match_mean": None, "seeds": {str(s): {"strict_match": 0.5, "n": 500} for s in range(4)}}
     verdict = decide(table, [lacking], [])
     assert verdict.headline == (
-        "The structured students beat the flat ones (not shown for students trained anew: a declared seed is missing)"
+        "structured scored higher than flat in these students "
+        "(not shown for students trained anew: a declared seed is missing)"
     )
     assert "a declared seed is missing: B and A" in verdict.caveats
     # Means over the seeds that both have, not those of the table.
@@ -124,5 +149,5 @@ def test_seeds_are_said_of_the_comparisons_that_have_so_many() -> None:
         verdict.caveats
     )
     assert "3 seeds for B and sft" in verdict.caveats
-    two = differences([row("B", "A", 0.07, seeds=1), row("B", "sft", 0.1, seeds=2)])[1]
+    two = sentence(differences([row("B", "A", 0.07, seeds=1), row("B", "sft", 0.1, seeds=2)])[1])
     assert two.endswith("(not shown for students trained anew: one seed for B and A; 2 seeds for B and sft)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from report_files import edit_lines
 from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed  # noqa: F401
 
 from kava.report import ReportInputs, build_report
-from kava.report.curve_charts import loss_charts
+from kava.report.charts import arm_styles
+from kava.report.curve_charts import curves_end, loss_charts
 from kava.report.wins_chart import wins_chart
 
 
@@ -48,7 +50,7 @@ def test_an_arm_whose_seeds_did_not_all_log_a_quantity_has_its_lines_but_no_mean
 
 
 def test_wins_and_losses_are_the_discordant_questions_mean_over_seeds(report: dict[str, Any]) -> None:
-    chart = wins_chart(report["comparisons"])
+    chart = wins_chart(report["comparisons"], arm_styles(report))
     assert chart is not None
     bars = {
         (row["comparison"], row["only"]): row
@@ -63,10 +65,34 @@ def test_wins_and_losses_are_the_discordant_questions_mean_over_seeds(report: di
         assert (first - second) / row["n"] == pytest.approx(row["delta"])
 
 
+def test_each_side_of_wins_and_losses_has_the_colour_of_its_arm(report: dict[str, Any]) -> None:
+    styles = arm_styles(report)
+    chart = wins_chart(report["comparisons"], styles)
+    assert chart is not None
+    bars = next(layer for layer in chart.spec["layer"] if layer["mark"]["type"] == "bar")
+    scale = bars["encoding"]["color"]["scale"]
+    assert bars["encoding"]["color"]["field"] == "arm"
+    assert dict(zip(scale["domain"], scale["range"], strict=True)) == {a: s["colour"] for a, s in styles.items()}
+
+
+def test_where_the_kv_loss_ends_is_said_by_the_curves_from_the_settings_of_the_arms(runs: ReportInputs) -> None:
+    assert curves_end(build_report(runs)).startswith("Curves are of training batches; the table of alignment")
+
+    def told(**until: float) -> str:
+        arms = {arm: config | {"kv_until": until.get(arm, 0.3)} for arm, config in runs.arms.items()}
+        return curves_end(build_report(replace(runs, arms=arms)))
+
+    assert told().startswith("The KV loss is off after 30% of the steps (kv_until), so its curves and the cosines’")
+    assert told(flat=0.125).startswith(
+        "The KV loss is off after 12.5% of the steps (flat) and 30% of the steps (structured) (kv_until), so"
+    )
+    assert told(flat=1.0).startswith("The KV loss is off after 30% of the steps (structured) (kv_until), so")
+
+
 def test_comparisons_that_could_not_be_made_have_no_bars() -> None:
     row = {"a": "flat", "b": "sft", "discordant": {}}
-    assert wins_chart([row]) is None
-    assert wins_chart([]) is None
+    assert wins_chart([row], {}) is None
+    assert wins_chart([], {}) is None
 
 
 def test_tokens_per_second_are_those_of_distillation_mean_over_seeds(report: dict[str, Any]) -> None:

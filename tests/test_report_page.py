@@ -8,10 +8,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
 from report_files import edit_json, edit_lines
 from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed  # noqa: F401
 
 from kava.report import ReportInputs, build_report, render_html
+from kava.report.question import question
 
 
 class Page(HTMLParser):
@@ -121,3 +123,67 @@ def test_tables_have_captions_and_scoped_headers(report: dict[str, Any]) -> None
 
 def test_page_comes_from_the_json_alone(report: dict[str, Any]) -> None:
     assert render_html(json.loads(json.dumps(report))) == render_html(report)
+
+
+def test_the_question_stands_above_the_verdict_and_the_words_at_the_end(report: dict[str, Any]) -> None:
+    html = render_html(report)
+    asked = "Does keeping the structure of the KV cache (layers × heads × time × dim) beat flattening it?"
+    assert report["question"] == asked
+    assert 0 < html.index(asked) < html.index("<h1")
+    words = html[html.index('id="words"') : html.index("<footer>")]
+    for word in ("strict match", "flexible extract", "sft", "KV loss", "h (effect size)", "Holm’s correction", "r²"):
+        assert f"<dt>{word}</dt><dd>" in words
+    assert "<dt>mercator</dt>" in words
+    assert "<dt>mse</dt>" not in words
+
+
+@pytest.mark.parametrize(
+    ("pairs", "asked"),
+    [
+        ([("flat", "sft")], "Does flat beat sft?"),
+        ([("sft", "flat")], "Does flat beat sft?"),
+        ([("flat", "linear"), ("linear", "sft")], "Does flat beat linear?"),
+        ([(f"x{i}", "sft") for i in range(5)], "Which of the 5 arms beat sft?"),
+        ([], ""),
+    ],
+)
+def test_the_question_is_that_of_the_declared_pairs(
+    runs: ReportInputs, pairs: list[tuple[str, str]], asked: str
+) -> None:
+    linear = {"aligner": {"kind": "linear"}}
+    arms = runs.arms | {"linear": linear} | {f"x{i}": linear for i in range(5)}
+    seeds = runs.seeds | {name: ["42"] for name in arms}
+    assert question(replace(runs, arms=arms, seeds=seeds, comparisons=pairs), []) == asked
+
+
+def test_few_seeds_are_called_higher_here_and_enough_that_show_it_better(report: dict[str, Any]) -> None:
+    def reads(html: str) -> str:
+        start = html.index('id="comparisons"')
+        return html[start : html.index("</table>", start)]
+
+    two = reads(render_html(report))
+    assert "<b>structured higher here</b>" in two
+    assert "structured better" not in two
+    rows = [{**row, "seeds": ["42", "43", "44"], "caveat": None} for row in report["comparisons"]]
+    rows = [{**row, "seed_level": {**row["seed_level"], "p_value_holm": 0.01}} for row in rows]
+    assert "<b>structured better</b>" in reads(render_html({**report, "comparisons": rows}))
+
+
+def test_columns_over_seeds_are_left_out_where_there_is_one(runs: ReportInputs, report: dict[str, Any]) -> None:
+    assert "p over seeds, Holm" in render_html(report)
+    assert "p over seeds, Holm" not in render_html(build_report(runs))
+
+
+def test_a_grade_is_no_alarm_and_said_to_be_of_alignment(report: dict[str, Any]) -> None:
+    html = render_html(report)
+    assert "Grade of alignment" in html
+    assert "nothing of accuracy" in html
+    assert ".grade.fail" not in html
+
+
+def test_sizes_on_disk_are_decimal_and_memory_is_binary(report: dict[str, Any]) -> None:
+    cost = render_html(report)
+    cost = cost[cost.index('id="cost"') : cost.index('id="samples"')]
+    assert "19.0 MB" in cost
+    assert "36.5 MB" in cost
+    assert "900 MiB" in cost

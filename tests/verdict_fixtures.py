@@ -33,6 +33,8 @@ def row(
             "complete": True,
             **dict.fromkeys(("rates", "ci95", "p_value", "p_value_holm", "seed_level", "minimal_detectable_effect")),
             "seeds": [],
+            "identical": False,
+            "same_as": None,
         }
     over = {"mean": delta, "se": 0.01, "p_value": anew, "p_value_holm": anew} if seeds > 1 else None
     edges = [delta - 0.03, delta + 0.03]
@@ -49,14 +51,20 @@ def row(
         "seed_level": over,
         "minimal_detectable_effect": 0.042,
         "seeds": named,
+        "identical": False,
+        "same_as": None,
     }
 
 
 def decide(
-    table: dict[str, Any], rows: list[dict[str, Any]], controls: list[str], mismatches: tuple[str, ...] = ()
+    table: dict[str, Any],
+    rows: list[dict[str, Any]],
+    controls: list[str],
+    mismatches: tuple[str, ...] = (),
+    across: list[tuple[str, str]] | None = None,
 ) -> Verdict:
     configs = {name: {"aligner": kind and {"kind": kind}} for name, kind in KINDS.items()}
-    return decide_by_configs(table, rows, controls, configs, mismatches)
+    return decide_by_configs(table, rows, controls, configs, mismatches, across)
 
 
 def many(n: int, names: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Several experiments as one report: their arms side by side, and what differs between the experiments said aloud.
 
 An arm is called `<experiment>/<arm>`. Compared are the pairs that each experiment declares, and each arm of a later
-experiment with the arm of the same name of the first one; Holm's correction is over all of them. Experiments that
-answered other test questions are shown beside each other and not compared.
+experiment with the arm of the same name of the first one; Holm's correction is over all of them but those of runs
+that are the same (`kava.report.same_runs`). Experiments that answered other test questions are shown beside each other
+and not compared.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def _told(experiment: Experiment, inputs: ReportInputs) -> dict[str, Any]:
 def _merged(named: Experiments, parts: Mapping[str, ReportInputs], command: str) -> ReportInputs:
     first = next(iter(parts.values()))
     differing = _differing_settings(named)
+    across = _of_the_same_name(named, parts)
     benches = {part.bench.parent.name if part.bench else None for part in parts.values()}
     return ReportInputs(
         experiment=", ".join(named),
@@ -89,7 +91,8 @@ def _merged(named: Experiments, parts: Mapping[str, ReportInputs], command: str)
         stores={path.parent.name: path for part in parts.values() for path in part.stores.values()},
         teacher=first.teacher,
         student_base=first.student_base,
-        comparisons=_comparisons(named, parts),
+        comparisons=across + [(f"{n}/{a}", f"{n}/{b}") for n, part in parts.items() for a, b in part.comparisons],
+        across=across,
         controls=[f"{name}/{arm}" for name, part in parts.items() for arm in part.controls],
         config={name: e.record["configuration"] for name, e in named.items()},
         seeds={f"{n}/{arm}": seeds for n, part in parts.items() for arm, seeds in part.seeds.items()},
@@ -116,17 +119,16 @@ def _differing_settings(named: Experiments) -> dict[str, dict[str, Any]]:
     return {name: {key: settings.get(key) for key in differing} for name, settings in flat.items()}
 
 
-def _comparisons(named: Experiments, parts: Mapping[str, ReportInputs]) -> list[tuple[str, str]]:
-    """Each later experiment's arms against those of the first, then what each experiment declares."""
+def _of_the_same_name(named: Experiments, parts: Mapping[str, ReportInputs]) -> list[tuple[str, str]]:
+    """Each later experiment's arms against those of the first."""
     baseline, *later = parts
-    across = [
+    return [
         (f"{name}/{arm}", f"{baseline}/{arm}")
         for name in later
         if _questions(named[name]) == _questions(named[baseline])
         for arm in parts[name].arms
         if arm in parts[baseline].arms
     ]
-    return across + [(f"{name}/{a}", f"{name}/{b}") for name, part in parts.items() for a, b in part.comparisons]
 
 
 def _questions(experiment: Experiment) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from kava.report.fidelity import read_fidelity
 from kava.report.inputs import ReportInputs
 from kava.report.notices import lost_numbers, merged, run_notices
 from kava.report.overlap import check_overlap
+from kava.report.question import question
 from kava.report.read import read_evaluation, read_json, read_run
 from kava.report.results import arm_row, cost_row, mean_cost, reference_row
 from kava.report.samples import pick_samples
@@ -37,9 +38,9 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     -------
     dict
         Plain JSON types, no NaN or infinity (they become null, and `warnings` says where). Fulfils the
-        contract of `ab_report.json`; beside it stand `verdict_parts`, `fairness`, `warnings`, `cost`, `cost_mean`,
-        `fidelity`, `curves`, `breakdown`, `samples`, `controls`, `retrieval_over_shuffled`, `cka`, `arm_differences`,
-        `configuration` and `provenance`.
+        contract of `ab_report.json`; beside it stand `question`, `verdict_parts`, `fairness`, `warnings`,
+        `cost`, `cost_mean`, `fidelity`, `curves`, `kv_until`, `breakdown`, `samples`, `controls`,
+        `retrieval_over_shuffled`, `cka`, `arm_differences`, `configuration` and `provenance`.
 
     Raises
     ------
@@ -75,6 +76,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         {
             "experiment": inputs.experiment,
             "preset": inputs.preset,
+            "question": question(inputs, comparisons),
             "verdict": "",
             **{name: reference_row(files, evaluated[name]) for name, files in references.items()},
             "arms": arms,
@@ -92,6 +94,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             },
             "cost": cost,
             "cost_mean": {arm: mean_cost(list(cost[arm].values()), arms[arm]) for arm in runs},
+            "kv_until": {arm: c["kv_until"] for arm, c in inputs.arms.items() if c.get("aligner") and "kv_until" in c},
             "breakdown": break_down(evaluations, inputs.seeds),
             "samples": pick_samples(evaluations),
             "arm_differences": _differences(inputs.arms),
@@ -102,7 +105,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     )
     report["curves"] = logged
     report["warnings"] = merged(run_notices(runs) + broken) + overlap.warnings + lost_numbers(lost)
-    verdict = decide(report["arms"], report["comparisons"], inputs.controls, inputs.arms, mismatches)
+    verdict = decide(report["arms"], report["comparisons"], inputs.controls, inputs.arms, mismatches, inputs.across)
     return report | {"verdict": verdict.sentence, "verdict_parts": verdict.to_dict()}
 
 

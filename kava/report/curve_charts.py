@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kava.report.charts import CURVE_HEIGHT, Chart, arm_styles, colour_of, finish, highlighted, many_arms
-from kava.report.format import listed
+from kava.report.format import listed, percent
 
 # The name under which the page's script finds the chosen arms in every chart.
 CHOICE = "highlighted"
@@ -59,6 +59,26 @@ def similarity_charts(report: Mapping[str, Any]) -> list[Chart]:
     low = min([value for value in values if value is not None], default=0.0)
     domain = (max(-1.0, int(10 * low - 1) / 10), 1.0)
     return [chart for curve in SIMILARITIES if (chart := curve_chart(curve, report, domain))]
+
+
+def curves_end(report: Mapping[str, Any]) -> str:
+    """Why curves of the KV loss end before the others, and why none ends at the number of a table."""
+    measured = (
+        "Curves are of training batches; the table of alignment is measured on held-out examples at the end of "
+        "training."
+    )
+    ends: dict[float, list[str]] = {}
+    for arm, until in report["kv_until"].items():
+        if until < 1:
+            ends.setdefault(until, []).append(arm)
+    if not ends:
+        return measured
+    alike = len(ends) == 1 and len(ends[next(iter(ends))]) == len(report["kv_until"])
+    shares = [
+        f"{percent(until).replace('.0%', '%')} of the steps{'' if alike else f' ({listed(arms)})'}"
+        for until, arms in sorted(ends.items())
+    ]
+    return f"The KV loss is off after {listed(shares)} (kv_until), so its curves and the cosines’ end there. {measured}"
 
 
 def curve_chart(curve: Curve, report: Mapping[str, Any], domain: tuple[float, float] | None = None) -> Chart | None:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kava import text
+
 NONE = "–"
 # With these words begin the clauses of a verdict that do not begin with a name.
-OPENINGS = ("the ", "no difference shown", "no consistent difference", "strict match is ", "among the ", "of ")
+OPENINGS = (
+    "the ",
+    "no difference shown",
+    "no consistent difference",
+    "strict match is ",
+    "among the ",
+    "identical, ",
+    "of ",
+)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -68,21 +78,15 @@ def duration(seconds: float | None) -> str:
 
 
 def mebibytes(value: float | None) -> str:
-    """MiB, or GiB from 1024 MiB on."""
+    """Memory in MiB, or in GiB from 1024 MiB on."""
     if value is None:
         return NONE
     return f"{value / 1024:.2f} GiB" if value >= 1024 else f"{value:.0f} MiB"
 
 
 def size(bytes_: float | None) -> str:
-    """Bytes in the binary unit that leaves one to four digits."""
-    if bytes_ is None:
-        return NONE
-    if bytes_ < 1024:
-        return f"{bytes_:.0f} B"
-    if bytes_ < 1024**2:
-        return f"{bytes_ / 1024:.1f} KiB"
-    return mebibytes(bytes_ / 1024**2) if bytes_ >= 100 * 1024**2 else f"{bytes_ / 1024**2:.1f} MiB"
+    """Bytes on disk in the decimal unit that `kava store ls` has too."""
+    return NONE if bytes_ is None else text.size(bytes_)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -90,6 +94,6 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def capital(text: str) -> str:
-    """The first letter in upper case where the text begins with an ordinary word; a name is shown as it is."""
-    return text[:1].upper() + text[1:] if text.startswith(OPENINGS) else text
+def capital(said: str) -> str:
+    """The first letter in upper case where it begins with an ordinary word; a name is shown as it is."""
+    return said[:1].upper() + said[1:] if said.startswith(OPENINGS) else said

@@ -62,6 +62,8 @@ class ReportInputs:
         Experiment → manifest of its token set, which says whether test questions stand in the training data.
     mismatches : list of str
         Sentences on unequal terms that no file tells, for the fairness checks.
+    across : list of (str, str) or None
+        Of `comparisons`, the arms of the same name in two experiments; None for the report of one experiment's run.
     """
 
     experiment: str
@@ -79,6 +81,7 @@ class ReportInputs:
     bench: Path | None = None
     tokens: dict[str, Path] = field(default_factory=dict)
     mismatches: list[str] = field(default_factory=list)
+    across: list[tuple[str, str]] | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted({name for pair in self.comparisons for name in pair} | set(self.controls) | set(self.runs))

@@ -18,11 +18,12 @@ from kava.report import format as formats
 from kava.report.breakdown_chart import breakdown_charts
 from kava.report.charts import accuracy_chart, arm_styles, highlighted, many_arms, ranked
 from kava.report.clean import flatten
-from kava.report.curve_charts import loss_charts, similarity_charts
+from kava.report.curve_charts import curves_end, loss_charts, similarity_charts
 from kava.report.fidelity_chart import fidelity_chart
+from kava.report.glossary import glossary
 from kava.report.heatmap import heat_map, layer_by_head
 from kava.report.samples import FIRST, embedded
-from kava.report.shown import at_floor, winner_of
+from kava.report.shown import at_floor, repeated, tested, winner_of
 from kava.report.verdict_many import FEW
 from kava.report.wins_chart import wins_chart
 
@@ -160,7 +161,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         script=Markup(script),
         script_hashes=f"{_hash(library)} {_hash(script)}",
         accuracy=accuracy_chart(report),
-        wins=wins_chart(comparisons),
+        wins=wins_chart(comparisons, arm_styles(report)),
         breakdowns=breakdown_charts(report),
         losses=loss_charts(report),
         similarities=similarity_charts(report),
@@ -174,6 +175,9 @@ def render_html(report: Mapping[str, Any]) -> str:
         comparisons=comparisons,
         comparisons_sorted=sort_comparisons,
         winner_of=winner_of,
+        repeated=repeated,
+        tests=sum(tested(row) and row["same_as"] is None for row in comparisons),
+        over_seeds=any(row["seed_level"] for row in comparisons),
         at_floor=at_floor,
         collapses=[name for name in order if (report["arms"][name]["alignment"] or {}).get("collapsed")],
         maps=_maps(report, order),
@@ -182,6 +186,9 @@ def render_html(report: Mapping[str, Any]) -> str:
         departures=departures,
         configuration=yaml.safe_dump(report["configuration"], sort_keys=False, allow_unicode=True, width=100),
         provenance=flatten(report["provenance"]),
+        aligned=[name for name in order if report["arms"][name]["aligner"]],
+        curves_end=curves_end(report),
+        glossary=glossary(report),
         explorer=_explorer(report, order),
         first=FIRST,
         fold=FOLD,

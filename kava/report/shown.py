@@ -78,7 +78,7 @@ def at_floor(row: Row) -> bool:
 def doubt(row: Row) -> str | None:
     """What limits a difference that is shown of these students alone, or lacks a seed; None for any other row."""
     if not unrepeated(row):
-        return None if row["complete"] or row["delta"] is None else SEED_MISSING
+        return None if row["complete"] or not tested(row) else SEED_MISSING
     if not row["complete"]:
         return f"differs in these students; {SEED_MISSING}"
     seeds = len(row["seeds"])
@@ -97,6 +97,11 @@ def pairs_in_words(rows: Sequence[Row]) -> str:
     return ", ".join(f"{row['a']} and {row['b']}" for row in rows)
 
 
+def same_runs_in_words(rows: Sequence[Row]) -> str:
+    """The arms whose runs are the same."""
+    return f"identical, and so not compared, as nothing that they depend on differs: {pairs_in_words(rows)}"
+
+
 @dataclass(frozen=True)
 class Shown:
     """The comparisons that could be made, sorted by what they compare.
@@ -105,12 +110,16 @@ class Shown:
     ----------
     against
         KV arm → its comparisons with controls.
+    across
+        Comparisons of arms of the same name in two experiments, both KV arms or both controls.
+    experiments
+        Whether arms are of several experiments, which then stand in their names.
     between
-        Comparisons of two KV arms.
+        Other comparisons of two KV arms.
     pairs
         Those of them between a `flat*` and a `structured` aligner whose arms differ in nothing else.
     among_controls
-        Comparisons of two controls.
+        Other comparisons of two controls.
     better
         KV arms that beat, repeatedly, all controls they were compared with.
     ahead
@@ -122,6 +131,8 @@ class Shown:
     """
 
     against: dict[str, list[Row]]
+    across: list[Row]
+    experiments: bool
     between: list[Row]
     pairs: list[Row]
     among_controls: list[Row]
@@ -141,20 +152,40 @@ class Shown:
         return "all its controls" if any(len(self.met_by(name)) > 1 for name in self.against) else "its control"
 
 
-def sort_out(rows: Sequence[Row], controls: Sequence[str], configs: Mapping[str, Mapping[str, Any]]) -> Shown:
-    """Sort `rows`, all of which have a difference; `configs` is arm → its configuration."""
+def sort_out(
+    rows: Sequence[Row],
+    controls: Sequence[str],
+    configs: Mapping[str, Mapping[str, Any]],
+    across: Sequence[tuple[str, str]] | None = None,
+) -> Shown:
+    """Sort `rows`, all of which were tested; `configs` is arm → its configuration.
+
+    `across` are the pairs of arms of the same name in two experiments; None in the report of one experiment's run.
+    """
     against: dict[str, list[Row]] = {}
     sorted_rows: dict[int, list[Row]] = {0: [], 2: []}
+    same_name: list[Row] = []
     for row in rows:
         kv = [name for name in (row["a"], row["b"]) if name not in controls]
-        (against.setdefault(kv[0], []) if len(kv) == 1 else sorted_rows[len(kv)]).append(row)
+        if len(kv) == 1:
+            against.setdefault(kv[0], []).append(row)
+        elif (row["a"], row["b"]) in (across or ()):
+            same_name.append(row)
+        else:
+            sorted_rows[len(kv)].append(row)
     between = sorted_rows[2]
     won = [name for name, met in against.items() if all(winner_of(row) == name for row in met)]
     better = [name for name in won if all(repeated(row) for row in against[name])]
     ahead = [name for name in won if name not in better]
     missed = [name for name in against if name not in won]
     pairs = [row for row in between if about_structure(configs[row["a"]], configs[row["b"]])]
-    return Shown(against, between, pairs, sorted_rows[0], better, ahead, missed, controls)
+    experiments = across is not None
+    return Shown(against, same_name, experiments, between, pairs, sorted_rows[0], better, ahead, missed, controls)
+
+
+def tested(row: Row) -> bool:
+    """Whether a difference could be made, and not of runs that are the same."""
+    return row["delta"] is not None and not row["identical"]
 
 
 def about_structure(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

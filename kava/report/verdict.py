@@ -10,8 +10,10 @@ A *control* is an arm without usable KV signal, a *KV arm* is any other. A compa
   nothing of students trained anew, the second nothing of other questions.
 
 Nor is a difference repeated of which a seed that both arms declare is missing: it may be the one that went badly. A
-difference that is shown but not repeated is told of the students, "the a students beat the b ones (not shown for
-students trained anew: one seed)". The first rule that applies decides the outcome:
+difference that is shown but not repeated is told of the students, in words that no claim has: "a scored higher than b
+in these students (with one seed this shows nothing about the arms)". "Beats" and "better" are kept for what is
+repeated. Arms that are the same runs by two names are told of and not compared. The first rule that applies decides
+the outcome:
 
 1. Every arm about zero (mean strict match under 2%, or under two right answers a run): *no difference shown*,
    "No arm answers these questions: nothing can be concluded from accuracy".
@@ -27,11 +29,13 @@ students trained anew: one seed)". The first rule that applies decides the outco
    difference: *a beats b* for each that is repeated; if none is, *these students differ; too few seeds to show that
    it repeats* with fewer than 3 seeds. Else *no difference shown*.
 
-The headline says first which KV arms beat their controls, then what the pairs show, or without pairs the comparisons
-among KV arms. The numbers of up to 6 comparisons follow, and of one that shows nothing the difference that it would
-have shown with 80% power. Of more, it says how many KV arms were compared with each control, which are better, which
-worse, and that the others show no difference (`verdict_many`); the numbers stand in the table. Comparisons of controls
-with each other follow last.
+The headline answers the page's question: what the pairs show, or without pairs the comparisons among KV arms, then
+which KV arms beat their controls. Where no KV arm is shown to beat its control, or one that the answer speaks of is
+not, that comes first. In a report over several experiments, arms have their full names, and arms of the same name in
+two experiments are the first part of the answer, with their differences in points. The numbers of up to 6 comparisons
+follow, and of one that shows nothing the difference that it would have shown with 80% power. Of more, it says how
+many KV arms were compared with each control, which are better, which worse, and that the others show no difference
+(`verdict_many`); the numbers stand in the table. Comparisons of controls with each other follow last.
 
 The number of seeds and questions, that intervals are over questions, failed checks of fairness, comparisons that could
 not be made, declared seeds that are missing and shown differences that are not repeated are said in the same sentence.
@@ -45,7 +49,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kava.report.conclusion import Configs, among_kv, conclude
+from kava.report.conclusion import (
+    Configs,
+    among_kv,
+    conclude,
+    missed_in_headline,
+    not_shown_to_beat,
+    sentence,
+)
 from kava.report.format import listed, p_equals, percent, points, spread
 from kava.report.shown import (
     ENOUGH_SEEDS,
@@ -55,8 +66,10 @@ from kava.report.shown import (
     Shown,
     at_floor,
     pairs_in_words,
+    same_runs_in_words,
     shown,
     sort_out,
+    tested,
     too_few_seeds,
     unrepeated,
     winner_of,
@@ -94,6 +107,7 @@ def decide(
     controls: Sequence[str],
     configs: Configs,
     mismatches: Sequence[str] = (),
+    across: Sequence[tuple[str, str]] | None = None,
 ) -> Verdict:
     """Apply the rules above.
 
@@ -107,33 +121,42 @@ def decide(
         Arm → its configuration, by which a comparison is about structure or not.
     mismatches : sequence of str
         Sentences of the fairness checks; their number is said in the verdict.
+    across : sequence of (str, str), optional
+        Pairs of arms of the same name in two experiments, in a report over experiments.
     """
-    usable = [row for row in comparisons if row["delta"] is not None]
+    usable = [row for row in comparisons if tested(row)]
+    identical = [row for row in comparisons if row["identical"]]
     caveats = _caveats(arms, comparisons, controls, len(mismatches))
     if _about_zero(arms):
         top = max(run["strict_match"] for arm in arms.values() for run in arm["seeds"].values())
         caveats.insert(0, f"the best run has a strict match of {percent(top)}")
         headline = "No arm answers these questions: nothing can be concluded from accuracy"
         return Verdict(NO_DIFFERENCE, headline, [], caveats)
+    same = [same_runs_in_words(identical)] if identical else []
     if not usable:
-        return Verdict(NO_DIFFERENCE, "Nothing shown: no declared comparison could be made", [], caveats)
-    found = sort_out(usable, controls, configs)
+        why = "only runs that are the same were compared" if identical else "no declared comparison could be made"
+        return Verdict(NO_DIFFERENCE, f"Nothing shown: {why}", same, caveats)
+    found = sort_out(usable, controls, configs, across)
     outcome, headline = conclude(found, configs)
-    numbers = counts(found, configs) if len(comparisons) > FEW else _few(found, arms, configs)
-    return Verdict(outcome, headline, numbers, caveats)
+    numbers = counts(found, configs) if len(usable) > FEW else _few(found, arms, configs)
+    return Verdict(outcome, headline, same + numbers, caveats)
 
 
 def _few(found: Shown, arms: Mapping[str, Row], configs: Configs) -> list[str]:
     """The numbers of every comparison, and what the headline leaves out."""
     lines = []
-    if found.better and (missed := found.ahead + found.missed):
-        lines.append(f"{listed(missed)} {'is' if len(missed) == 1 else 'are'} not shown to beat {found.what_is_beaten}")
-    lines += [_numbers(row, arms, name) for name, rows in found.against.items() for row in rows]
-    among = _claim(found.between, arms)
-    if among and found.missed and not found.better and not found.ahead:
-        among[0] = f"among the KV arms: {among_kv(found, configs)[1]}, {among[0]}"
+    said = missed_in_headline(found)
+    if found.better and (missed := [name for name in found.ahead + found.missed if name not in said]):
+        lines.append(not_shown_to_beat(missed, found))
+    against = [_numbers(row, arms, name) for name, rows in found.against.items() for row in rows]
+    among = _claim(found.across, arms) + _claim(found.between, arms)
     controls = [f"among the controls: {line}" for line in _claim(found.among_controls, arms)]
-    return lines + among + controls
+    if found.missed and not found.better and not found.ahead:
+        if found.between:
+            place = len(found.across)
+            among[place] = f"among the KV arms: {sentence(among_kv(found, configs)[1])}, {among[place]}"
+        return lines + against + among + controls
+    return lines + among + against + controls
 
 
 def _claim(rows: Sequence[Row], arms: Mapping[str, Row]) -> list[str]:
@@ -160,7 +183,7 @@ def _numbers(row: Row, arms: Mapping[str, Row], first: str) -> str:
 def _caveats(arms: Mapping[str, Row], rows: Sequence[Row], controls: Sequence[str], unfair: int) -> list[str]:
     compared = {name: arm for name, arm in arms.items() if any(name in (row["a"], row["b"]) for row in rows)} or arms
     n = min((run["n"] for arm in compared.values() for run in arm["seeds"].values()), default=0)
-    made = [row for row in rows if row["delta"] is not None]
+    made = [row for row in rows if tested(row)]
     caveats = [f"{n:,} questions" if n >= ENOUGH_QUESTIONS else f"only {n} questions, under {ENOUGH_QUESTIONS}"]
     if made:
         caveats += _seeds_of_each(made)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kava.report.conclusion import Configs, beats, not_anew, structure, students_beat
+from kava.report.conclusion import NAMED, Configs, beats, not_anew, scored_higher, sentence, structure
 from kava.report.format import listed
 from kava.report.shown import Row, Shown, repeated, unrepeated, winner_of
 
 # Declared comparisons whose numbers a sentence can hold.
 FEW = 6
+HIGHER_HERE = "higher in these students only"
+LOWER_HERE = "lower in these students only"
 
 
 def counts(found: Shown, configs: Configs) -> list[str]:
     """Counts by control, then what the comparisons of KV arms and of controls with each other show, by name."""
-    said = [structure(found.pairs, configs)[1]] if found.pairs else []
-    rest = [row for row in found.between if row not in found.pairs]
+    about_structure = [] if found.experiments else found.pairs
+    said = [sentence([structure(about_structure, configs)[1]])] if about_structure else []
+    rest = [row for row in found.between if row not in about_structure]
+    if found.experiments and len(rest) <= NAMED:
+        rest = []  # The headline names them all.
     return [
         *_by_control(found),
         *_among("KV arms", rest, said),
@@ -36,7 +41,7 @@ def _by_control(found: Shown) -> list[str]:
             continue
         alike = names.pop("", [])
         parts = [] if "better" in names else ["none is shown to be better"]
-        for standing in ("better", "better in these students only", "worse", "worse in these students only"):
+        for standing in ("better", HIGHER_HERE, "worse", LOWER_HERE):
             if standing in names:
                 parts.append(_named(names[standing], standing))
         if alike:
@@ -51,7 +56,9 @@ def _standing(row: Row, name: str) -> str:
     winner = winner_of(row)
     if winner is None:
         return ""
-    return f"{'better' if winner == name else 'worse'}{'' if repeated(row) else ' in these students only'}"
+    if repeated(row):
+        return "better" if winner == name else "worse"
+    return HIGHER_HERE if winner == name else LOWER_HERE
 
 
 def _among(arms: str, rows: Sequence[Row], said: list[str]) -> list[str]:
@@ -59,7 +66,7 @@ def _among(arms: str, rows: Sequence[Row], said: list[str]) -> list[str]:
     passing = [row for row in rows if unrepeated(row)]
     said = said + [beats(row) for row in rows if repeated(row)]
     if passing:
-        said.append(f"{listed([students_beat(row) for row in passing])} {not_anew(passing)}")
+        said.append(f"{listed([scored_higher(row) for row in passing])} in these students ({not_anew(passing)})")
     if alike := sum(winner_of(row) is None for row in rows):
         said.append(f"no difference shown in {_count(alike, 'other comparison' if said else 'comparison')}")
     return [f"among the {arms}, {listed(said)}"] if said else []

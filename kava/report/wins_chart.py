@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kava.report.charts import PALETTE, Chart, finish
+from kava.report.charts import Chart, colour_of, finish
 from kava.report.verdict_many import FEW
 
 # Height of a row, and of the bar in it: of few comparisons, and of many.
@@ -13,13 +13,15 @@ ROW, BAR = 42, 15
 ROW_OF_MANY, BAR_OF_MANY = 34, 11
 
 
-def wins_chart(comparisons: Sequence[Mapping[str, Any]]) -> Chart | None:
+def wins_chart(comparisons: Sequence[Mapping[str, Any]], styles: Mapping[str, Mapping[str, Any]]) -> Chart | None:
     """A bar to each side per comparison, mean over seeds; None where no comparison could be made.
 
     Parameters
     ----------
     comparisons
         Rows of `comparisons` in the order to show them; `discordant` holds seed → (only a right, only b right).
+    styles
+        What `arm_styles` returned: each side of a bar has the colour of its arm.
     """
     import altair as alt
 
@@ -55,9 +57,7 @@ def wins_chart(comparisons: Sequence[Mapping[str, Any]]) -> Chart | None:
     )
     table = alt.Chart(alt.Data(values=bars)).encode(y=y, x=alt.X("questions:Q", scale=x_scale, axis=x_axis))
     bar = table.mark_bar(height=bar_height, yOffset=below).encode(
-        color=alt.Color(
-            "only:N", scale=alt.Scale(domain=["first", "second"], range=[PALETTE[0], PALETTE[1]]), legend=None
-        ),
+        color=colour_of(styles),
         tooltip=[
             alt.Tooltip("comparison:N", title="comparison"),
             alt.Tooltip("arm:N", title="only right"),
