@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from report_files import EVALUATED, edit_json
+from report_files import EVALUATED, edit_json, sha
 from report_fixtures import finished_runs
 
 from kava.report import ReportInputs, build_report
@@ -77,3 +77,10 @@ def record(planted: ReportInputs, **settings: Any) -> Path:
         os.utime(path, (FINISHED - age, FINISHED - age))
     report = build_report(planted)
     return write_record(job_spec(planted, **settings), inputs, report)
+
+
+def trained_anew(planted: ReportInputs) -> None:
+    """Other students than those of other experiments, whatever they answered."""
+    for arm, seeds in planted.runs.items():
+        for seed, run in seeds.items():
+            edit_json(run.student / "manifest.json", files={"model.safetensors": sha(f"{run.student}{arm}{seed}")})

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import replace
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from record_fixtures import record, recorded
-from report_files import edit_json, edit_lines, sha, write_tokens
+from record_fixtures import record, recorded, trained_anew
+from report_files import edit_json, sha, write_tokens
 from report_fixtures import finished_runs
 
 from kava.cli import main
 from kava.errors import UserError
-from kava.report import ReportInputs, build_report, render_html
+from kava.report import ReportInputs, build_report
 from kava.report.across import name_each, report_across
 from kava.report.record import Experiment, read_record
 from kava.report.statistics import holm
-
-
-def trained_anew(planted: ReportInputs) -> None:
-    """Other students than those of other experiments, whatever they answered."""
-    for arm, seeds in planted.runs.items():
-        for seed, run in seeds.items():
-            edit_json(run.student / "manifest.json", files={"model.safetensors": sha(f"{run.student}{arm}{seed}")})
 
 
 @pytest.fixture(scope="module", name="folders")
@@ -74,67 +66,6 @@ def test_a_comparison_across_is_the_difference_of_the_two_files_question_by_ques
         sum(long[doc] > short[doc] for doc in short),
         sum(long[doc] < short[doc] for doc in short),
     ]
-
-
-@pytest.fixture(scope="module", name="again")
-def second_experiment_that_changes_one_arm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """`flat` is trained anew and better; what `structured` and `sft` depend on did not change."""
-
-    def one_arm(planted: ReportInputs) -> None:
-        trained_anew(replace(planted, runs={"flat": planted.runs["flat"]}))
-
-    root = tmp_path_factory.mktemp("again")
-    first = recorded(root / "short", "short", n=300)
-    other = recorded(root / "other", "other", n=300, rates={"flat": 0.9}, edit=one_arm)
-    return report_across([read_record(first), read_record(other)], "")
-
-
-def test_runs_that_are_the_same_are_said_to_be_and_are_neither_tested_nor_corrected_for(again: dict[str, Any]) -> None:
-    rows = {(row["a"], row["b"]): row for row in again["comparisons"]}
-    for arm in ("structured", "sft"):
-        row = rows[f"other/{arm}", f"short/{arm}"]
-        assert row["identical"]
-        assert row["delta"] == 0
-        assert {row[name] for name in ("ci95", "p_value", "p_value_holm", "minimal_detectable_effect")} == {None}
-    assert rows["other/structured", "other/sft"]["same_as"] == ["short/structured", "short/sft"]
-    tests = [row for row in rows.values() if not row["identical"] and row["same_as"] is None]
-    assert len(tests) == 9 - 2 - 1
-    assert [row["p_value_holm"] for row in tests] == pytest.approx(holm([row["p_value"] for row in tests]))
-    for name in ("p_value", "p_value_holm", "minimal_detectable_effect"):
-        assert rows["other/structured", "other/sft"][name] == rows["short/structured", "short/sft"][name]
-    said = again["verdict_parts"]["numbers"][0]
-    assert said.endswith("differs: other/structured and short/structured, other/sft and short/sft")
-    html = render_html(again)
-    assert html.count("nothing that they depend on differs; not tested") == 2
-    assert "for 6 comparisons, those of the same runs left out" in html
-
-
-def test_students_trained_apart_that_score_alike_are_two_students_and_are_tested(folders, tmp_path: Path) -> None:
-    alike = recorded(tmp_path, "alike", edit=trained_anew)
-    report = report_across([read_record(folders[0]), read_record(alike)], "")
-    same = [row for row in report["comparisons"] if row["a"].startswith("alike") and row["b"].startswith("short")]
-    assert [(row["identical"], row["delta"], row["p_value"]) for row in same] == [(False, 0.0, 1.0)] * 3
-    assert "no difference shown between alike/flat and short/flat" in report["verdict"].lower()
-
-
-def test_the_same_student_that_answered_otherwise_is_tested(folders, tmp_path: Path) -> None:
-    def wrong(planted: ReportInputs) -> None:
-        path = planted.runs["sft"]["42"].evaluation / "samples.jsonl"
-        edit_lines(path, lambda rows: [{**rows[0], "answer": "#### other"}, *rows[1:]])
-
-    other = recorded(tmp_path, "other", edit=wrong)
-    report = report_across([read_record(folders[0]), read_record(other)], "")
-    assert [row["identical"] for row in report["comparisons"][:3]] == [True, True, False]
-
-
-def test_a_verdict_across_experiments_leads_with_what_differs_between_them_and_names_arms_in_full(again) -> None:
-    parts = again["verdict_parts"]
-    assert again["question"] == "Do arms of the same name score otherwise in other than in short?"
-    assert parts["headline"].startswith("other/flat scored ")
-    assert " points higher than short/flat in these students, 95% interval +" in parts["headline"]
-    assert "with one seed this shows nothing about the arms" in parts["headline"]
-    unnamed = re.findall(r"(?<!/)\b(?:flat|structured|sft)\b", again["verdict"])
-    assert unnamed == []
 
 
 def test_the_question_across_names_the_settings_in_which_arms_differ_if_they_are_few(report) -> None:
@@ -230,6 +161,11 @@ def test_the_command_writes_page_and_numbers_and_prints_the_verdict(folders, tmp
     html = Path("results/comparison.html").read_text()
     assert "twice the steps" in html
     assert 'id="experiments"' in html
+    one = tmp_path / "one"
+    shutil.copytree(folders[0].parent, one)
+    assert main(["report", str(one / folders[0].name)]) == 0
+    assert (one / folders[0].name / "report.html").is_file()
+    assert json.loads(Path("results/comparison.json").read_text()) == report
 
 
 def test_one_folder_is_reported_alone(folders) -> None:
