@@ -33,7 +33,7 @@ check: $(VENV)/.test
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
 	$(MAKE) $(PASSED)
-	$(BIN)/python -m pytest -m "slow and not recipe" --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not recipe" --numprocesses 2 --dist loadfile
 
 # Fast tests that began after the last change of any file have passed; another list of files has another name.
 $(PASSED): $(VENV)/.test $(FILES)
