@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and rerun the stage that makes it") from None
 
 
-def filesystem(folder: Path) -> Path:
+def nearest_folder(folder: Path) -> Path:
     """The nearest folder that is there already, for a folder that is to be made."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 

@@ -103,8 +103,10 @@ def cached(repository: Repository) -> Path | None:
     return None if _torn(repository, folder) else folder
 
 
-def measure(repository: Repository) -> Files:
+def measure(repository: Repository, fetch: str = FETCH) -> Files:
     """What there is to download; asks the hub for each file, since lists of gated repositories are open to all.
+
+    `fetch` is the command that an error tells.
 
     Raises
     ------
@@ -121,7 +123,7 @@ def measure(repository: Repository) -> Files:
             allow_patterns=repository.patterns, ignore_patterns=repository.folders,
         )  # fmt: skip
     except (*UNREACHABLE, HfHubHTTPError) as error:
-        raise UserError(hub_fault(repository, error) or str(error)) from None
+        raise UserError(hub_fault(repository, error, fetch) or str(error)) from None
     finally:
         if bars:
             enable_progress_bars()
@@ -156,7 +158,7 @@ def _require_safetensors(repository: Repository, names: Iterable[str]) -> None:
         raise UserError(NO_SAFETENSORS.format(repository))
 
 
-def hub_fault(repository: Repository, error: BaseException) -> str | None:
+def hub_fault(repository: Repository, error: BaseException, fetch: str = FETCH) -> str | None:
     """A sentence and the command that mends it; None for an error that is not the hub's."""
     causes = list(_causes(error))
     kind = {"model": "model", "dataset": "data set"}[repository.kind]
@@ -177,9 +179,9 @@ def hub_fault(repository: Repository, error: BaseException) -> str | None:
     if is_any(*UNREACHABLE):
         start = f"{kind} {repository} is not whole on this machine, and"
         if constants.HF_HUB_OFFLINE:
-            return f"{start} HF_HUB_OFFLINE is set: `unset HF_HUB_OFFLINE`, then {FETCH}, or give a local directory"
+            return f"{start} HF_HUB_OFFLINE is set: `unset HF_HUB_OFFLINE`, then {fetch}, or give a local directory"
         return (
-            f"{start} {constants.ENDPOINT} cannot be reached: download it with {FETCH} where there is a network, set "
+            f"{start} {constants.ENDPOINT} cannot be reached: download it with {fetch} where there is a network, set "
             "HF_ENDPOINT to a mirror, or give a local directory"
         )
     if is_any(HfHubHTTPError):

@@ -14,7 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from kava.config.load import REPOSITORY
+
 SHARED = REPOSITORY.parent / "shared"
 
 

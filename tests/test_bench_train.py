@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import REPOSITORY, tiny_model
+from conftest import tiny_model
 
 from kava import models
 from kava.bench import memory, stage_process, train, ways
@@ -19,7 +19,7 @@ from kava.bench.random_models import with_random_weights
 from kava.cli import main
 from kava.config.arms import Arm
 from kava.config.jobs import Job, Runtime
-from kava.config.load import load_config
+from kava.config.load import REPOSITORY, load_config
 from kava.config.schema import Config
 from kava.errors import UserError
 from kava.files import write_json

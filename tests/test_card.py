@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 from scipy.stats import binomtest
 
@@ -15,6 +14,7 @@ from kava.card import base_licence, card_text, write_card
 from kava.cli import main
 from kava.config import Runtime, load_config
 from kava.config.arms import Arm
+from kava.config.load import REPOSITORY
 from kava.errors import UserError
 from kava.files import write_json
 

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from workflow_runs import REPOSITORY, command
+from workflow_runs import command
 
 from kava.cli import COMMANDS, main
+from kava.config.load import REPOSITORY
 from kava.locks import claim, locked
 
 CONFIG = str(REPOSITORY / "config.yaml")

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from workflow_runs import REPOSITORY
 
 from kava.cli import main
 from kava.config import load_config
 from kava.config.jobs import Plan
+from kava.config.load import REPOSITORY
 from kava.device import GIB
 from kava.doctor import machine, software
 from kava.doctor.check import Check
@@ -204,7 +204,7 @@ def test_each_disk_is_measured_against_what_goes_there(monkeypatch, tmp_path: Pa
         folder.mkdir()
     monkeypatch.setattr(machine.constants, "HF_HUB_CACHE", str(hub))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1e9 if folder != hub else 5e6))
-    monkeypatch.setattr(machine, "filesystem", lambda folder: Device(folder))
+    monkeypatch.setattr(machine, "nearest_folder", lambda folder: Device(folder))
     store, results, downloads = machine.disk(plan, 6_000_000)
     assert store.told.endswith("cache, 1.0 GB free")
     assert "elsewhere" in results.told

@@ -1,6 +1,7 @@
 """Every command of the README and of docs/ is run here or in a named place, or says what it needs.
 
-Snakemake is asked what it would run: the stages themselves are run by its own tests.
+Snakemake and make are asked what they would run: the stages themselves are run by the workflow's tests, and `make test`
+by CI.
 """
 
 import os
@@ -16,21 +17,20 @@ import pytest
 import yaml
 from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from workflow_runs import REPOSITORY, TINY, run_in_this_process, slurm_plugin
+from workflow_runs import TINY, run_in_this_process, slurm_plugin
 
 from kava.cli import main
 from kava.config import Plan, Runtime, load_config
+from kava.config.load import REPOSITORY
 
 pytestmark = pytest.mark.slow
 PAGES = ("README.md", "docs/ablation.md", "docs/cluster.md")
-# Beginning of a command → where it is run.
+# Beginning of a command → a test file that runs it, and what stands there when it does.
 ELSEWHERE = {
-    "make report": "tests/test_workflow.py, at a smaller size",
-    "make test": ".ci/run",
-    "kava bench store": "tests/test_bench_store.py",
-    "kava fetch": "tests/test_fetch.py",
-    "snakemake --report": "tests/test_workflow.py",
-    "lm_eval run": "tests/test_workflow.py",
+    "kava bench store": ("test_bench_store.py", '"bench", "store"'),
+    "kava fetch": ("test_fetch.py", '"-m", "kava", "fetch"'),
+    "snakemake --report": ("test_workflow.py", '"--report", str(page)'),
+    "lm_eval run": ("test_workflow.py", '"-m", "lm_eval", "run"'),
 }
 
 
@@ -98,6 +98,10 @@ def test_a_command_does_what_it_says(place: str, line: str, folder: Path, monkey
             done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
             assert "job " in done.stdout or "Nothing to be done" in done.stdout + done.stderr
+        elif words[0] == "make":
+            dry = ["make", "--dry-run", "--always-make", "--directory", str(REPOSITORY), words[1]]
+            would = subprocess.run(dry, capture_output=True, text=True, check=True).stdout
+            assert {"report": "results/ab_report.html", "test": '-m "not slow"'}[words[1]] in would
         elif words[-1] == "--help":
             with pytest.raises(SystemExit, match=r"^0$"):
                 main(words[1:])
@@ -136,5 +140,5 @@ def test_what_is_published_is_a_model_and_nothing_of_its_training(folder: Path, 
 
 
 def test_where_else_a_command_is_run_is_there() -> None:
-    for place in ELSEWHERE.values():
-        assert (REPOSITORY / place.split(",")[0]).is_file()
+    for file, text in ELSEWHERE.values():
+        assert text in (REPOSITORY / "tests" / file).read_text()

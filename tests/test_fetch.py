@@ -14,7 +14,8 @@ import pytest
 import torch
 from datasets import Dataset
 from hub_server import Mirror, serving
-from workflow_runs import REPOSITORY
+
+from kava.config.load import REPOSITORY
 
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,12 @@ import torch
 from conftest import tiny_model
 from torch._subclasses import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
-from workflow_runs import REPOSITORY
 
 from kava.cache.capture import Geometry
 from kava.cli import main
 from kava.config.arms import Arm
 from kava.config.jobs import Plan, Runtime
-from kava.config.load import load_config
+from kava.config.load import REPOSITORY, load_config
 from kava.device import GIB
 from kava.errors import UserError
 from kava.losses import cross_entropy

@@ -3,11 +3,10 @@
 import json
 
 import pytest
-from workflow_runs import REPOSITORY
 
 from kava.cli import main
 from kava.config.jobs import Plan
-from kava.config.load import load_config
+from kava.config.load import REPOSITORY, load_config
 from kava.plan.geometry import PACKAGED, read_geometry
 from kava.plan.trace import parameter_counts
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from workflow_runs import REPOSITORY
 
 from kava.cache.capture import KeysValues
 from kava.cache.codecs import KvBlock
 from kava.cli import main
+from kava.config.load import REPOSITORY
 from kava.errors import UserError
 from kava.metrics import Pair, alignment_metrics
 from kava.profile.measure import Sample, constant_floor, describe, effective_rank, measure, score

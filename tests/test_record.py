@@ -120,17 +120,19 @@ def test_notes_are_a_reason_to_make_the_report_again_and_nothing_else() -> None:
 
 
 def test_settings_that_differ_from_the_record_are_told_and_what_follows_from_them_is_not(tmp_path: Path) -> None:
-    spec = {"preset": "demo", "notes": "", "seeds": [42], "arms": {"flat": {"loss": {"kind": "mse"}}, "sft": {}}}
-    (tmp_path / "record.yaml").write_text(yaml.safe_dump({"configuration": spec}))
-    assert changed_settings(tmp_path, spec | {"notes": "why", "preset": "demo-3seeds"}) is None
-    now = spec | {"seeds": [42, 43], "arms": {"flat": {"loss": {"kind": "hybrid", "steps": 5}}, "rkv": {}}}
-    told = changed_settings(tmp_path, now)
-    differ = "(arm rkv: new; arm sft: gone; arms.flat.loss.kind: mse, now hybrid; seeds: [42], now [42, 43])"
+    folder = recorded(tmp_path, "mine", n=10)
+    spec = read_record(folder).record["configuration"]
+    assert changed_settings(folder, spec | {"notes": "why", "preset": "demo-3seeds"}) is None
+    flat = spec["arms"]["flat"] | {"loss": {"kind": "hybrid", "steps": 5}}
+    now = spec | {"seeds": [42, 43], "arms": {"flat": flat, "structured": spec["arms"]["structured"], "rkv": {}}}
+    told = changed_settings(folder, now)
+    kind = spec["arms"]["flat"]["loss"]["kind"]
+    differ = f"(arm rkv: new; arm sft: gone; arms.flat.loss.kind: {kind}, now hybrid; seeds: [42], now [42, 43])"
     assert told
-    assert f"{tmp_path} was last made with other settings {differ}. What depends on them runs again" in told
-    for broken in ("[", "format: 1"):
-        (tmp_path / "record.yaml").write_text(broken)
-        assert changed_settings(tmp_path, spec) is None
+    assert f"{folder} was last made with other settings {differ}. What depends on them runs again" in told
+    for broken in ("[", "format: 1", "configuration: {}", "text"):
+        (folder / "record.yaml").write_text(broken)
+        assert changed_settings(folder, spec) is None
     assert changed_settings(tmp_path / "new", spec) is None
 
 

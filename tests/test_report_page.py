@@ -12,7 +12,8 @@ import pytest
 from report_files import edit_json, edit_lines
 from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed  # noqa: F401
 
-from kava.report import ReportInputs, build_report, render_html
+from kava import losses
+from kava.report import ReportInputs, build_report, glossary, render_html
 from kava.report.question import question
 
 
@@ -123,6 +124,10 @@ def test_tables_have_captions_and_scoped_headers(report: dict[str, Any]) -> None
 
 def test_page_comes_from_the_json_alone(report: dict[str, Any]) -> None:
     assert render_html(json.loads(json.dumps(report))) == render_html(report)
+
+
+def test_every_loss_has_its_word() -> None:
+    assert set(glossary.LOSSES) == set(losses.LOSSES)
 
 
 def test_the_question_stands_above_the_verdict_and_the_words_at_the_end(report: dict[str, Any]) -> None:

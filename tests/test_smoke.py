@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from workflow_runs import REPOSITORY, logs, run_in_this_process
+from workflow_runs import logs, run_in_this_process
 
 from kava.bench.workspace import BenchPlan
 from kava.commands import init_student
 from kava.config.jobs import Runtime
-from kava.config.load import load_config
+from kava.config.load import REPOSITORY, load_config
 from kava.files import read_json
 from kava.plan.geometry import read_geometry
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 from store_fixtures import files, key, open_writer, write
-from workflow_runs import REPOSITORY
 
 from kava.cache.layout import STATISTICS
 from kava.cli import main
 from kava.config.jobs import Plan
-from kava.config.load import load_config
+from kava.config.load import REPOSITORY, load_config
 from kava.files import sha256_json, write_json
 
 INT8 = {"kind": "int8"}

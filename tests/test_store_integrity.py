@@ -45,21 +45,6 @@ def named(parent: Path, codec: dict[str, Any], **changes: Any) -> Path:
     return parent / f"teacher-{codec['kind']}-{sha256_json(key(codec, **changes))[:16]}"
 
 
-# Minutes for all; the fast tier looks at one codec.
-ONE_FAST = [
-    pytest.param(codec, id=codec["kind"], marks=() if codec == INT8 else pytest.mark.slow)
-    for codec in CODECS_UNDER_TEST
-]
-
-
-@pytest.fixture(scope="module", params=ONE_FAST)
-def sealed(request, tmp_path_factory) -> tuple[dict[str, Any], Path]:
-    """A sound store of each codec; copied by every test that damages it."""
-    folder = named(tmp_path_factory.mktemp("sound"), request.param)
-    write(folder, request.param)
-    return request.param, folder
-
-
 def one_of_each_kind(folder: Path) -> list[str]:
     """A file of every array, of every sort of metadata, a record, and the manifest."""
     kinds: dict[str, str] = {}
@@ -97,31 +82,22 @@ def names(found: Verification, file: str) -> bool:
     )
 
 
-# A file is known by its checksum whatever wrote it; a transform has kinds of files that the others have not.
-DAMAGED = [
-    *((codec, flip_a_bit) for codec in CODECS_UNDER_TEST),
-    *((INT8, damage) for damage in (truncate, Path.unlink)),
-    (TRANSFORM, Path.unlink),
-]
-
-
 @pytest.mark.parametrize(
-    ("sealed", "damage"),
+    ("codec", "damage"),
+    # A file is known by its checksum whatever wrote it; a transform has kinds of files that the others have not.
     [
-        pytest.param(
-            codec,
-            damage,
-            id=f"{codec['kind']}-{damage.__name__}",
-            marks=() if (codec, damage) == (INT8, flip_a_bit) else pytest.mark.slow,
-        )
-        for codec, damage in DAMAGED
+        (INT8, flip_a_bit),
+        *(pytest.param(codec, flip_a_bit, marks=pytest.mark.slow) for codec in CODECS_UNDER_TEST if codec != INT8),
+        *(pytest.param(INT8, damage, marks=pytest.mark.slow) for damage in (truncate, Path.unlink)),
+        pytest.param(TRANSFORM, Path.unlink, marks=pytest.mark.slow),
     ],
-    indirect=["sealed"],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else value.__name__,
 )
 def test_damage_to_any_file_is_named_and_never_read_and_mended(
-    sealed: tuple[dict[str, Any], Path], damage: Callable[[Path], None], tmp_path: Path
+    codec: dict[str, Any], damage: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    codec, sound = sealed
+    sound = named(tmp_path / "sound", codec)
+    write(sound, codec)
     expected = list(read_everything(sound))
     for number, name in enumerate(one_of_each_kind(sound)):
         folder = tmp_path / str(number) / sound.name

@@ -16,9 +16,9 @@ import yaml
 
 from kava.bench.workspace import free, quiet
 from kava.config.jobs import REFERENCES, Plan, Runtime
+from kava.config.load import REPOSITORY
 from kava.stages import bench_store, distill, evaluate, extract, pretrain, report, tokenize
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 TRAINING = {"steps": 4, "batch_size": 8, "log_every": 2, "save_every": 2}
 TINY = {
     "data": {"train": 64, "validation": 12, "test": 12},

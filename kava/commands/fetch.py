@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
 from kava.errors import UserError
-from kava.files import filesystem
+from kava.files import nearest_folder
 from kava.text import size
 
 
@@ -57,7 +57,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _require_space(cache: Path, needed: int) -> None:
-    free = shutil.disk_usage(filesystem(cache)).free
+    free = shutil.disk_usage(nearest_folder(cache)).free
     if needed > free:
         raise UserError(
             f"{size(needed)} are to be downloaded to {cache}, where {size(free)} are free; make room, or set HF_HOME "

@@ -14,7 +14,7 @@ from kava.config.schema import Config
 from kava.device import GIB
 from kava.doctor.check import Check, fail, ok, warning
 from kava.errors import UserError
-from kava.files import filesystem
+from kava.files import nearest_folder
 from kava.text import first_line, size
 
 # Bytes per parameter of a student that is trained on the CPU: fp32 weight, gradient and both moments.
@@ -138,12 +138,12 @@ def disk(plan: Plan, to_come: int | None) -> list[Check]:
     together: dict[int, Counter[Path]] = {}
     for folder, count in takes:
         if count:
-            together.setdefault(filesystem(folder).stat().st_dev, Counter())[folder] += count
+            together.setdefault(nearest_folder(folder).stat().st_dev, Counter())[folder] += count
     return [_space(of_device) for of_device in together.values()]
 
 
 def _space(takes: Mapping[Path, int]) -> Check:
-    total, free = sum(takes.values()), shutil.disk_usage(filesystem(next(iter(takes)))).free
+    total, free = sum(takes.values()), shutil.disk_usage(nearest_folder(next(iter(takes)))).free
     told = f"{size(total)} needed in {' and '.join(map(str, takes))}, {size(free)} free"
     if total > free:
         fix = "make room, or point cache_dir (the store) or HF_HOME (downloads) to another disk; `kava plan` says what"

@@ -12,7 +12,7 @@ from kava.config.splits import split_files
 from kava.data.tokens import require_same_tokenizer
 from kava.doctor.check import Check, fail, ok, warning
 from kava.errors import UserError
-from kava.hub import FETCH, Repository, cached, measure, repositories
+from kava.hub import Repository, cached, measure, repositories
 from kava.model_files import tokenizer_fault, weights_fault
 from kava.models import load_model_config, load_tokenizer
 from kava.text import size
@@ -100,8 +100,8 @@ def _hub(missing: list[Repository], fetch: str) -> tuple[Check, int | None]:
         fix = f"`unset HF_HUB_OFFLINE`, then `{fetch}`"
         return fail("hub", "HF_HUB_OFFLINE is set, and not all is here", fix), None
     try:
-        to_come = sum(measure(repository).to_come for repository in missing)
+        to_come = sum(measure(repository, f"`{fetch}`").to_come for repository in missing)
     except UserError as error:
         told, _, fix = str(error).partition(": ")
-        return fail("hub", told, fix.replace(FETCH, f"`{fetch}`")), None
+        return fail("hub", told, fix), None
     return ok("hub", f"{constants.ENDPOINT} answers, and has all of them, {size(to_come)} to come"), to_come

@@ -10,7 +10,7 @@ from kava.cache.contents import Contents
 from kava.config.jobs import Plan
 from kava.config.schema import DemoData
 from kava.data.gsm8k import read_split
-from kava.files import filesystem, read_json
+from kava.files import nearest_folder, read_json
 from kava.plan.example import ANSWER_TOKENS
 from kava.plan.geometry import read_geometry
 
@@ -113,5 +113,5 @@ def disk(plan: Plan, count: TokenCount, checkpoints: dict[str, int], models: int
     held = [(settings[stage].keep_checkpoints + 1) * size for stage, size in checkpoints.items()]
     sealed = plan.extract.output
     store = read_json(sealed)["bytes"] if sealed.is_file() else store_bytes(plan, count)
-    free = shutil.disk_usage(filesystem(plan.cache)).free
+    free = shutil.disk_usage(nearest_folder(plan.cache)).free
     return Disk(store, sealed.is_file(), max(held, default=0), models, free)

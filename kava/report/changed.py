@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from kava.errors import UserError
 from kava.report.clean import flatten
-from kava.report.record import FILE, without_places
+from kava.report.record import record_as_written, without_places
 
 # What follows from other settings, or changes the report alone.
 SAID_BY_OTHERS = ("preset", "comparisons", "controls", "notes")
@@ -25,9 +24,9 @@ def changed_settings(folder: Path, spec: Mapping[str, Any]) -> str | None:
         Of the report's job.
     """
     try:
-        before = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))["configuration"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        return None  # `kava report` says what is wrong with a record
+        before = record_as_written(folder)[0]["configuration"]
+    except UserError:
+        return None  # `kava report` says what is wrong with it, or that there is none
     now = without_places(spec)
     arms = sorted(now["arms"].keys() ^ before["arms"].keys())
     found = [f"arm {arm}: {'new' if arm in now['arms'] else 'gone'}" for arm in arms]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kava.report.charts import CURVE_HEIGHT, Chart, arm_styles, colour_of, finish, highlighted, many_arms
-from kava.report.format import listed, percent
+from kava.report.format import listed
 
 # The name under which the page's script finds the chosen arms in every chart.
 CHOICE = "highlighted"
@@ -75,8 +75,7 @@ def curves_end(report: Mapping[str, Any]) -> str:
         return measured
     alike = len(ends) == 1 and len(ends[next(iter(ends))]) == len(report["kv_until"])
     shares = [
-        f"{percent(until).replace('.0%', '%')} of the steps{'' if alike else f' ({listed(arms)})'}"
-        for until, arms in sorted(ends.items())
+        f"{100 * until:g}% of the steps{'' if alike else f' ({listed(arms)})'}" for until, arms in sorted(ends.items())
     ]
     return f"The KV loss is off after {listed(shares)} (kv_until), so its curves and the cosines’ end there. {measured}"
 

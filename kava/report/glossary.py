@@ -13,7 +13,7 @@ WORDS = {
     "control": "An arm without usable KV signal; a KV arm that does not beat it has shown nothing.",
     "sft": "The control trained on the texts alone: the same student, data and steps without a KV loss.",
     "KV loss": "The distance between the student’s keys and values and the teacher’s, projected to its size; "
-    "it is added to the cross entropy for the first part of the steps.",
+    "it is added to the cross entropy until the share kv_until of the steps.",
     "h (effect size)": "Cohen’s h: a difference of two accuracies on a scale on which 0.2 is small, 0.5 medium and 0.8 "
     "large.",
     "Holm’s correction": "Raises p-values for the number of tests on the page, since of many some come out small by "

@@ -101,7 +101,19 @@ def read_record(folder: Path) -> Experiment:
     Raises
     ------
     UserError
-        There is no record, it is damaged or of another format, or a file that it names is gone or was made again.
+        As `record_as_written`, or a file that it names is gone or was made again.
+    """
+    record, checked = record_as_written(folder)
+    return Experiment(folder, record, {name: _find(folder / FILE, place) for name, place in checked.files.items()})
+
+
+def record_as_written(folder: Path) -> tuple[dict[str, Any], Record]:
+    """The record of an experiment's folder as it stands, and what of it was checked; its files are not looked at.
+
+    Raises
+    ------
+    UserError
+        There is no record, or it is damaged or of another format.
     """
     path = folder / FILE
     try:
@@ -121,12 +133,11 @@ def read_record(folder: Path) -> Experiment:
             f"{path} has format {told!r}, and this version reads {FORMAT}; make its report again with {AGAIN}"
         )
     try:
-        told_files = Record.model_validate(record).files
+        return record, Record.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{part}: " for part in first["loc"])
         raise UserError(f"{path}: {where}{first['msg']}; make the experiment's report again with {AGAIN}") from None
-    return Experiment(folder, record, {name: _find(path, place) for name, place in told_files.items()})
 
 
 def _places(folder: Path, inputs: Mapping[str, Path]) -> Iterator[tuple[str, dict[str, str]]]:

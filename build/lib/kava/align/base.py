@@ -1,0 +1,44 @@
+"""The contract of every aligner, and the flattening that some of them share."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from kava.cache.capture import Geometry
+
+
+class Aligner(nn.Module, ABC):
+    """Map of teacher keys (or values, with other weights) to the student's geometry; tokens are treated apart.
+
+    Parameters
+    ----------
+    teacher, student
+        KV geometries on either side.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, teacher: Geometry, student: Geometry) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.student = student
+
+    def set_layer_similarity(self, cka_ST: Tensor) -> None:
+        """Take the CKA of student layers with teacher layers, `[L_s, L_t]`; only a layer map `cka` listens."""
+        del cka_ST
+
+    @abstractmethod
+    def forward(self, teacher_BLHTD: Tensor) -> Tensor:
+        """Standardised teacher tensor `[B, L_t, H_t, T, D_t]` → `[B, L_s, H_s, T, D_s]`."""
+
+
+def to_channels(tensor_BLHTD: Tensor) -> Tensor:
+    """Layers, heads and dims side by side, `[B, T, C]`: what a channel means is given up."""
+    return tensor_BLHTD.permute(0, 3, 1, 2, 4).flatten(2)
+
+
+def from_channels(tensor_BTC: Tensor, geometry: Geometry) -> Tensor:
+    """The inverse of `to_channels` for a tensor of a geometry, `[B, L, H, T, D]`."""
+    shape = (geometry.layers, geometry.kv_heads, geometry.head_dim)
+    return tensor_BTC.unflatten(-1, shape).permute(0, 2, 3, 1, 4)

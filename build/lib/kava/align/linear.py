@@ -1,0 +1,19 @@
+"""`linear`: one linear map over all layers and heads at once, the weak baseline."""
+
+from torch import Tensor, nn
+
+from kava.align.base import Aligner, from_channels, to_channels
+from kava.cache.capture import Geometry
+
+
+class Linear(Aligner):
+    """Linear(C_t, C_s) per token; C is layers × heads × head dim."""
+
+    kind = "linear"
+
+    def __init__(self, teacher: Geometry, student: Geometry) -> None:
+        super().__init__(teacher, student)
+        self.map = nn.Linear(teacher.channels, student.channels)
+
+    def forward(self, teacher_BLHTD: Tensor) -> Tensor:
+        return from_channels(self.map(to_channels(teacher_BLHTD)), self.student)

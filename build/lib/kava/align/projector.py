@@ -1,0 +1,174 @@
+"""The projector: one aligner for keys and one for values, the channel statistics around them, and its file format."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kava.align import make_aligner
+from kava.cache.capture import Geometry, KeysValues
+from kava.errors import UserError
+from kava.files import read_json, write_json
+
+TENSORS = ("keys", "values")
+# Channels that hardly vary would be blown up to unit variance.
+STD_FLOOR = 1e-4
+
+
+class Projector(nn.Module):
+    """Teacher KV in, student KV out.
+
+    The teacher's channels are standardised first: Qwen2 keys carry constant biases of hundreds, and a LayerNorm over
+    all channels would see little else. With `center`, the output is shifted by fixed means so that the aligners
+    predict how the student's KV varies, not where it sits.
+
+    Parameters
+    ----------
+    settings
+        Aligner settings `{kind: …}`.
+    teacher, student
+        KV geometries.
+    center
+        Shift the output by the fixed means.
+
+    Attributes
+    ----------
+    student_mean, student_std
+        Channel statistics of the base student, `[2, L_s, H_s, 1, D_s]`; index 0 keys, 1 values.
+    output_mean
+        Channel means of the aligners' own output at the start of the phase, same shape.
+    output_scale
+        Factor per layer and head, `[2, L_s, H_s, 1, 1]`, that gives a drawn aligner's output the spread of the base
+        student: by initialisation alone it is 0.17 for `flat` and 1.0 for `structured`, and losses that see magnitude
+        would compare that.
+    cka
+        CKA of the base student's layers with the teacher's, `[2, L_s, L_t]`.
+    """
+
+    teacher_mean: Tensor
+    teacher_std: Tensor
+    student_mean: Tensor
+    student_std: Tensor
+    output_mean: Tensor
+    output_scale: Tensor
+    cka: Tensor
+
+    def __init__(self, settings: dict[str, Any], teacher: Geometry, student: Geometry, center: bool = True) -> None:
+        super().__init__()
+        self.settings, self.teacher, self.student, self.center = settings, teacher, student, center
+        self.aligners = nn.ModuleList(make_aligner(settings, teacher, student) for _ in TENSORS)
+        teacher_shape = (2, teacher.layers, teacher.kv_heads, 1, teacher.head_dim)
+        student_shape = (2, student.layers, student.kv_heads, 1, student.head_dim)
+        self.register_buffer("teacher_mean", torch.zeros(teacher_shape))
+        self.register_buffer("teacher_std", torch.ones(teacher_shape))
+        self.register_buffer("student_mean", torch.zeros(student_shape))
+        self.register_buffer("student_std", torch.ones(student_shape))
+        self.register_buffer("output_mean", torch.zeros(student_shape))
+        self.register_buffer("output_scale", torch.ones(2, student.layers, student.kv_heads, 1, 1))
+        self.register_buffer("cka", torch.zeros(2, student.layers, teacher.layers))
+
+    def set_teacher_statistics(self, mean: dict[str, Tensor], std: dict[str, Tensor]) -> None:
+        """Take the store's channel statistics, `{"keys", "values"}` → `[L_t, H_t, D_t]`."""
+        self.teacher_mean.copy_(torch.stack([mean[name] for name in TENSORS]).unsqueeze(-2))
+        self.teacher_std.copy_(torch.stack([std[name] for name in TENSORS]).unsqueeze(-2).clamp(min=STD_FLOOR))
+
+    def set_student_statistics(self, mean: Tensor, std: Tensor, cka: Tensor) -> None:
+        """Take what was measured of the base student, shaped as the attributes."""
+        self.student_mean.copy_(mean)
+        self.student_std.copy_(std.clamp(min=STD_FLOOR))
+        self.cka.copy_(cka)
+        for aligner, similarity in zip(self.aligners, self.cka, strict=True):
+            aligner.set_layer_similarity(similarity)  # type: ignore[operator]
+
+    def set_output_statistics(self, mean: Tensor, std: Tensor | None) -> None:
+        """Take the statistics of `raw`, shaped as the attributes; std only of an aligner as it was drawn."""
+        self.output_mean.copy_(mean)
+        if std is not None:
+            student, drawn = _spread(self.student_std), _spread(std)
+            self.output_scale.copy_(student / drawn.clamp(min=STD_FLOOR))
+
+    def forward(self, teacher: KeysValues) -> KeysValues:
+        """Project teacher KV `[B, L_t, H_t, T, D_t]` to the student's coordinates `[B, L_s, H_s, T, D_s]`."""
+        projected = []
+        for i, raw in enumerate(self.raw(teacher)):
+            if self.center:
+                projected.append(self.output_scale[i] * (raw - self.output_mean[i]) + self.student_mean[i])
+            else:
+                projected.append(self.output_scale[i] * raw)
+        return KeysValues(*projected)
+
+    def raw(self, teacher: KeysValues) -> list[Tensor]:
+        """The aligners' own output on standardised teacher KV."""
+        return [
+            aligner((tensor - self.teacher_mean[i]) / self.teacher_std[i])
+            for i, (aligner, tensor) in enumerate(zip(self.aligners, teacher, strict=True))
+        ]
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write `projector.safetensors` and `config.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()},
+                  folder / "projector.safetensors")  # fmt: skip
+        write_json(
+            folder / "config.json",
+            {
+                "aligner": self.settings,
+                "teacher": self.teacher.to_dict(),
+                "student": self.student.to_dict(),
+                "center": self.center,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Projector":
+        """Read what `save` wrote; `UserError` if the folder holds no projector."""
+        config = read_json(folder / "config.json")
+        if "aligner" not in config:
+            raise UserError(f"{folder} holds no projector; give the folder of a pretrain or distill stage")
+        teacher, student = Geometry(**config["teacher"]), Geometry(**config["student"])
+        projector = cls(config["aligner"], teacher, student, config["center"])
+        projector.load_state_dict(load_file(folder / "projector.safetensors"))
+        return projector
+
+
+def _spread(std: Tensor) -> Tensor:
+    """Root mean square over the channels of each layer and head."""
+    return std.square().mean(-1, keepdim=True).sqrt()
+
+
+class ChannelStatistics:
+    """Mean and standard deviation per channel of `[B, L, H, T, D]` tensors over unmasked tokens, in float64."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | float = 0.0  # of the first and of the second power
+        self.tokens = 0
+
+    def add(self, tensors: Iterable[Tensor], mask_BT: Tensor) -> None:
+        wide = [tensor.double() * mask_BT[:, None, None, :, None] for tensor in tensors]
+        powers = [torch.stack([tensor.pow(power).sum((0, 3)) for tensor in wide]) for power in (1, 2)]
+        self.sums = self.sums + torch.stack(powers)
+        self.tokens += int(mask_BT.sum())
+
+    @property
+    def mean(self) -> Tensor:
+        """`[2, L, H, 1, D]`, float32."""
+        return self.moments[0].float().unsqueeze(-2)
+
+    @property
+    def std(self) -> Tensor:
+        """`[2, L, H, 1, D]`, float32."""
+        mean, square = self.moments
+        return (square - mean.square()).clamp(min=0).sqrt().float().unsqueeze(-2)
+
+    @property
+    def moments(self) -> Tensor:
+        """Means of the channels and of their squares, float64 `[2, 2, L, H, D]`: float32 is too coarse to subtract."""
+        assert isinstance(self.sums, Tensor), "no batch was added"
+        return self.sums / self.tokens

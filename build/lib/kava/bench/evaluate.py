@@ -1,0 +1,128 @@
+"""Measure what scoring costs: questions per second of the evaluate stage against plain `model.generate`.
+
+    kava bench evaluate
+    kava bench evaluate --preset qwen2.5-8gb --questions 64
+    kava bench evaluate --preset qwen2.5-8gb --random-weights --tokenizer DIR --set data.path=DIR
+
+The base student answers the first test questions in turn each way: through lm-evaluation-harness as the
+stage does (requests, stop strings, filters, marks), and by tokenising the same prompts, generating in the same
+batches of like length, and decoding.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kava.bench.setting import bench_parser, columns, configured, machine, prepared, report, require_one, show_machine
+from kava.commandline import exit_status
+from kava.config.schema import Config
+
+log = logging.getLogger("kava")
+QUESTIONS, ROUNDS = 250, 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = bench_parser("evaluate", __doc__)
+    parser.add_argument(
+        "--questions", type=int, default=QUESTIONS, help="test questions at most (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="runs of each way, in turn (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    return exit_status("kava bench evaluate", lambda: _bench(arguments))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    require_one(arguments, "questions", "rounds")
+    config = configured(arguments)
+    report(arguments, lambda folder: _measure(config, arguments, folder), table)
+
+
+def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from kava.bench.workspace import quiet
+    from kava.data import load_splits
+    from kava.data.task import write_task
+    from kava.data.template import template_for
+    from kava.device import choose_device
+    from kava.harness import harness_results
+    from kava.models import load_for_evaluation, load_tokenizer
+
+    small = prepared(config, arguments, folder, log.info)
+    rows = load_splits(small.data)["test"][: arguments.questions]
+    chat = small.chat.model_dump() if small.chat else None
+    template = template_for(load_tokenizer(small.teacher.model_dump()), small.template, chat)
+    write_task(folder / "task", rows, template)
+    source, settings = small.student.model_dump(), small.evaluation.model_dump()
+    device = choose_device(small.device)
+    model, tokenizer = load_for_evaluation(source, device), load_tokenizer(source)
+    prompts = [template.prompt(row["question"]) for row in rows]
+
+    ways: list[tuple[str, Callable[[], object]]] = [
+        ("harness", lambda: harness_results(model, tokenizer, folder / "task", settings)),
+        ("plain", lambda: generate(model, tokenizer, prompts, **settings)),
+    ]
+    log.info("answering %d questions %d times each way", len(rows), arguments.rounds)
+    spent: dict[str, list[float]] = {"harness": [], "plain": []}
+    with quiet():
+        generate(model, tokenizer, prompts[:1], settings["batch_size"], 2)  # the first call of a process is slow
+        for number in range(arguments.rounds):
+            for name, answer in ways if number % 2 == 0 else reversed(ways):
+                started = time.monotonic()
+                answer()
+                spent[name].append(time.monotonic() - started)
+    return {
+        "questions": len(rows),
+        "rounds": arguments.rounds,
+        **settings,
+        **{f"{name}_questions_per_second": len(rows) / min(seconds) for name, seconds in spent.items()},
+        "ratio": min(spent["harness"]) / min(spent["plain"]),
+        "ratios": [whole / bare for whole, bare in zip(spent["harness"], spent["plain"], strict=True)],
+        "setup": machine(config, arguments),
+    }
+
+
+def generate(model: Any, tokenizer: Any, prompts: list[str], batch_size: int, max_new_tokens: int) -> list[str]:
+    """Greedy answers by plain `model.generate`, longest prompts first, until the end token."""
+    import torch
+
+    longest_first = sorted(range(len(prompts)), key=lambda number: -len(tokenizer(prompts[number])["input_ids"]))
+    tokenizer.padding_side = "left"
+    answers = [""] * len(prompts)
+    for start in range(0, len(prompts), batch_size):
+        batch = longest_first[start : start + batch_size]
+        encoded = tokenizer([prompts[number] for number in batch], return_tensors="pt", padding=True).to(model.device)
+        with torch.inference_mode():
+            ids = model.generate(
+                **encoded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+        texts = tokenizer.batch_decode(ids[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+        for number, text in zip(batch, texts, strict=True):
+            answers[number] = text
+    return answers
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The figures for a terminal."""
+    low, high = min(figures["ratios"]), max(figures["ratios"])
+    lines = [
+        ("evaluation", "questions/s", "time, ratio", "between"),
+        ("model.generate", f"{figures['plain_questions_per_second']:.1f}", "1", ""),
+        ("the stage", f"{figures['harness_questions_per_second']:.1f}", f"{figures['ratio']:.2f}",
+         f"{low:.2f}–{high:.2f}"),
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            *columns(lines),
+            "",
+            f"{figures['questions']} questions, {figures['batch_size']} at once, at most {figures['max_new_tokens']} "
+            f"tokens each; best of {figures['rounds']} rounds, ratios of the single rounds under `between`.",
+            show_machine(figures["setup"]) + ".",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

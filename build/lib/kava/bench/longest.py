@@ -1,0 +1,49 @@
+"""The longest examples of a data set: whoever has met them has met the peak of a run."""
+
+from kava.bench.workspace import Rows
+from kava.config.schema import Config
+from kava.data import load_splits
+from kava.data.template import template_for
+from kava.data.tokens import encode_example
+from kava.errors import UserError
+from kava.models import load_tokenizer
+
+
+def longest_rows(config: Config, examples: int, held_out: int, questions: int) -> tuple[dict[str, Rows], int]:
+    """The longest rows that `max_length` admits.
+
+    Parameters
+    ----------
+    config
+        Names data, template and tokenizer.
+    examples, held_out, questions
+        How many of the training split, the held-out one and the test questions, as far as there are so many.
+
+    Returns
+    -------
+    tuple of dict and int
+        Split → rows, and the tokens of the longest training example.
+
+    Raises
+    ------
+    UserError
+        No training example is short enough.
+    """
+    tokenizer = load_tokenizer(config.teacher.model_dump())
+    template = template_for(tokenizer, config.template, config.chat.model_dump() if config.chat else None)
+
+    def lengths(rows: Rows) -> list[int]:
+        return [len(encode_example(tokenizer, template, row)["input_ids"]) for row in rows]
+
+    rows, chosen, longest = load_splits(config.data), {}, {}
+    for split, count in (("train", examples), ("validation", held_out)):
+        admitted = [
+            (n, row) for n, row in zip(lengths(rows[split]), rows[split], strict=True) if n <= config.max_length
+        ]
+        if not admitted:
+            raise UserError(f"every {split} example is longer than max_length={config.max_length}; raise it")
+        admitted.sort(key=lambda example: -example[0])
+        chosen[split], longest[split] = [row for _, row in admitted[:count]], admitted[0][0]
+    # A question counts without its answer, which the model has yet to find.
+    chosen["test"] = sorted(rows["test"], key=lambda row: -len(tokenizer(row["question"])["input_ids"]))[:questions]
+    return chosen, longest["train"]

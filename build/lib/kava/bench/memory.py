@@ -1,0 +1,154 @@
+"""Measure the peak memory of every stage, each in a process of its own.
+
+    kava bench memory
+    kava bench memory --preset qwen2.5-8gb --output memory.json
+    kava bench memory --preset qwen2.5-8gb --random-weights --tokenizer DIR --set data.path=DIR
+
+Runs the real stages for a few steps on the longest examples of the data, in a temporary folder, every loss at full
+weight. On a GPU torch's allocator is capped at the budget minus 1 GiB, as if the GPU were no larger: its peaks are
+told, and what NVML says of the device. On a CPU the live tensors are counted. What `kava plan` says stands beside.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kava.bench.setting import bench_parser, columns, configured, machine, prepared, report, require_one, show_machine
+from kava.commandline import exit_status
+from kava.config.jobs import Job, Plan
+from kava.config.schema import Config
+
+log = logging.getLogger("kava")
+# The second one meets gradients and optimizer states as every later one does.
+STEPS = 2
+# What was measured, and what is planned for the same: name, and key of `kava.bench.planned`.
+MEASURES = {"reserved_mib": "allocator_mib", "allocated_mib": "allocator_mib", "tensors_mib": "allocator_mib"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = bench_parser("memory", __doc__)
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of each phase (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    return exit_status("kava bench memory", lambda: _bench(arguments))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    require_one(arguments, "steps")
+    config = configured(arguments)
+    report(arguments, lambda folder: _measure(config, arguments, folder), table)
+
+
+def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from kava.bench.planned import planned
+    from kava.bench.stage_process import run_measured
+    from kava.bench.workspace import BenchPlan, quiet
+    from kava.config.jobs import Runtime
+    from kava.files import read_json
+    from kava.stages import tokenize
+
+    small, longest = _few(prepared(config, arguments, folder, log.info), arguments.steps, folder)
+    plan, runtime = BenchPlan(small, folder), Runtime.of(small)
+    with quiet():
+        tokenize.run(plan.tokenize, runtime)
+    # As configured, but for what was measured: the longest example, and every loss at full weight.
+    said = planned(small.model_copy(update={"max_length": longest, "data": config.data}))
+    stages = []
+    for stage, arm, job in _jobs(plan):
+        log.info("%s %s", stage, arm)
+        missing = [name for name, path in job.inputs.items() if not path.is_file()]
+        if missing:
+            row: dict[str, Any] = {"error": f"{missing[0]} is missing: its stage failed"}
+        else:
+            row = run_measured(job, runtime, folder)
+            done = read_json(job.output) if job.output.is_file() else {}
+            row["out_of_memory"] = done.get("out_of_memory", [])
+        stages.append({"stage": stage, "arm": arm} | row | ({"planned": said.get((stage, arm))} if said else {}))
+    return {
+        "stages": stages,
+        "steps": arguments.steps,
+        "budget_gib": config.vram_budget_gib,
+        "longest_example_tokens": longest,
+        "setup": machine(config, arguments),
+    }
+
+
+def _few(config: Config, steps: int, folder: Path) -> tuple[Config, int]:
+    """The configuration for so many steps on the longest examples, and the tokens of the longest."""
+    from kava.bench.longest import longest_rows
+    from kava.bench.workspace import on_rows
+
+    phases = {"pretrain": config.pretrain, "distill": config.distill}
+    examples = steps * max(of_phase.batch_size * of_phase.accumulation for of_phase in phases.values())
+    held_out = max(of_phase.batch_size for of_phase in phases.values())
+    rows, longest = longest_rows(config, examples, held_out, config.evaluation.batch_size)
+    changes: dict[str, Any] = {
+        name: of_phase.model_copy(
+            update={"steps": steps, "log_every": 1, "save_every": steps, "num_processes": 1}
+        )
+        for name, of_phase in phases.items()
+    }  # fmt: skip
+    changes["arms"] = {name: arm.at_full_weight() for name, arm in config.arms.items()}
+    return on_rows(config, rows, folder / "data").model_copy(update=changes), longest
+
+
+def _jobs(plan: Plan) -> Iterator[tuple[str, str, Job]]:
+    """Stage, arm and job, in an order in which each finds what it reads; names are those of `kava plan`."""
+    arms, seed = plan.config.arms, plan.config.seeds[0]
+    yield "extract", "", plan.extract
+    for arm, settings in arms.items():
+        if settings.aligner:
+            yield "pretrain", arm, plan.pretrain(arm, seed)
+    for arm in arms:
+        yield "distill", arm, plan.distill(arm, seed)
+    yield "evaluate teacher", "", plan.reference("teacher")
+    yield "evaluate student", "", plan.evaluate(next(iter(arms)), seed)
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The figures for a terminal, in MiB."""
+    stages = figures["stages"]
+    found = [name for name in (*MEASURES, "device_mib") if any(name in row for row in stages)]
+    said = any(row.get("planned") for row in stages)
+    first = next((name for name in found if name in MEASURES), None)
+    head = ["MiB at the peak", "arm", *(name.removesuffix("_mib") for name in found)]
+    lines = [tuple([*head, "planned", "of planned"] if said else head)]
+    for row in stages:
+        cells = [row["stage"], row["arm"], *(f"{row[name]:,.1f}" if name in row else "" for name in found)]
+        plan = row.get("planned")
+        if plan and first is not None and first in row:
+            cells += [f"{plan[MEASURES[first]]:,.1f}", f"{row[first] / plan[MEASURES[first]]:.2f}"]
+        elif said:
+            cells += ["", ""]
+        lines.append(tuple(cells))
+    return "\n".join([*columns(lines, left=2), "", *_notes(figures, found)])
+
+
+def _notes(figures: Mapping[str, Any], found: list[str]) -> list[str]:
+    notes = []
+    for row in figures["stages"]:
+        name = f"{row['stage']} {row['arm']}".strip()
+        if row["error"]:
+            notes.append(f"{name} did not finish: {row['error']}")
+        notes += [
+            f"{name}: memory ran out at step {event['step']}; from there {event['batch_size']} examples per forward"
+            for event in row.get("out_of_memory", [])
+        ]
+    notes.append(
+        f"{figures['steps']} steps on the longest examples ({figures['longest_example_tokens']} tokens at most), every "
+        "loss at full weight."
+    )
+    if "tensors_mib" in found:
+        notes.append("tensors: bytes of live tensors, weights included; not libraries, nor what is read ahead.")
+    else:
+        notes.append(
+            f"Budget {figures['budget_gib']:g} GiB, of which torch's allocator had all but 1. device: what NVML says, "
+            "CUDA context and paged optimizer states included."
+        )
+    return [*notes, show_machine(figures["setup"]) + "."]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Peak memory of what a process does, on a GPU or on a CPU."""
+
+import threading
+from types import TracebackType
+from typing import Any, Final, Self
+
+import torch
+
+from kava.bench.live import LiveTensors
+
+MIB: Final = 1 << 20
+SAMPLE_SECONDS: Final = 0.02
+
+
+class CpuMeter:
+    """Counts live tensors."""
+
+    def __init__(self) -> None:
+        self._live = LiveTensors()
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, traceback)
+
+    def figures(self) -> dict[str, Any]:
+        """`tensors_mib`, live tensors at their peak."""
+        return {"tensors_mib": self._live.peak / MIB}
+
+
+class CudaMeter:
+    """Asks torch's allocator for its peaks, and NVML for the whole device now and again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = self._most = 0
+        self._ended = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._before = self._most = torch.cuda.device_memory_used(self._device)  # no context of ours yet
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._sampler.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        del kind, error, traceback
+        self._ended.set()
+        self._sampler.join()
+
+    def figures(self) -> dict[str, Any]:
+        """`allocated_mib` and `reserved_mib` of the allocator, and `device_mib`, what the device held more than before.
+
+        The last includes the CUDA context and paged states, and whatever other programs took meanwhile.
+        """
+        return {
+            "allocated_mib": torch.cuda.max_memory_allocated(self._device) / MIB,
+            "reserved_mib": torch.cuda.max_memory_reserved(self._device) / MIB,
+            "device_mib": (self._most - self._before) / MIB,
+        }
+
+    def _sample(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            self._most = max(self._most, torch.cuda.device_memory_used(self._device))
+
+
+def meter(device: torch.device) -> CpuMeter | CudaMeter:
+    """What measures on a device."""
+    return CudaMeter(device) if device.type == "cuda" else CpuMeter()

@@ -1,0 +1,95 @@
+"""Teacher KV without a store: the teacher reads each batch, in the step or as the batch is made."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kava.cache.capture import KeysValues, capture
+from kava.training.batches import Batch, Batches
+from kava.training.model import DistillationModel
+
+
+class Stopwatch:
+    """Adds up the time of something; on a GPU by events, which do not make the host wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._spent = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what happens inside."""
+        if self._device.type != "cuda":
+            started = time.monotonic()
+            yield
+            self._spent += time.monotonic() - started
+            return
+        events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        events[0].record()
+        yield
+        events[1].record()
+        self._events.append(events)
+
+    def seconds(self) -> float:
+        """In all so far."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return self._spent + sum(start.elapsed_time(end) for start, end in self._events) / 1000
+
+
+class OnlineBatches(Batches):
+    """Batches whose KV comes from one forward of the teacher over the batch, without its head and without gradients.
+
+    Parameters
+    ----------
+    teacher
+        The model, resident beside the student.
+    watch
+        Counts the teacher's time.
+    ahead
+        Compute KV as batches are made: in a background thread, on a GPU on a stream of its own. Otherwise whoever uses
+        a batch calls `kv`.
+    *arguments
+        Of `Batches`; the store tells channel statistics and the form of keys, and is not read for KV. The arm compares
+        every token with the KV of its own example.
+    """
+
+    def __init__(self, teacher: Any, watch: Stopwatch, ahead: bool, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        assert self.source == list(range(len(self))), "the online way reads each example's own KV"
+        self._teacher, self._watch, self._ahead = teacher, watch, ahead
+
+    @torch.no_grad()
+    def kv(self, input_ids: Tensor, attention_mask: Tensor) -> KeysValues:
+        """The teacher's KV of ids `[B, T]`, in its dtype as in extraction, whatever autocast is on."""
+        device = self._teacher.device
+        with self._watch.running(), torch.autocast(device.type, enabled=False):
+            return capture(self._teacher, input_ids.to(device), attention_mask.to(device), self._store.keys_form)[0]
+
+    def _add_kv(self, batch: Batch, examples: list[int]) -> None:
+        if self._ahead:
+            batch["teacher_keys"], batch["teacher_values"] = self.kv(batch["input_ids"], batch["attention_mask"])
+        batch["kv_mask"] = batch["attention_mask"].clone()
+        for row, example in enumerate(examples):
+            weight = self._weight(example)
+            batch["kv_weight"][row, : len(weight)] = weight
+
+
+def online_batches(
+    teacher: Any, watch: Stopwatch, ahead: bool, model: DistillationModel, *arguments: Any
+) -> OnlineBatches:
+    """Batches for `run_phase`; unless they are computed ahead, the model asks the teacher before each forward."""
+    batches = OnlineBatches(teacher, watch, ahead, *arguments)
+
+    def ask(_model: Any, positional: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        kv = batches.kv(batch["input_ids"], batch["attention_mask"])
+        return positional, batch | {"teacher_keys": kv.keys, "teacher_values": kv.values}
+
+    if not ahead:
+        model.register_forward_pre_hook(ask, with_kwargs=True)
+    return batches

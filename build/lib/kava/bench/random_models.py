@@ -1,0 +1,49 @@
+"""Teacher and student of a configuration with random weights: their geometry decides what a run costs."""
+
+from pathlib import Path
+
+import torch
+
+from kava.config.schema import Config, ModelSettings
+from kava.errors import UserError
+from kava.models import build, load_tokenizer
+from kava.plan.geometry import read_geometry
+
+
+def with_random_weights(config: Config, tokenizer: Path, folder: Path) -> Config:
+    """The configuration with made-up models of the same geometry.
+
+    Parameters
+    ----------
+    config
+        Whose teacher and student are directories with a `config.json`, or known to `kava plan`.
+    tokenizer
+        Directory of the tokenizer that both get.
+    folder
+        Where `teacher/` and `student/` are written, in the dtype that their `config.json` names.
+
+    Raises
+    ------
+    UserError
+        A geometry is not known, or its vocabulary is smaller than the tokenizer's.
+    """
+    chosen: dict[str, ModelSettings] = {}
+    for seed, role in enumerate(("teacher", "student")):
+        settings: ModelSettings = getattr(config, role)
+        _write(settings, tokenizer, folder / role, seed)
+        chosen[role] = settings.model_copy(update={"model": str(folder / role), "revision": None})
+    return config.model_copy(update=chosen)
+
+
+def _write(settings: ModelSettings, tokenizer: Path, folder: Path, seed: int) -> None:
+    geometry, own = read_geometry(settings.model_dump()), load_tokenizer({"model": str(tokenizer)})
+    if len(own) > geometry.vocab_size:
+        raise UserError(
+            f"--tokenizer {tokenizer} has {len(own)} tokens, and {settings.model} has embeddings for "
+            f"{geometry.vocab_size}; give the tokenizer of that model"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(geometry, dtype=geometry.dtype or torch.float32)
+    model.save_pretrained(folder)
+    own.save_pretrained(folder)

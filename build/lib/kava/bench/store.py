@@ -1,0 +1,124 @@
+"""Measure what a KV store costs and what it gives back: size, fidelity and speed of every codec.
+
+    kava bench store
+    kava bench store --model DIRECTORY --data DIRECTORY --tokens 100000 --output store.json
+    kava bench store --synthetic 28,2,128 --codecs bf16,int8,int4
+
+Reads the teacher once, writes a real store per codec into a temporary folder, reads it back through the reader that
+training uses, and compares every head with the teacher's KV in float64. Beside the codecs stand other file formats,
+and the rate-distortion bound of a Gaussian of the same covariance. The default is the demo's teacher and data.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from kava.commandline import command_parser, exit_status
+from kava.errors import UserError
+
+log = logging.getLogger("kava")
+# Seconds for a small model, and enough tokens for a transform to spread its parameters over.
+TOKENS = 32768
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser("kava bench store", __doc__)
+    parser.add_argument("--model", default="kava:teacher", help="directory or hub id (default: the demo's teacher)")
+    parser.add_argument("--data", help="directory with GSM8K's train.jsonl and test.jsonl (default: the demo's)")
+    parser.add_argument("--quantization", choices=["nf4", "int8", "none"], default="none", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default: %(default)s")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of the data (default: %(default)s)")
+    parser.add_argument("--codecs", metavar="NAME,…", help="some of the codecs (default: all)")
+    parser.add_argument(
+        "--synthetic", metavar="L,H,D", help="made-up KV of L layers, H KV heads and head dim D, without a model"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there too")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    return exit_status("kava bench store", lambda: _bench(arguments))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from kava.bench.run import measure, table
+    from kava.config.benchmark import CODECS, LIKE_INT4
+    from kava.files import write_json
+
+    names = arguments.codecs.split(",") if arguments.codecs else list(CODECS)
+    unknown = [name for name in names if name not in CODECS]
+    if unknown:
+        raise UserError(f"--codecs {arguments.codecs}: no codec {unknown[0]!r}; choose from {', '.join(CODECS)}")
+    if LIKE_INT4 in names and "int4" not in names:
+        raise UserError(f"--codecs {arguments.codecs}: {LIKE_INT4} is tuned to int4; name int4 too")
+    if arguments.tokens < 1:
+        raise UserError(f"--tokens {arguments.tokens}: at least one token is needed")
+    source, setup = _synthetic(arguments) if arguments.synthetic else _teacher(arguments)
+    codecs = {name: settings for name, settings in CODECS.items() if name in names}
+    figures = measure(source, codecs, setup, log.info)
+    if arguments.output:
+        write_json(arguments.output, figures)
+    print(json.dumps(figures, indent=2) if arguments.json else table(figures))
+
+
+def _synthetic(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    from kava.bench.source import synthetic
+    from kava.cache.capture import Geometry
+
+    try:
+        layers, heads, dim = (int(number) for number in arguments.synthetic.split(","))
+        if min(layers, heads, dim) < 1:
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"--synthetic {arguments.synthetic!r}: expected layers, KV heads and head dim, such as 28,2,128"
+        ) from None
+    return synthetic(Geometry(layers, heads, dim), arguments.tokens), {"model": "none", "data": "random numbers"}
+
+
+def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from kava.bench.source import first_tokens, read_teacher
+    from kava.cache.capture import geometry
+    from kava.config.identity import display_name
+    from kava.config.schema import Config, DemoData, Gsm8kData
+    from kava.data import load_splits
+    from kava.data.template import Template
+    from kava.data.tokens import encode_example
+    from kava.models import load_model_config, load_teacher, load_tokenizer
+
+    teacher = {name: getattr(arguments, name) for name in ("model", "quantization", "dtype")}
+    data = Gsm8kData(path=arguments.data) if arguments.data else DemoData(train=5000, validation=500, test=1)
+    tokenizer, template = load_tokenizer(teacher), Template(Config.model_fields["template"].default)
+    longest = Config.model_fields["max_length"].default
+    splits = {split: rows for split, rows in load_splits(data).items() if split != "test"}
+    input_ids: dict[str, list[np.ndarray]] = {}
+    segments: dict[str, list[np.ndarray]] = {}
+    for split, rows in splits.items():
+        encoded, counted = [], 0
+        for row in rows:
+            example = encode_example(tokenizer, template, row)
+            if len(example["input_ids"]) <= longest:
+                encoded.append(example)
+                counted += len(example["input_ids"])
+            if counted > arguments.tokens:
+                break
+        input_ids[split] = [np.array(example["input_ids"], np.int32) for example in encoded]
+        segments[split] = [np.array(example["segments"], np.int8) for example in encoded]
+    input_ids, segments = first_tokens(input_ids, segments, arguments.tokens)
+    total = sum(len(ids) for of_split in input_ids.values() for ids in of_split)
+    log.info("reading %d tokens with %s", total, display_name(arguments.model))
+    with tqdm(total=total, unit="tok", desc="teacher", delay=1e-9) as bar:
+        model = load_teacher(teacher, torch.device("cpu"))
+        source = read_teacher(model, geometry(load_model_config(teacher)), input_ids, segments, on_tokens=bar.update)
+    setup = {**teacher, "model": display_name(arguments.model)}
+    return source, {**setup, "data": display_name(arguments.data) if arguments.data else "the demo"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The teacher's KV: capture → select → codec → store."""

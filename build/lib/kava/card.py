@@ -1,0 +1,224 @@
+"""The model card of an exported student: its README.md, which the Hugging Face hub shows, numbers included.
+
+Distillation writes it without accuracy, evaluation with it. Nothing in it is measured by a clock or names a place, so
+that the card of a resumed run is that of an uninterrupted one, wherever the folder lies.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
+
+from kava.config.identity import display_name, model_path, on_hub
+from kava.errors import UserError
+from kava.files import write_atomic
+from kava.grades import grade
+
+FILE = "README.md"
+UNKNOWN = "unknown"
+LICENCE_FIELDS = ("license", "license_name", "license_link")
+SCORES = {"strict_match": "strict match", "flexible_extract": "flexible extract"}
+DEMO_PROBLEMS = "KAVA's generated word problems"
+
+
+def write_card(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    sources: Mapping[str, Mapping[str, Any]],
+    evaluation: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a student's card, or replace it.
+
+    Parameters
+    ----------
+    folder
+        Of the student.
+    manifest
+        Of its distillation.
+    sources
+        `teacher`, `student` (before distillation) and `data`, as configured.
+    evaluation
+        `strict_match` and `flexible_extract` (shares of 1) and `n`; None before there are any.
+
+    Raises
+    ------
+    UserError
+        The card cannot be written.
+    """
+    try:
+        write_atomic(folder / FILE, card_text(manifest, sources, evaluation))
+    except OSError as error:
+        raise UserError(
+            f"the model card {folder / FILE} cannot be written ({error.strerror}); make the student's folder "
+            "writable, or evaluate a copy of it"
+        ) from None
+
+
+def card_text(
+    manifest: Mapping[str, Any],
+    sources: Mapping[str, Mapping[str, Any]],
+    evaluation: Mapping[str, Any] | None = None,
+) -> str:
+    """The card: a header for the hub (https://huggingface.co/docs/hub/model-cards), then what a person reads.
+
+    Parameters are those of `write_card`; equal ones give equal text.
+    """
+    spec = manifest["spec"]
+    base, licence = display_name(sources["student"]["model"]), base_licence(sources["student"])
+    data = _data(sources["data"])
+    header = ModelCardData(
+        base_model=base if on_hub(sources["student"]["model"]) else None,
+        datasets=data["type"] if on_hub(sources["data"].get("path", "")) else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["kava", "distillation", "kv-cache"],
+        model_name=f"{base.split('/')[-1].removeprefix('kava:')}-{spec['name']}-seed-{spec['seed']}",
+        eval_results=_eval_results(evaluation, data),
+        license=licence["license"],
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
+    )
+    body = f"""
+# {base}, distilled with KAVA (arm `{spec["name"]}`, seed {spec["seed"]})
+
+A causal language model that was trained by KAVA, which distils a teacher's KV cache into a small student.
+
+## Accuracy
+
+{_accuracy(evaluation, data["name"])}
+
+## Alignment
+
+{_alignment(manifest["alignment"])}
+
+## Training
+
+{_training(manifest, sources, data["name"], licence["license"])}
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+student = "."  # this folder, or its name on the hub
+model = AutoModelForCausalLM.from_pretrained(student)
+tokenizer = AutoTokenizer.from_pretrained(student)
+```
+
+## Arm
+
+```yaml
+{yaml.safe_dump(dict(spec["arm"]))}```
+"""
+    return str(ModelCard(f"---\n{header.to_yaml()}\n---\n{body}"))
+
+
+def base_licence(source: Mapping[str, Any]) -> dict[str, str]:
+    """Licence fields for the hub, from the card of the base model; `{"license": "unknown"}` where none tells.
+
+    A card on the hub is read from the hub's cache, and never fetched: `hf download MODEL README.md` puts it there.
+    """
+    path = model_path(source["model"])
+    if Path(path).is_dir():
+        found: str | None = str(Path(path) / FILE)
+    else:
+        cached = try_to_load_from_cache(path, FILE, revision=source["revision"])
+        found = cached if isinstance(cached, str) else None
+    if found is None or not Path(found).is_file():
+        return {"license": UNKNOWN}
+    try:
+        told = metadata_load(found) or {}
+    except (ValueError, yaml.YAMLError):  # a broken card of somebody else's tells nothing
+        told = {}
+    return {"license": UNKNOWN} | {name: told[name] for name in LICENCE_FIELDS if told.get(name)}
+
+
+def _data(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Name, hub type and revision of a data set."""
+    if source["kind"] == "demo":
+        return {"name": DEMO_PROBLEMS, "type": "kava-demo", "revision": None}
+    name = display_name(source["path"])
+    return {"name": name, "type": name, "revision": source["revision"] if on_hub(source["path"]) else None}
+
+
+def _eval_results(evaluation: Mapping[str, Any] | None, data: Mapping[str, Any]) -> list[EvalResult] | None:
+    if evaluation is None:
+        return None
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text Generation",
+            dataset_type=data["type"],
+            dataset_name=data["name"],
+            dataset_split="test",
+            dataset_args={"questions": evaluation["n"]},
+            dataset_revision=data["revision"],
+            metric_type="exact_match",
+            metric_name=name,
+            metric_value=evaluation[score],
+        )
+        for score, name in SCORES.items()
+    ]
+
+
+def _accuracy(evaluation: Mapping[str, Any] | None, data: str) -> str:
+    if evaluation is None:
+        return "Not evaluated yet."
+    # Imports statsmodels, which takes seconds that distillation need not wait.
+    from kava.report.statistics import wilson
+
+    rows = []
+    for score, name in SCORES.items():
+        low, high = wilson(evaluation[score], evaluation["n"])
+        rows.append(f"| {name} | {evaluation[score]:.4f} | {low:.4f} to {high:.4f} |")
+    return _table(("", "share right", "95% interval"), rows) + (
+        f"\n\n{evaluation['n']:,} test questions of {data}, answered greedily and 0-shot, scored by the GSM8K filters "
+        "of lm-evaluation-harness. The interval is Wilson's, over questions: it says nothing about students trained "
+        "anew."
+    )
+
+
+def _alignment(alignment: Mapping[str, Any] | None) -> str:
+    if not alignment:
+        return "Trained without a projector, so there is none to measure."
+    rows = [f"| {name} | {_number(value)} |" for name, value in sorted(alignment.items()) if name != "per_head"]
+    return _table(("on held-out examples", ""), rows) + (
+        "\n\nProjected teacher KV against this student's; grade of the centred cosine: "
+        f"{grade(alignment['cos_sim_centered']) or 'none'}."
+    )
+
+
+def _training(manifest: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]], data: str, licence: str) -> str:
+    spec, teacher = manifest["spec"], sources["teacher"]
+    facts = {
+        "base model": _named(sources["student"]),
+        "licence of the base model": licence,
+        "teacher": f"{_named(teacher)}, {teacher['quantization']}" if "store" in manifest["inputs"] else "none",
+        "data": data,
+        "trained weights": f"low-rank adapters, rank {spec['lora']['rank']}, merged" if spec.get("lora") else "all",
+        "optimizer steps": f"{manifest['optimizer_steps']:,}",
+        "training tokens": f"{manifest['train_tokens']:,}",
+        "learning rate": f"{spec['distill']['student_lr']:g}",
+        "projector parameters": _count(manifest["projector_parameters"]),
+        "dtype of the weights": spec["export_dtype"],
+    }
+    return _table(("", ""), [f"| {name} | {value} |" for name, value in facts.items()])
+
+
+def _named(source: Mapping[str, Any]) -> str:
+    name = display_name(source["model"])
+    return f"{name} at {source['revision']}" if on_hub(source["model"]) else name
+
+
+def _table(head: tuple[str, ...], rows: list[str]) -> str:
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows])
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _count(value: int | None) -> str:
+    return "none" if value is None else f"{value:,}"

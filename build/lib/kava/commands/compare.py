@@ -1,0 +1,66 @@
+"""Compare finished experiments in one report, from their records; without folders, make the report of this run.
+
+    kava report results/exp-a results/exp-b
+    kava report results/exp-a ../other-checkout/results/exp-a --output both.html
+    kava report results/exp-a                                   # results/exp-a/report.html
+
+Folders come first, and each holds a record.yaml, which the report of its experiment has written. The first experiment
+is what the others are compared with, arm by arm of the same name, beside what each of them declares.
+"""
+
+import sys
+from pathlib import Path
+
+from kava.commandline import command_parser, exit_status
+
+
+def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0].startswith("-"):
+        from kava.stages.report import main as report_of_one
+
+        return report_of_one(words)
+    parser = command_parser("kava report", __doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results/<experiment> of a finished run")
+    parser.add_argument(
+        "--output", type=Path, help="the page; its numbers go into .json beside it (default: "
+        "results/comparison.html, of one experiment report.html in its folder)"
+    )  # fmt: skip
+    arguments = parser.parse_args(words)
+    if arguments.output is None:
+        one = len(arguments.folders) == 1
+        arguments.output = arguments.folders[0] / "report.html" if one else Path("results/comparison.html")
+    return exit_status("kava report", lambda: compare(arguments.folders, arguments.output))
+
+
+def compare(folders: list[Path], output: Path) -> None:
+    """Write the page and its numbers, and print the verdict."""
+    from kava.errors import UserError
+    from kava.files import write_atomic, write_json
+    from kava.provenance import command
+    from kava.report import render_html
+    from kava.report.across import report_across
+    from kava.report.record import read_record
+
+    if output.suffix != ".html":
+        raise UserError(f"--output {output} must end in .html; the numbers are written beside it as .json")
+    try:
+        report = report_across([read_record(folder) for folder in folders], command())
+    except FileNotFoundError as error:
+        raise UserError(f"{gone(error)}; restore it, or run the experiment again: what is there is kept") from None
+    write_json(output.with_suffix(".json"), report)
+    write_atomic(output, render_html(report))
+    print(report["verdict"])
+    for sentence in report["fairness"]["mismatches"]:
+        print(f"unequal: {sentence}")
+    print(output)
+
+
+def gone(error: FileNotFoundError) -> str:
+    """Which file is gone, in words."""
+    file = Path(error.filename)
+    return f"the folder {file.parent} has no {file.name}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

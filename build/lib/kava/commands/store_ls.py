@@ -1,0 +1,88 @@
+"""List the KV stores, token sets and reference evaluations of the cache folder.
+
+kava store ls
+kava store ls --cache-dir /data/kava --json
+"""
+
+import argparse
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
+from kava.text import size, table
+
+if TYPE_CHECKING:
+    from kava.cache.inventory import Entry
+    from kava.cache.usage import Usage
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser("kava store ls", __doc__)
+    add_configuration_options(parser)
+    parser.add_argument("--cache-dir", type=Path, help="folder to list (default: the configuration's)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list on stdout")
+    arguments = parser.parse_args(argv)
+    return exit_status("kava store ls", lambda: _list(arguments))
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from kava.cache.inventory import entries
+    from kava.cache.usage import usage
+
+    plan = load_plan(arguments)
+    cache = arguments.cache_dir or plan.cache
+    used = usage(plan)
+    rows = [row(entry, used) for entry in entries(cache)]
+    if arguments.json:
+        print(json.dumps(rows))
+    elif not rows:
+        print(f"{cache} holds no stores, token sets or references")
+    else:
+        print(as_text(rows))
+
+
+def row(entry: "Entry", used: "Usage") -> dict[str, Any]:
+    """Facts of an entry as JSON values."""
+    return {
+        "kind": entry.kind,
+        "name": entry.name,
+        "key": entry.key,
+        "path": str(entry.folder),
+        "codec": entry.codec,
+        "tokens": entry.tokens,
+        "bytes": entry.bytes,
+        "ratio": entry.ratio,
+        "sealed": entry.sealed,
+        "shards": dict(zip(("finished", "count"), entry.shards, strict=True)) if entry.shards else None,
+        "state": entry.state,
+        "modified": datetime.fromtimestamp(entry.modified).isoformat(timespec="seconds"),
+        "used_by": used.of(entry),
+        "used_by_configuration": entry.name in used.planned,
+    }
+
+
+def as_text(rows: list[dict[str, Any]]) -> str:
+    """A table for a reader."""
+    header = ("KIND", "NAME-KEY", "CODEC", "TOKENS", "SIZE", "OF BF16", "STATE", "MODIFIED", "USED BY")
+    lines = [
+        (
+            r["kind"],
+            r["name"],
+            r["codec"] or "",
+            "" if r["tokens"] is None else f"{r['tokens']:,}",
+            size(r["bytes"]),
+            "" if r["ratio"] is None else f"{r['ratio']:.4f}",
+            r["state"],
+            r["modified"].replace("T", " ")[:16],
+            ", ".join(r["used_by"]),
+        )
+        for r in rows
+    ]
+    return table(header, lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""What a model, tokenizer or data set *is*: a revision, or the hashes of its files. Never a path."""
+
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from kava.config.load import REPOSITORY
+from kava.config.schema import DemoData, Gsm8kData, ModelSettings
+from kava.config.splits import FORMATS, split_files
+from kava.errors import UserError
+from kava.files import read_json, sha256_file, write_json
+
+WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model",
+             "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+# The end token is a stop string, and the tokenizer goes with a student that is exported.
+ANSWERS = (*WEIGHTS, *TOKENIZER, "generation_config.json")
+BUILTIN = "kava:"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def model_path(model: str) -> str:
+    """Where to load a model from: a local directory, or the hub id unchanged.
+
+    Raises
+    ------
+    UserError
+        Neither an existing directory with a `config.json` nor the form of a hub id.
+    """
+    if model.startswith(BUILTIN):
+        directory = REPOSITORY / "kava" / "demo" / model.removeprefix(BUILTIN)
+        if not directory.is_dir():
+            raise UserError(f"unknown built-in model {model!r}; allowed: kava:teacher, kava:student")
+        return str(directory)
+    if Path(model).is_dir():
+        if not (Path(model) / "config.json").is_file():
+            raise UserError(f"model directory {model} has no config.json; give a directory in transformers format")
+        return model
+    if model.startswith((".", "/", "~")) or not HUB_ID.fullmatch(model):
+        raise UserError(
+            f"model directory {model} does not exist; give an existing directory or a hub id such as "
+            "Qwen/Qwen2.5-0.5B with its revision"
+        )
+    return model
+
+
+def on_hub(name: str) -> bool:
+    """Whether a model or data set is named by a hub id, and not by a place on this machine."""
+    return bool(HUB_ID.fullmatch(name)) and not name.startswith(".") and not Path(name).is_dir()
+
+
+def display_name(model: str) -> str:
+    """Name of a model to show and to keep in manifests: a hub id, or the name of a directory without its path."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def model_identity(settings: ModelSettings, patterns: tuple[str, ...] = WEIGHTS) -> dict[str, Any]:
+    """What the bytes of a model depend on: ``{"hub", "revision"}`` or ``{"files": {name: sha256}}``."""
+    path = model_path(settings.model)
+    # Code of the repository's own is another model; without it keys are as they were before there was the setting.
+    code = {"trust_remote_code": True} if settings.trust_remote_code else {}
+    if not Path(path).is_dir():
+        return _hub_identity(path, settings.revision, "model") | code
+    if code:
+        patterns += ("*.py",)
+    files = sorted({file for pattern in patterns for file in Path(path).glob(pattern)})
+    return {"files": {file.name: _cached_sha256(file) for file in files}} | code
+
+
+def data_identity(data: DemoData | Gsm8kData) -> dict[str, Any]:
+    """What the rows of a data set depend on, per split, so that a store need not depend on the test questions."""
+    source: dict[str, Any] = {"kind": data.kind}
+    files: dict[str, dict[str, Any]] = {"train": {}, "test": {}}
+    if isinstance(data, DemoData):
+        source |= {"seed": data.seed, "generator": sha256_file(REPOSITORY / "kava" / "data" / "demo.py")}
+    elif Path(data.path).is_dir():
+        for split, of_split in files.items():
+            form, paths = split_files(Path(data.path), split)
+            hashes = [_cached_sha256(path) for path in paths]
+            of_split["sha256"] = hashes[0] if form == "json" else hashes
+    elif on_hub(data.path):
+        source |= _hub_identity(data.path, data.revision, "data set")
+    else:
+        raise UserError(
+            f"data directory {data.path} does not exist; give a directory with {FORMATS}, or the hub id openai/gsm8k "
+            "with its revision"
+        )
+    train = {"train": data.train, "validation": data.validation, **files["train"]}
+    return {"source": source, "train": train, "test": {"limit": data.test, **files["test"]}}
+
+
+def _hub_identity(hub_id: str, revision: str | None, what: str) -> dict[str, Any]:
+    if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise UserError(
+            f"{what} {hub_id} needs `revision:` with the 40 hex digits of a commit (got {revision!r}), since results "
+            "are cached under it; the hub page of the repository lists its commits"
+        )
+    return {"hub": hub_id, "revision": revision}
+
+
+def _cached_sha256(path: Path) -> str:
+    """Hash a file once per (path, size, time of change): weights are gigabytes and a dry run should not reread them."""
+    stat = path.stat()
+    if stat.st_size < 16 << 20:
+        return sha256_file(path)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kava" / "sha256.json"
+    known = read_json(cache) if cache.is_file() else {}
+    key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    if key not in known:
+        known[key] = sha256_file(path)
+        # The cache only saves time; a home that cannot be written to is no error.
+        with suppress(OSError):
+            write_json(cache, known)
+    return known[key]

@@ -1,0 +1,122 @@
+"""Preset + config.yaml + overrides → one validated `Config`, or one sentence that says what is wrong."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from kava.config.schema import Config
+from kava.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PRESETS = REPOSITORY / "workflow" / "presets"
+
+
+def load_config(file: Path | str | None = "config.yaml", overrides: Mapping[str, Any] | None = None) -> Config:
+    """Merge preset, file and overrides (later wins) and validate the result.
+
+    Parameters
+    ----------
+    file
+        YAML file; None for none.
+    overrides
+        What `--config` and `--configfile` of Snakemake, or `--set` of `kava`, gave.
+
+    Raises
+    ------
+    UserError
+        A file that is missing or not YAML, an unknown preset or key, a value out of range.
+    """
+    settings = merge(read_yaml(Path(file)) if file else {}, _with_nulls(overrides or {}))
+    preset = settings.get("preset", "demo")
+    settings = merge({"preset": preset, **read_preset(preset)}, settings)
+    if isinstance(settings.get("arms"), Mapping):
+        settings["arms"] = {name: arm for name, arm in settings["arms"].items() if arm is not None}
+    return _validate(settings)
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of one file of `workflow/presets/`, its own `preset:` merged underneath."""
+    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in names:
+        close = get_close_matches(str(name), names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(f"unknown preset {name!r}; {hint}presets in {PRESETS}: {', '.join(names)}")
+    settings = read_yaml(PRESETS / f"{name}.yaml")
+    base = settings.pop("preset", None)
+    return merge(read_preset(base), settings) if base else settings
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"configuration file {path} does not exist; run from the repository root") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} must hold `key: value` settings, found a {type(settings).__name__}")
+    return settings
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge mappings deeply.
+
+    An override that changes a ``kind`` replaces that whole mapping, since the settings of one kind mean nothing to
+    another (``{kind: mse, alpha: 1.0}`` would arise).
+    """
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        if not isinstance(value, Mapping) or not isinstance(old, Mapping):
+            merged[key] = value
+        elif "kind" in value and value["kind"] != old.get("kind"):
+            merged[key] = dict(value)
+        else:
+            merged[key] = merge(old, value)
+    return merged
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["distill.steps=10", "arms={flat: null}"]` → nested settings; values are YAML."""
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment!r}: expected KEY=VALUE, for example --set distill.steps=10")
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {assignment!r}: the value is not valid YAML ({error.problem})") from None  # type: ignore[attr-defined]
+        for key in reversed(path.split(".")):
+            nested = {key: nested}
+        settings = merge(settings, nested)
+    return settings
+
+
+def _with_nulls(value: Any) -> Any:
+    """Snakemake reads null in `--config` as the word; no setting of ours is called that."""
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(nested) for key, nested in value.items()}
+    return None if value == "null" else value
+
+
+def _validate(settings: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        lines = [_sentence(details) for details in error.errors()]
+        raise UserError("configuration: " + "; ".join(lines)) from None
+
+
+def _sentence(details: Any) -> str:
+    where = ".".join(str(part) for part in details["loc"]) or "top level"
+    message = details["msg"].removeprefix("Value error, ")
+    value = details.get("input")
+    shown = "" if isinstance(value, dict | list) else f" (got {value!r})"
+    return f"{where}: {message}{shown}"

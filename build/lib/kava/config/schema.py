@@ -1,0 +1,262 @@
+"""What a run is: the pydantic models of `config.yaml`, with every default and its reason.
+
+The JSON schema (`workflow/schemas/config.schema.json`) and the table of settings (`docs/configuration.md`) are
+generated from these models by `kava config --write-docs`; a test fails when they drift.
+"""
+
+import os
+from string import Formatter
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from kava.config.arms import Arm
+from kava.config.base import Name, Positive, Settings
+from kava.config.kv import KvStore, RkvSelection, RkvWindowSelection, ScopedSelection
+from kava.config.training import Distill, Pretrain
+
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
+
+
+class ModelSettings(Settings):
+    model: str = Field(description="hub id, local directory, or `kava:teacher` / `kava:student` (the demo's)")
+    revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
+    trust_remote_code: bool = Field(
+        False, description="run the Python code that lies beside the weights; only for a repository that you have read"
+    )
+
+
+class Teacher(ModelSettings):
+    quantization: Literal["nf4", "int8", "none"] = Field(
+        "nf4", description="by bitsandbytes: 4-bit NF4, or LLM.int8 (which multiplies in 8 bits); or none"
+    )
+    double_quantization: bool = Field(
+        True, description="of nf4: its scales are quantised too, 4.13 in place of 4.5 bits per weight"
+    )
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="compute dtype of the teacher")
+
+    @model_validator(mode="after")
+    def _double_means_nf4(self) -> Self:
+        if not self.double_quantization and self.quantization != "nf4":
+            raise ValueError(
+                f"double_quantization: false is about the scales of nf4, and quantization is {self.quantization}; "
+                "remove it, or set quantization: nf4"
+            )
+        return self
+
+    @property
+    def precision(self) -> dict[str, Any]:
+        """What of the settings decides the numbers, for content keys; what was added later only where it is set."""
+        key: dict[str, Any] = {"quantization": self.quantization, "dtype": self.dtype}
+        return key if self.double_quantization else key | {"double_quantization": False}
+
+
+class Lora(Settings):
+    """Low-rank adapters beside frozen weights (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: Positive = Field(16, description="of each adapter")
+    alpha: float = Field(32.0, gt=0, description="adapters count alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the inputs of adapters")
+    targets: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="linear layers of every block that get one, as the student's family calls them",
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _each_once(cls, targets: list[str]) -> list[str]:
+        if len(set(targets)) != len(targets):
+            raise ValueError(f"targets {targets} name a layer twice; name each once")
+        return targets
+
+
+class Student(ModelSettings):
+    export_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of the saved student; trained weights are fp32 whatever this says"
+    )
+    lora: Lora | None = Field(
+        None,
+        description="distil adapters and not the student's own weights, which lie frozen in the dtype of "
+        "distill.precision; the saved student has them merged. Set distill.student_lr to 1e-4 to 5e-4. null: all "
+        "weights are trained",
+    )
+
+
+class DemoData(Settings):
+    """Word problems in GSM8K's format from a seeded generator."""
+
+    kind: Literal["demo"] = "demo"
+    train: Positive = Field(1000, description="training examples")
+    validation: Positive = Field(100, description="held-out examples for the alignment metrics")
+    test: Positive = Field(500, description="test questions")
+    seed: int = Field(0, description="seed of the generator")
+
+
+class Gsm8kData(Settings):
+    """GSM8K (Cobbe et al. 2021, arXiv 2110.14168), or data in its format."""
+
+    kind: Literal["gsm8k"] = "gsm8k"
+    path: str = Field(
+        "openai/gsm8k",
+        description="hub id, or a directory: train.jsonl and test.jsonl, Parquet (train-*.parquet, test-*.parquet), or "
+        "what DatasetDict.save_to_disk wrote",
+    )
+    revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
+    train: Positive | None = Field(None, description="first N training examples; null: all but the held-out ones")
+    validation: Positive = Field(128, description="held-out examples, taken from the end of the training split")
+    test: Positive | None = Field(None, description="first N test questions; null: all")
+
+
+Data = Annotated[DemoData | Gsm8kData, Field(discriminator="kind")]
+
+
+class Chat(Settings):
+    """The prompt of the template as the user's turn, the answer as the assistant's; for teacher and student alike."""
+
+    system: str | None = Field(None, description="the system's turn; null: what the chat template has by itself")
+
+
+class Evaluation(Settings):
+    batch_size: Positive = Field(16, description="questions per generate call")
+    max_new_tokens: Positive = Field(256, description="longest answer in tokens")
+
+
+class Config(Settings):
+    """One experiment: a teacher store, arms, seeds, and the report over them."""
+
+    preset: str = Field("demo", description="file of workflow/presets/ that every other key overrides")
+    experiment: Name = Field("demo", description="name of the folder results/<experiment>/")
+    notes: str = Field("", description="text for results/<experiment>/record.yaml; changes no result")
+    cache_dir: str = Field(
+        default_factory=lambda: os.environ.get("KAVA_CACHE", "results"),
+        description="where token sets and teacher stores live; may be shared; default: $KAVA_CACHE, or results",
+    )
+    extract_jobs: Positive = Field(1, description="extraction jobs that share a store's shards, one GPU each")
+    teacher: Teacher
+    student: Student
+    data: Data
+    template: str = Field(
+        "Question: {question}\nAnswer: {answer}", description="text of one example; must end in {answer}"
+    )
+    chat: Chat | None = Field(
+        None, description="speak by the chat template of the teacher's tokenizer; null: the template as it stands"
+    )
+    student_reasoning: Literal["full", "equations"] = Field(
+        "full", description="equations: the student reads only the <<…>> of the reasoning, the teacher all of it"
+    )
+    max_length: Positive = Field(512, description="longer examples are dropped and counted, never cut")
+    kv: KvStore = KvStore()
+    pretrain: Pretrain = Pretrain()
+    distill: Distill = Distill()
+    evaluation: Evaluation = Evaluation()
+    arms: dict[Name, Arm] = Field(min_length=1, description="name → arm; null removes an arm of the preset")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, description="every arm is trained once with each seed"
+    )
+    comparisons: list[tuple[str, str]] | None = Field(
+        None, description="declared pairs [a, b]; null: structured against flat, then every KV arm against controls"
+    )
+    tracker: Tracker = Field("none", description="metrics.jsonl is written always; a tracker is an optional package")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    vram_budget_gib: float = Field(
+        8, gt=1, description="memory of the GPU that a stage may take; torch's allocator gets 1 GiB less"
+    )
+
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> Self:
+        fields = [name for _, name, _, _ in Formatter().parse(self.template) if name is not None]
+        if not self.template.endswith("{answer}") or sorted(fields) != ["answer", "question"]:
+            raise ValueError(
+                f"template {self.template!r} must contain {{question}} once and end in {{answer}}, and no other field, "
+                "so that the prompt is what stands before the answer"
+            )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} repeat a value; each seed is one run of every arm")
+        for name, arm in self.arms.items():
+            self._check_selection_on_reading(name, arm)
+            self._check_signals(name, arm)
+        self._check_comparisons(self.comparisons or [])
+        return self
+
+    def _check_comparisons(self, pairs: list[tuple[str, str]]) -> None:
+        for pair in pairs:
+            for name in pair:
+                if name not in self.arms:
+                    raise ValueError(f"comparisons name the arm {name!r}; arms are: {', '.join(self.arms)}")
+        twice = [pair for i, pair in enumerate(pairs) if set(pair) in map(set, pairs[:i])]
+        same = [pair for pair in pairs if pair[0] == pair[1]]
+        if wrong := same + twice:
+            raise ValueError(
+                f"comparisons hold {list(wrong[0])}, {'an arm and itself' if same else 'two arms more than once'}; "
+                "remove it, since every comparison makes the others' adjusted p-values larger"
+            )
+
+    def _check_selection_on_reading(self, name: str, arm: Arm) -> None:
+        """A store that cannot serve an arm's selection would be found out hours after it was extracted."""
+        select, where = arm.select, f"arms.{name}.select"
+        reads_kv = arm.aligner or arm.auxiliary.cka
+        if reads_kv and isinstance(self.kv.select, ScopedSelection) and self.kv.select.scope == "head":
+            raise ValueError(
+                f"kv.select {self.kv.select.kind} with scope: head keeps other tokens in each head, and arms.{name} "
+                "compares KV token by token; set scope: example"
+            )
+        if reads_kv and self.student_reasoning != "full" and self.kv.keys == "post_rope":
+            raise ValueError(
+                f"student_reasoning: {self.student_reasoning} moves keys to other positions, and kv.keys: post_rope "
+                "stores them rotated to their own; set kv.keys: pre_rope"
+            )
+        if select is None or select.kind == "full":
+            if self.student_reasoning != "full" and self.kv.select.kind != "full" and reads_kv:
+                raise ValueError(
+                    f"student_reasoning: {self.student_reasoning} interpolates between neighbouring tokens, and "
+                    f"kv.select {self.kv.select.kind} drops some; set kv.select: {{kind: full}}"
+                )
+            return
+        if self.student_reasoning != "full":
+            raise ValueError(
+                f"student_reasoning: {self.student_reasoning} interpolates between neighbouring tokens, and {where} "
+                "drops some; remove it"
+            )
+        if self.kv.select.kind != "full":
+            raise ValueError(
+                f"{where} chooses from all tokens, and kv.select keeps some; set kv.select: {{kind: full}}"
+            )
+        if isinstance(select, ScopedSelection) and select.scope == "head":
+            raise ValueError(f"{where}.scope is head, and KV is compared token by token; set scope: example")
+        if isinstance(select, RkvSelection | RkvWindowSelection):
+            wanted = select.model_dump(exclude={"budget", "lam"})
+            if self.kv.signals.importance is None or self.kv.signals.importance.model_dump() != wanted:
+                raise ValueError(f"{where} needs the scores that kv.signals.importance: {wanted} stores")
+
+    def _check_signals(self, name: str, arm: Arm) -> None:
+        """As for selections: what a loss reads has to be in the store."""
+        signals, where = self.kv.signals, f"arms.{name}"
+        if arm.auxiliary.codi and not signals.hidden_states:
+            raise ValueError(f"{where}.auxiliary.codi reads hidden states; set kv.signals.hidden_states: true")
+        if arm.auxiliary.logit_kd and not signals.topk_logits:
+            raise ValueError(f"{where}.auxiliary.logit_kd reads teacher logits; set kv.signals.topk_logits: 32")
+        if arm.aligner and arm.loss.weights == "importance":
+            if signals.importance is None or signals.importance.scope != "example":
+                raise ValueError(
+                    f"{where}.loss.weights: importance needs kv.signals.importance: {{kind: rkv, scope: example}}"
+                )
+            if self.student_reasoning != "full":
+                raise ValueError(f"{where}.loss.weights: importance is not defined for student_reasoning: equations")
+
+    @property
+    def controls(self) -> list[str]:
+        """Arms that a KV arm has to beat."""
+        return [name for name, arm in self.arms.items() if arm.is_control]
+
+    @property
+    def declared_comparisons(self) -> list[tuple[str, str]]:
+        """Pairs (a, b) that the report tests, the primary one first."""
+        if self.comparisons is not None:
+            return self.comparisons
+        controls = self.controls
+        treated = [name for name in self.arms if name not in controls]
+        kinds = {name: aligner.kind for name in treated if (aligner := self.arms[name].aligner)}
+        structured = [name for name, kind in kinds.items() if kind == "structured"]
+        flat = [name for name, kind in kinds.items() if kind != "structured"]
+        return [(a, b) for a in structured for b in flat] + [(a, b) for a in treated for b in controls]

@@ -1,0 +1,166 @@
+"""Token sets: the ids that teacher and student read, a segment per token, and the test questions.
+
+A token set is a folder: `manifest.json`, `examples/` (a `datasets.DatasetDict` with the columns `input_ids` and
+`segments` for train and validation, and `student_input_ids` and `student_segments` where the student reads less than
+the teacher) and `task/` (the test questions as an lm-evaluation-harness task).
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kava.data.template import Template
+from kava.errors import UserError
+from kava.files import canonical_json, read_json, sha256_json
+
+ANSWER_MARK = "####"
+# GSM8K's calculator annotation.
+EQUATION = re.compile(r"<<.*?>>")
+
+
+class Segment(IntEnum):
+    """Part of an example that a token belongs to."""
+
+    PROMPT = 0
+    REASONING = 1
+    ANSWER = 2
+
+
+def encode_example(tokenizer: Any, template: Template, row: Mapping[str, str]) -> dict[str, list[int]]:
+    """Tokenise one example whole, so that ids are those of the text as the model would see it.
+
+    Parameters
+    ----------
+    tokenizer
+        A fast tokenizer; its own special tokens (a BOS, say) are added, and one end token.
+    template
+        Text of an example.
+    row
+        `question`, and `answer` with `####` before the final number.
+
+    Returns
+    -------
+    dict
+        `input_ids` and `segments` (values of `Segment`), both of length T. The end token belongs to the answer.
+    """
+    text = template.fill(row)
+    reasoning_start = len(text) - len(row["answer"])
+    answer_start = reasoning_start + row["answer"].rindex(ANSWER_MARK)
+    # The space before the reasoning is part of its first token in byte-level vocabularies.
+    prompt_end = len(text[:reasoning_start].rstrip(template.trimmed))
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    ids, segments = list(encoded["input_ids"]), []
+    for _, end in encoded["offset_mapping"]:
+        segments.append(
+            Segment.PROMPT if end <= prompt_end else Segment.REASONING if end <= answer_start else Segment.ANSWER
+        )
+    if ids[-1] == tokenizer.eos_token_id:
+        segments[-1] = Segment.ANSWER  # the tokenizer's own end token stands at no place in the text
+    else:
+        ids.append(tokenizer.eos_token_id)
+        segments.append(Segment.ANSWER)
+    return {"input_ids": ids, "segments": [int(segment) for segment in segments]}
+
+
+def equations_only(answer: str) -> str:
+    """An answer whose reasoning is only its equations, each with its `<<` `>>`, joined by one space.
+
+    What stands between reasoning and `####`, GSM8K's line break, is kept, also where there is no equation: the tokens
+    of the answer are then those of the original.
+    """
+    answer_start = answer.rindex(ANSWER_MARK)
+    reasoning = answer[:answer_start]
+    line_break = reasoning[len(reasoning.rstrip()) :]
+    return " ".join(EQUATION.findall(reasoning)) + line_break + answer[answer_start:]
+
+
+def check_rows(rows: Iterable[Mapping[str, str]], split: str) -> None:
+    """Raise `UserError` for a row whose answer has no `####`, since it has no answer segment and no gold."""
+    for number, row in enumerate(rows):
+        if ANSWER_MARK not in row["answer"]:
+            raise UserError(
+                f"{split} row {number} has no '{ANSWER_MARK}' in its answer {row['answer'][-60:]!r}; GSM8K answers end "
+                f"in '{ANSWER_MARK} <number>': mend or drop the row"
+            )
+
+
+def vocabulary_sha256(tokenizer: Any) -> str:
+    """Hash of token → id, equal for tokenizers with the same vocabulary."""
+    return sha256_json(tokenizer.get_vocab())
+
+
+def require_same_tokenizer(teacher: Any, student: Any, texts: list[str]) -> None:
+    """Raise `UserError` unless both tokenizers give the same ids, since KV is compared token by token."""
+    ours, theirs = teacher.get_vocab(), student.get_vocab()
+    different = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if different:
+        raise UserError(
+            f"teacher and student tokenizers differ in {len(different)} of {len(ours)} tokens (for example "
+            f"{different[0]!r}); choose two models of one family, with one tokenizer"
+        )
+    for text in texts:
+        if teacher(text)["input_ids"] != student(text)["input_ids"]:
+            raise UserError(
+                f"teacher and student tokenizers split {text[:60]!r} differently; choose two models with one tokenizer"
+            )
+
+
+class TokenSet:
+    """A finished token set on disk.
+
+    Parameters
+    ----------
+    manifest
+        Path of its `manifest.json`.
+
+    Attributes
+    ----------
+    input_ids, segments
+        Split → ids and segments of every example as the teacher reads it.
+    student_ids, student_segments
+        The same for the student; the same objects where both read the same.
+    """
+
+    def __init__(self, manifest: Path) -> None:
+        from datasets import load_from_disk
+
+        self.folder = manifest.parent
+        self.manifest = read_json(manifest)
+        examples = load_from_disk(str(self.folder / "examples"))
+        self.input_ids: dict[str, list[np.ndarray]] = {}
+        self.segments: dict[str, list[np.ndarray]] = {}
+        for split, columns in examples.with_format("numpy").items():
+            self.input_ids[split] = list(columns["input_ids"])
+            self.segments[split] = list(columns["segments"])
+        self.student_ids, self.student_segments = self.input_ids, self.segments
+        if self.manifest["spec"]["student_reasoning"] != "full":
+            self.student_ids, self.student_segments = {}, {}
+            for split, columns in examples.with_format("numpy").items():
+                self.student_ids[split] = list(columns["student_input_ids"])
+                self.student_segments[split] = list(columns["student_segments"])
+
+    def lengths(self, split: str) -> list[int]:
+        """Tokens that the teacher reads, per example of a split."""
+        return [len(ids) for ids in self.input_ids[split]]
+
+    @property
+    def task_folder(self) -> Path:
+        """Folder to give to lm-eval as `--include_path`."""
+        return self.folder / "task"
+
+    @property
+    def questions_sha256(self) -> str:
+        return self.manifest["splits"]["test"]["sha256"]
+
+
+def content_sha256(columns: Mapping[str, list[list[int]]]) -> str:
+    """Hash of all ids and segments of a split, for the manifest."""
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+        digest.update(canonical_json([name, columns[name]]).encode())
+    return digest.hexdigest()

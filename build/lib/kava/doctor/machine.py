@@ -1,0 +1,185 @@
+"""GPU, bitsandbytes, memory and disk."""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import torch
+from huggingface_hub import constants
+
+from kava.config.jobs import Plan
+from kava.config.schema import Config
+from kava.device import GIB
+from kava.doctor.check import Check, fail, ok, warning
+from kava.errors import UserError
+from kava.files import nearest_folder
+from kava.text import first_line, size
+
+# Bytes per parameter of a student that is trained on the CPU: fp32 weight, gradient and both moments.
+TRAINED = 16
+# NF4 against the same weights dequantised: products of bf16 or fp32 of 64 terms, relative to the largest.
+TOLERANCE = 0.02
+# Parameters of both models that a CPU is not to be asked for.
+LARGE = 100e6
+WITH_CUDA = "python -m pip install --force-reinstall --constraint constraints.txt torch"
+
+
+def gpu(config: Config) -> list[Check]:
+    """torch and CUDA; the GPU with its driver and free memory, where there is one."""
+    name = "torch"
+    built = torch.version.cuda
+    found = ok(name, f"{torch.__version__}, {f'for CUDA {built}' if built else 'built without CUDA'}")
+    if config.device == "cpu":
+        return [found, ok("gpu", "not needed: device is cpu")]
+    if torch.cuda.is_available():
+        return [found, _memory(config)]
+    return [found, _without_gpu(config, built)]
+
+
+def _without_gpu(config: Config, built: str | None) -> Check:
+    driver = _driver()
+    if driver is None:
+        told, fix = "no NVIDIA GPU that a driver shows", "run this on a machine with one"
+    elif built is None:
+        told, fix = f"driver {driver}, and torch is built without CUDA", f"install the build with it, `{WITH_CUDA}`"
+    else:
+        told, fix = f"driver {driver}, and no GPU that torch sees", "look with `nvidia-smi`"
+    if config.device == "cuda":
+        return fail("gpu", f"{told}, and device is cuda", f"{fix}, or set device: cpu")
+    stages = {"pretrain": config.pretrain, "distill": config.distill}
+    paged = [stage for stage, settings in stages.items() if settings.optimizer == "paged_adamw_8bit"]
+    if paged:
+        return fail("gpu", f"{told}, and paged_adamw_8bit in {' and '.join(paged)} needs one", fix)
+    parameters = _parameters(config)
+    if parameters and sum(parameters) > LARGE:
+        models = " and ".join(f"{count / 1e9:.1f}" for count in parameters)
+        return warning("gpu", f"{told}: models of {models} billion parameters take days or weeks on a CPU", fix)
+    return ok("gpu", "none, and this runs on the CPU")
+
+
+def _memory(config: Config) -> Check:
+    free, total = torch.cuda.mem_get_info()
+    told = f"{torch.cuda.get_device_name()}, driver {_driver()}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    budget = config.vram_budget_gib
+    if total / GIB < budget - 1:
+        return fail("gpu", f"{told}, and vram_budget_gib is {budget:g}", "set what there is, and see `kava plan`")
+    # A card that is sold as 8 GB has a little less, and shows some of it to a screen.
+    if free / GIB < budget - 1:
+        return fail(
+            "gpu",
+            f"{told}, and {budget - 1:g} are torch's share",
+            "end what `nvidia-smi` lists",
+        )
+    return ok("gpu", told)
+
+
+def _driver() -> str | None:
+    from pynvml import NVMLError, nvmlInit, nvmlSystemGetDriverVersion
+
+    try:
+        nvmlInit()
+        return str(nvmlSystemGetDriverVersion())
+    except NVMLError:
+        return None
+
+
+def bitsandbytes(config: Config) -> Check:
+    """Multiply by a matrix in NF4 on the device of the run, and compare with the same matrix dequantised."""
+    name = "bitsandbytes"
+    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    try:
+        error = matmul_error(device)
+    except Exception as raised:  # whatever a library with its own binaries may raise
+        told = f"4-bit matmul fails on {device} ({first_line(raised)})"
+    else:
+        if error < TOLERANCE:
+            return ok(name, f"4-bit matmul on {device} agrees with dequantised weights to {error:.1e}")
+        told = f"4-bit matmul on {device} is wrong by {error:.2g}"
+    fix = "run `python -m bitsandbytes` to see what is wrong"
+    without = ["teacher.quantization: none"] if config.teacher.quantization != "none" else []
+    for stage, settings in (("pretrain", config.pretrain), ("distill", config.distill)):
+        without += [f"{stage}.optimizer: adamw"] if "8bit" in settings.optimizer else []
+    if without:
+        return fail(name, told, f"{fix}, or set {' and '.join(without)}")
+    return warning(name, f"{told}, and nothing here needs it", fix)
+
+
+def matmul_error(device: str) -> float:
+    """Largest error of a product by NF4 weights, over its largest value; the same weights dequantised are right."""
+    import bitsandbytes as bnb
+
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(128, 64, generator=generator).to(device, torch.bfloat16)
+    rows = torch.randn(8, 64, generator=generator).to(device, torch.bfloat16)
+    codes, state = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    product = bnb.matmul_4bit(rows, codes.t(), quant_state=state).float()
+    expected = rows.float() @ bnb.functional.dequantize_4bit(codes, state).float().t()
+    return float((product - expected).abs().max() / expected.abs().max())
+
+
+def disk(plan: Plan, to_come: int | None) -> list[Check]:
+    """Free space of each filesystem that a run writes to, against what it takes there; one line for each.
+
+    `to_come` is what is still to be downloaded, in bytes; None if it is not known.
+    """
+    from kava.plan.overview import disk_alone
+
+    try:
+        needed = disk_alone(plan)
+    except UserError:
+        return [_unknown("disk")]
+    takes = [
+        (plan.cache, 0 if needed.store_is_there else needed.store),
+        (plan.results, needed.checkpoints + needed.models),
+        (Path(constants.HF_HUB_CACHE), to_come or 0),
+    ]
+    together: dict[int, Counter[Path]] = {}
+    for folder, count in takes:
+        if count:
+            together.setdefault(nearest_folder(folder).stat().st_dev, Counter())[folder] += count
+    return [_space(of_device) for of_device in together.values()]
+
+
+def _space(takes: Mapping[Path, int]) -> Check:
+    total, free = sum(takes.values()), shutil.disk_usage(nearest_folder(next(iter(takes)))).free
+    told = f"{size(total)} needed in {' and '.join(map(str, takes))}, {size(free)} free"
+    if total > free:
+        fix = "make room, or point cache_dir (the store) or HF_HOME (downloads) to another disk; `kava plan` says what"
+        return fail("disk", told, f"{fix} takes how much")
+    return ok("disk", told)
+
+
+def _unknown(name: str) -> Check:
+    return warning(name, "not known what is needed", "mend or fetch the models above, then run this again")
+
+
+def memory(plan: Plan) -> Check:
+    """RAM against the weights that a stage reads, or the student that it trains on the CPU."""
+    config = plan.config
+    parameters = _parameters(config)
+    if parameters is None:
+        return _unknown("memory")
+    teacher, student = parameters
+    there = psutil.virtual_memory()
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    needed = 2 * teacher if on_gpu else max(4 * teacher, TRAINED * student)
+    told = f"{size(there.available)} of {size(there.total)} of RAM free, {size(needed)} needed"
+    if needed > there.total:
+        return fail("memory", told, "use a machine with more, or smaller models")
+    if needed > there.available:
+        return warning("memory", told, "end other programs")
+    return ok("memory", told)
+
+
+def _parameters(config: Config) -> tuple[int, int] | None:
+    """Parameters of teacher and student; None if their settings cannot be read."""
+    from kava.plan.geometry import read_geometry
+    from kava.plan.trace import parameter_counts
+
+    try:
+        teacher, student = (read_geometry(settings.model_dump()) for settings in (config.teacher, config.student))
+    except UserError:
+        return None
+    return parameter_counts(teacher).all, parameter_counts(student).all

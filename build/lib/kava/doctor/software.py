@@ -1,0 +1,82 @@
+"""Python, the packages against their pins, Snakemake and its profile."""
+
+import platform
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from kava.doctor.check import Check, fail, ok, warning
+
+INSTALL = "run `python -m pip install --constraint constraints.txt --editable .` in the repository"
+SHOWN = 4
+
+
+def python(project: dict[str, Any]) -> Check:
+    """Python's version against `requires-python` of pyproject.toml."""
+    allowed, found = project["requires-python"], platform.python_version()
+    if found not in SpecifierSet(allowed, prereleases=True):
+        return fail("python", f"{found}, and KAVA needs {allowed}", "make the environment with such a Python")
+    return ok("python", found)
+
+
+def packages(project: dict[str, Any], constraints: Path) -> Check:
+    """What is installed against pyproject.toml's ranges, which must hold, and the pins, which are tested."""
+    broken = list(_out_of_range(map(Requirement, project["dependencies"])))
+    if broken:
+        return fail("packages", ", ".join(broken), INSTALL)
+    pins = dict(line.split("==") for line in constraints.read_text().split("\n") if "==" in line)
+    installed = {name: found for name in pins if (found := _public(name))}
+    other = [
+        f"{name} {installed[name]} (pinned {pin})" for name, pin in pins.items() if installed.get(name, pin) != pin
+    ]
+    if other:
+        more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
+        return warning("packages", f"{', '.join(other[:SHOWN])}{more} not as tested", INSTALL)
+    return ok("packages", f"{len(pins)} pins, and none is installed in another version")
+
+
+def snakemake(repository: Path) -> Check:
+    """Snakemake, the Snakefile and the profiles; `packages` has compared the version."""
+    found = _public("snakemake")
+    if found is None:
+        return fail("snakemake", "is not installed", INSTALL)
+    profiles = {path.parent.name: path for path in sorted(repository.glob("workflow/profiles/*/*.yaml"))}
+    if "default" not in profiles:
+        return warning(
+            "snakemake", f"no profile in {repository}/workflow/profiles/default", "run `git checkout workflow`"
+        )
+    if not (Path.cwd() / "Snakefile").is_file():
+        return warning("snakemake", f"no Snakefile in {Path.cwd()}", f"run in the repository: `cd {repository}`")
+    missing = [f"{name} needs {plugin}" for name, path in profiles.items() if (plugin := _missing_plugin(path))]
+    told = f"{found}, profiles {', '.join(profiles)}"
+    return ok("snakemake", f"{told} ({', '.join(missing)})" if missing else told)
+
+
+def _missing_plugin(profile: Path) -> str | None:
+    """Package of a profile's executor, if it is not installed."""
+    executor = (yaml.safe_load(profile.read_text()) or {}).get("executor")
+    plugin = f"snakemake-executor-plugin-{executor}"
+    return plugin if executor and _public(plugin) is None else None
+
+
+def _out_of_range(requirements: Iterable[Requirement]) -> Iterator[str]:
+    for requirement in requirements:
+        found = _public(requirement.name)
+        if found is None:
+            yield f"{requirement.name} is not installed"
+        elif not requirement.specifier.contains(found, prereleases=True):
+            yield f"{requirement.name} {found} (needed {requirement.specifier})"
+
+
+def _public(name: str) -> str | None:
+    """Installed version without the part that names a build, as in 2.13.0+cu130; None if it is not installed."""
+    try:
+        return Version(version(name)).public
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,21 @@
+"""What alignment metrics are called in words; needs no torch, so that the report can say the same as the stages."""
+
+from typing import Literal
+
+COLLAPSE = (0.9, 0.05)  # a raw cosine above the first with an r2 below the second
+
+Grade = Literal["excellent", "good", "pass", "fail"]
+# Least centred cosine of each grade, best first.
+GRADES: tuple[tuple[float, Grade], ...] = ((0.95, "excellent"), (0.90, "good"), (0.80, "pass"))
+
+
+def grade(cos_sim_centered: float | None) -> Grade | None:
+    """Word for a mean centred cosine: excellent from 0.95, good from 0.90, pass from 0.80, else fail; None for None."""
+    if cos_sim_centered is None:
+        return None
+    return next((word for limit, word in GRADES if cos_sim_centered >= limit), "fail")
+
+
+def collapsed(cos_sim: float | None, r2: float | None) -> bool:
+    """Whether a projection predicts little more than each channel's mean; False where a number is not known."""
+    return cos_sim is not None and r2 is not None and cos_sim > COLLAPSE[0] and r2 < COLLAPSE[1]

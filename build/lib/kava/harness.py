@@ -1,0 +1,104 @@
+"""lm-evaluation-harness in process: its task, filters and marks, with answers that end row by row."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import evaluate
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import StoppingCriteriaList, StopStringCriteria
+
+from kava.data.task import TASK
+
+STRICT, FLEXIBLE = "strict-match", "flexible-extract"
+
+
+class AnswerStop(StopStringCriteria):
+    """Ends each row whose answer has a stop string; the prompt's own text is none of it."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int) -> None:
+        super().__init__(tokenizer, list(stop))
+        self._prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return super().__call__(input_ids[:, self._prompt_length :], scores, **kwargs)
+
+
+class RowwiseStop(HFLM):
+    """The harness's Hugging Face model, each row of which stops where its own answer ends.
+
+    The harness decodes every row at every step once for each stop string, and lets a row that has ended go on until
+    all have. transformers' own criterion compares ids on the device, and ends each row by itself. The answers are those
+    that the harness gives to one question at a time, whatever the batch: in its own batches a row goes on behind a stop
+    string that is a special token, such as `<|im_end|>`, which decoding then drops.
+    """
+
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: Sequence[str], **generation: Any
+    ) -> torch.Tensor:
+        sampled = generation.pop("do_sample", False) or generation.pop("temperature", 0.0)
+        assert not sampled, "answers are greedy: a sampled one could not be paired with another arm's"
+        return self.model.generate(
+            input_ids=context,
+            max_length=max_length,
+            do_sample=False,
+            stopping_criteria=StoppingCriteriaList([AnswerStop(self.tokenizer, stop, context.shape[1])]),
+            pad_token_id=self.tokenizer.pad_token_id,
+            use_cache=True,
+            **generation,
+        )
+
+
+def harness_results(model: Any, tokenizer: Any, task_folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the harness on a loaded model.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A causal language model and its tokenizer.
+    task_folder
+        As `kava.data.task.write_task` made it.
+    settings
+        `batch_size`, questions per generate call, and `max_new_tokens`, longest answer in tokens.
+
+    Returns
+    -------
+    dict
+        What `lm_eval.evaluate` returns, with its samples.
+    """
+    # It warns of a model that is given and not named, as ours is.
+    logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
+    lm = RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"])
+    return score(lm, task_folder, settings["max_new_tokens"])
+
+
+def score(lm: LM, task_folder: Path, max_new_tokens: int) -> dict[str, Any]:
+    """Have any of the harness's models answer the questions; returns what `lm_eval.evaluate` does, with its samples."""
+    # Not `simple_evaluate`, which lists the installed packages afterwards: three seconds of every evaluation.
+    tasks = TaskManager(include_path=str(task_folder), include_defaults=False).load([TASK])
+    tasks["tasks"][TASK].set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
+    results = evaluate(lm=lm, task_dict=tasks, bootstrap_iters=0)
+    assert results is not None, "the harness returns results in the first process, and there is one"
+    return results
+
+
+def samples(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One record per question from the harness's samples, which stand once per filter."""
+    by_filter: dict[str, dict[int, Any]] = {STRICT: {}, FLEXIBLE: {}}
+    for sample in results["samples"][TASK]:
+        by_filter[sample["filter"]][sample["doc_id"]] = sample
+    return [
+        {
+            "doc_id": doc_id,
+            "question": sample["doc"]["question"],
+            "gold": sample["doc"]["answer"],
+            "answer": sample["resps"][0][0],
+            "strict_match": int(sample["exact_match"]),
+            "flexible_extract": int(by_filter[FLEXIBLE][doc_id]["exact_match"]),
+        }
+        for doc_id, sample in sorted(by_filter[STRICT].items())
+    ]

@@ -1,0 +1,30 @@
+"""`cka`: how alike the tokens of a batch lie to each other in student and teacher, without an aligner."""
+
+import torch
+from torch import Tensor
+
+from kava.cka import linear_cka
+from kava.losses.masking import widen
+
+
+def cka_loss(student_BLHTD: Tensor, teacher_BLHTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """1 − mean over layers of the debiased linear CKA between the features of the batch's tokens, a scalar.
+
+    Parameters
+    ----------
+    student_BLHTD, teacher_BLHTD
+        Keys or values of as many layers; heads and dims, side by side the features, may differ.
+    mask_BT
+        Non-zero for the tokens that are compared, at least 4 in all.
+    """
+    mask = mask_BT > 0
+    assert student_BLHTD.shape[1] == teacher_BLHTD.shape[1], "CKA compares layer by layer: map the teacher's first"
+    assert int(mask.sum()) >= 4, f"debiased CKA needs at least 4 tokens, the batch has {int(mask.sum())}"
+    pairs = zip(student_BLHTD.unbind(1), teacher_BLHTD.unbind(1), strict=True)
+    with torch.autocast(student_BLHTD.device.type, enabled=False):
+        similarity = [linear_cka(_features(s, mask), _features(t, mask)) for s, t in pairs]
+    return 1.0 - torch.stack(similarity).mean()
+
+
+def _features(tensor_BHTD: Tensor, mask_BT: Tensor) -> Tensor:
+    return widen(tensor_BHTD.transpose(1, 2).flatten(2)[mask_BT])

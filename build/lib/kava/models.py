@@ -1,0 +1,211 @@
+"""Load, quantise, and keep to one model: the only place where pretrained weights enter a process."""
+
+import logging
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import logging as transformers_logging
+
+from kava.config.identity import model_path
+from kava.errors import UserError
+from kava.hub import FETCH, NO_SAFETENSORS, Repository, hub_fault
+from kava.model_files import tokenizer_fault, weights_fault
+from kava.text import first_line
+
+# What transformers raises of files that are missing, damaged, gated or out of reach.
+FAILURES = (OSError, ValueError, ImportError, SafetensorError)
+SETTINGS = ("config.json", "tokenizer_config.json")
+_resident: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_guarded = True
+
+
+def load_teacher(source: Mapping[str, Any], device: torch.device) -> Any:
+    """Load the frozen teacher.
+
+    Parameters
+    ----------
+    source
+        `model`, `revision`, `quantization` (`nf4`, `int8` or `none`), `double_quantization` and `dtype`, as in the
+        configuration.
+    device
+        Where it runs; bitsandbytes computes NF4 and LLM.int8 on the CPU too.
+    """
+    dtype = getattr(torch, source["dtype"])
+    model = _load(source, device, dtype=dtype, quantization_config=_quantization(source, dtype))
+    return model.eval().requires_grad_(False)
+
+
+def load_student(source: Mapping[str, Any], device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+    """Load the student; what is trained needs fp32 weights, since updates of 5e-5 are lost to rounding in bf16."""
+    return _load(source, device, dtype=dtype)
+
+
+def load_for_evaluation(source: Mapping[str, Any], device: torch.device) -> Any:
+    """Load any model as a user would: in the dtype of its checkpoint, or quantised if it is a teacher."""
+    model = load_teacher(source, device) if "quantization" in source else _load(source, device, dtype="auto").eval()
+    # Plain greedy: instruct models ship a repetition penalty, which would punish arithmetic for repeating numbers.
+    stops = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=stops.bos_token_id, eos_token_id=stops.eos_token_id, pad_token_id=stops.pad_token_id
+    )
+    return model
+
+
+def load_model_config(source: Mapping[str, Any]) -> Any:
+    """The configuration of a model, without its weights."""
+    path = _path(source)
+    try:
+        return AutoConfig.from_pretrained(path, **_which(source))
+    except FAILURES as error:
+        raise UserError(_loading_failed("configuration of", source, error)) from None
+
+
+def load_tokenizer(source: Mapping[str, Any]) -> Any:
+    """Load a fast tokenizer; `UserError` if it has no vocabulary or no end token."""
+    path = _path(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **_which(source))
+    except FAILURES as error:
+        raise UserError(_loading_failed("tokenizer of", source, error)) from None
+    if fault := _fault(source, tokenizer_fault):
+        raise UserError(f"cannot load the tokenizer of {source['model']}: {fault}")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {source['model']} has no end token; set eos_token in its files")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def build(config: Any, **options: Any) -> Any:
+    """A model with random weights; from code of its repository only where its configuration came from there."""
+    remote = type(config).__module__.startswith("transformers_modules.")
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=remote, **options)
+
+
+@contextmanager
+def second_model_allowed() -> Iterator[None]:
+    """Lift the one-model guard: for benchmarks that compare with keeping the teacher in memory."""
+    global _guarded
+    _guarded = False
+    try:
+        yield
+    finally:
+        _guarded = True
+
+
+def _quantization(source: Mapping[str, Any], dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if source["quantization"] == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=source.get("double_quantization", True),
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if source["quantization"] == "int8":
+        # It says with every multiplication that it rounds inputs to fp16 on their way to 8 bits.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return None
+
+
+def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> Any:
+    if _guarded and (resident := next(iter(_resident), None)) is not None:
+        raise RuntimeError(
+            f"{resident.name_or_path} is resident: one process holds one pretrained model, or two would have to share "
+            f"8 GB; free it before loading {source['model']}"
+        )
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    path = _path(source)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            **_which(source),
+            use_safetensors=True,
+            device_map={"": device},
+            **options,
+        )
+    except FAILURES as error:
+        raise UserError(_loading_failed("model", source, error)) from None
+    _resident.add(model)
+    return model
+
+
+def _path(source: Mapping[str, Any]) -> str:
+    """Where to load from. Code of yet another repository is refused, since no revision pins it and no key knows it."""
+    path = model_path(source["model"])
+    if not source.get("trust_remote_code"):
+        return path
+    settings: list[dict[str, Any]] = []
+    with suppress(*FAILURES):  # loading says what is wrong
+        settings.append(PreTrainedConfig.get_config_dict(path, revision=source.get("revision"))[0])
+        settings.append(get_tokenizer_config(path, revision=source.get("revision")))
+    for name in _classes([of_file.get("auto_map") for of_file in settings]):
+        repository, _, file = name.rpartition("--")
+        if repository not in ("", source["model"]):
+            raise UserError(
+                f"{source['model']} takes its code from another repository ({name} in auto_map), whose revision "
+                f"nothing pins; copy that code beside the weights of a local directory, and write {file} there"
+            )
+    return path
+
+
+def _classes(auto_map: Any) -> Iterator[str]:
+    if isinstance(auto_map, str):
+        yield auto_map
+    elif isinstance(auto_map, Mapping):
+        yield from _classes(list(auto_map.values()))
+    elif isinstance(auto_map, list):
+        for value in auto_map:
+            yield from _classes(value)
+
+
+def _which(source: Mapping[str, Any]) -> dict[str, Any]:
+    # Said in so many words: transformers would ask at the terminal.
+    return {"revision": source.get("revision"), "trust_remote_code": source.get("trust_remote_code") is True}
+
+
+def _loading_failed(what: str, source: Mapping[str, Any], error: Exception) -> str:
+    start = f"cannot load the {what} {source['model']}"
+    repository = Repository("model", source["model"], source.get("revision"))
+    if fault := hub_fault(repository, error):
+        return f"{start}: {fault}"
+    if "trust_remote_code" in str(error):
+        return (
+            f"{start}: it needs Python code of its own repository; if you have read and trust that code at this "
+            "revision, set `trust_remote_code: true` beside its name"
+        )
+    if what == "model" and "does not appear to have a file named" in str(error):
+        return f"{start}: {NO_SAFETENSORS.format(repository)}"
+    if fault := _fault(source, weights_fault if what == "model" else tokenizer_fault):
+        return f"{start}: {fault}"
+    if Path(model_path(source["model"])).is_dir():
+        return f"{start} ({first_line(error)}); check the files in that directory"
+    return f"{start} at revision {source.get('revision')} ({first_line(error)}); check the revision"
+
+
+def _fault(source: Mapping[str, Any], find: Callable[[Path, str], str | None]) -> str | None:
+    """What is wrong with a model's files on this machine, and what mends it."""
+    path = model_path(source["model"])
+    if Path(path).is_dir():
+        return find(Path(path), f"copy the file to {path}")
+    found = [try_to_load_from_cache(path, name, revision=source.get("revision")) for name in SETTINGS]
+    folder = next((Path(file).parent for file in found if isinstance(file, str)), None)
+    return find(folder, f"download it with {FETCH}") if folder else None

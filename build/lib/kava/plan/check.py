@@ -1,0 +1,61 @@
+"""The plan of one stage at its start: a run that cannot fit stops before it loads anything."""
+
+import logging
+from typing import Any
+
+import torch
+
+from kava.config.jobs import Job, Runtime
+from kava.device import choose_device
+from kava.errors import UserError
+from kava.files import read_json
+from kava.models import load_model_config
+from kava.plan.geometry import read_geometry
+from kava.plan.mend import explained
+from kava.plan.needs import Evaluation, Extraction, Need, Training, longest_prompt
+
+log = logging.getLogger("kava")
+
+# An arm that reads no store is trained alike whatever it would hold.
+NO_STORE: dict[str, Any] = {"codec": {"kind": "bf16"}, "signals": {"topk_logits": 0}, "keys": "post_rope"}
+
+
+def check_fits(job: Job, runtime: Runtime) -> None:
+    """Compare the memory that a stage would take with `vram_budget_gib`; on a CPU, nothing is compared.
+
+    Raises
+    ------
+    UserError
+        It does not fit; the sentence names what is too large and which settings would mend it.
+    """
+    if choose_device(runtime.device).type == "cpu":
+        return
+    try:
+        for source in (runtime.teacher, runtime.student):
+            load_model_config(source)  # a plan downloads nothing, and a stage is about to
+        who, need = need_of(job, runtime)
+    except UserError as error:
+        log.warning("warning: it is not known whether this stage fits the GPU: %s", error)
+        return
+    if not need.memory().fits(runtime.vram_budget_gib):
+        raise UserError(explained(who, need, runtime.vram_budget_gib))
+
+
+def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
+    """Name and need of a job of stage extract, pretrain, distill or evaluate."""
+    tokens: dict[str, Any] = read_json(job.inputs["tokens"])["spec"]
+    longest: int = tokens["max_length"]
+    if job.stage == "extract":
+        return "extract", Extraction(runtime.teacher, longest, job.spec["key"])
+    if job.stage == "evaluate":
+        role = job.spec.get("reference")
+        source = runtime.teacher if role == "teacher" else runtime.student
+        if role == "student_base":  # as it comes
+            source = source | {"dtype": str(read_geometry(source).dtype or torch.float32).removeprefix("torch.")}
+        prompt = longest_prompt(tokens["data"]["source"].get("hub"), longest)
+        return f"evaluate of {role or 'the student'}", Evaluation(source, job.spec["key"]["evaluation"], prompt)
+    arm: dict[str, Any] = job.spec["arm"]
+    kv = read_json(job.inputs["store"])["spec"] if "store" in job.inputs else NO_STORE
+    name, settings = job.spec["name"], job.spec[job.stage] | runtime.execution[job.stage]
+    need = Training(job.stage, name, runtime.student, runtime.teacher, arm, settings, longest, kv)
+    return f"{job.stage} of {name}", need

@@ -1,0 +1,56 @@
+"""A model's `config.json` without its weights, and without a download."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kava.config.identity import model_path
+from kava.errors import UserError
+
+GEOMETRIES = Path(__file__).parent / "models"
+# Hub id → file of GEOMETRIES; their README names the source.
+PACKAGED = {
+    "Qwen/Qwen2.5-0.5B": "qwen2.5-0.5b",
+    "Qwen/Qwen2.5-0.5B-Instruct": "qwen2.5-0.5b",
+    "Qwen/Qwen2.5-1.5B": "qwen2.5-1.5b",
+    "Qwen/Qwen2.5-1.5B-Instruct": "qwen2.5-1.5b",
+    "meta-llama/Llama-3.2-1B": "llama-3.2-1b",
+    "meta-llama/Llama-3.2-1B-Instruct": "llama-3.2-1b",
+    "meta-llama/Llama-3.2-3B": "llama-3.2-3b",
+    "meta-llama/Llama-3.2-3B-Instruct": "llama-3.2-3b",
+    "openai-community/gpt2": "gpt2",
+    "openai-community/gpt2-medium": "gpt2-medium",
+}
+
+
+def read_geometry(source: Mapping[str, Any]) -> Any:
+    """The `transformers` configuration of a model.
+
+    Parameters
+    ----------
+    source
+        `model`, `revision` and `trust_remote_code`, as in the configuration.
+
+    Raises
+    ------
+    UserError
+        The model is neither a directory, nor packaged, nor in the hub's cache.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from transformers import AutoConfig
+
+    from kava.models import load_model_config
+
+    model, revision = source["model"], source.get("revision")
+    path = model_path(model)
+    if not Path(path).is_dir():
+        if model in PACKAGED:
+            return AutoConfig.for_model(**json.loads((GEOMETRIES / f"{PACKAGED[model]}.json").read_text()))
+        if not isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
+            known = " ".join(["hf download", model, "config.json", *(["--revision", revision] if revision else [])])
+            raise UserError(
+                f"the geometry of {model} is not known: it is not in the hub's cache, and `kava plan` downloads "
+                f"nothing; fetch its config.json with `{known}`, or give a local directory"
+            )
+    return load_model_config(source)

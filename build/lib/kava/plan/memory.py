@@ -1,0 +1,106 @@
+"""Bytes that a stage takes on the GPU at its peak, part by part, and the budget that they have to fit."""
+
+from dataclasses import dataclass
+
+from kava.device import GIB, OUTSIDE_ALLOCATOR
+from kava.plan.optimizer import state_bytes, step_buffers
+from kava.plan.trace import Traced
+
+# What a process takes of the GPU before torch's allocator: driver, kernels, library handles.
+CUDA_CONTEXT = round(0.45 * GIB)
+# cuBLAS takes it from the allocator once per stream.
+CUBLAS_WORKSPACE = 8_519_680
+PARTS = (
+    "weights",
+    "autocast copies",
+    "gradients",
+    "buckets",
+    "optimizer states",
+    "activations",
+    "logits",
+    "projector",
+    "kv cache",
+    "batch",
+    "temporary",
+    "cuda context",
+)
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Peak of one stage.
+
+    Attributes
+    ----------
+    parts
+        Name of `PARTS` → bytes, those that live at the peak.
+    paged
+        Bytes of optimizer states, counted in `parts`, that lie outside torch's allocator and may be evicted.
+    """
+
+    parts: dict[str, int]
+    paged: int = 0
+
+    @property
+    def peak(self) -> int:
+        """Bytes in all, the CUDA context included."""
+        return sum(self.parts.values())
+
+    @property
+    def allocator(self) -> int:
+        """Bytes that torch's allocator gives out."""
+        return self.peak - self.paged - self.parts["cuda context"]
+
+    def fits(self, budget_gib: float) -> bool:
+        """Whether all of it fits the budget, and what the allocator gives out fits its cap."""
+        return self.peak <= budget_gib * GIB and self.allocator <= budget_gib * GIB - OUTSIDE_ALLOCATOR
+
+    def lack(self, budget_gib: float) -> str:
+        """The number that breaks the budget, as the end of a sentence, with the largest parts."""
+        largest = sorted(self.parts.items(), key=lambda part: -part[1])[:3]
+        of_which = ", ".join(f"{name} {count / GIB:.2f}" for name, count in largest)
+        cap = budget_gib - OUTSIDE_ALLOCATOR / GIB
+        if self.allocator > cap * GIB:
+            what = f"{self.allocator / GIB:.2f} GiB of torch's allocator, which is capped at {cap:g} GiB"
+        else:
+            what = f"{self.peak / GIB:.2f} GiB, with CUDA context and paged states"
+        return f"needs {what} (vram_budget_gib: {budget_gib:g}); the largest parts are {of_which}"
+
+
+def of_training(traced: Traced, optimizer: str, ahead: int, processes: int = 1) -> StageMemory:
+    """Peak of a phase: that of a forward and backward, or of the optimizer's step, whichever is larger.
+
+    Parameters
+    ----------
+    traced
+        Of one micro-batch.
+    optimizer
+        Name, as configured.
+    ahead
+        Batches that lie on the GPU beside the one in use.
+    processes
+        Of several, each has buckets as large as all gradients, in which they are exchanged.
+    """
+    states = {name: state_bytes(optimizer, sizes) for name, sizes in traced.trained.items()}
+    held = {name: traced.parts.get(name, 0) for name in ("weights", "gradients", "projector", "batch")}
+    held["batch"] *= 1 + ahead
+    if processes > 1:
+        held["buckets"] = 4 * sum(sum(sizes) for sizes in traced.trained.values())
+    held["optimizer states"] = states["student"][0]
+    held["projector"] += states["projector"][0]
+    within = {name: traced.parts.get(name, 0) for name in ("autocast copies", "activations", "logits", "temporary")}
+    # Student and projector are groups of their own, which are stepped one after the other.
+    stepping = max(step_buffers(optimizer, sizes) for sizes in traced.trained.values())
+    moment = within if sum(within.values()) >= stepping else {"temporary": stepping}
+    return _complete(held | moment, sum(paged for _, paged in states.values()))
+
+
+def of_forward(parts: dict[str, int]) -> StageMemory:
+    """Peak of a stage without gradients, from the parts that live in it."""
+    return _complete(parts, 0)
+
+
+def _complete(parts: dict[str, int], paged: int) -> StageMemory:
+    temporary = parts.get("temporary", 0) + CUBLAS_WORKSPACE
+    whole = parts | {"temporary": temporary, "cuda context": CUDA_CONTEXT}
+    return StageMemory({name: whole[name] for name in PARTS if whole.get(name)}, paged)

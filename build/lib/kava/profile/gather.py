@@ -1,0 +1,66 @@
+"""The tokens of a profile: the teacher's KV from a store, the student's from one run over the same examples."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kava.cache.capture import capture
+from kava.cache.codecs import KvBlock
+from kava.cache.reader import StoreReader
+from kava.data.tokens import TokenSet, vocabulary_sha256
+from kava.errors import UserError
+from kava.models import load_student, load_tokenizer
+from kava.profile.measure import Sample
+from kava.training.batches import Batches, teacher_kv
+
+
+@torch.inference_mode()
+def gather(
+    tokens: Path, store: StoreReader, student: dict[str, Any], count: int, batch_size: int, device: torch.device
+) -> Sample:
+    """KV of the first training examples in both models, on the CPU; only the student is loaded.
+
+    Parameters
+    ----------
+    tokens
+        Manifest of the token set.
+    store
+        Sealed store of the teacher over it.
+    student
+        Settings of the student, as JSON values.
+    count
+        Examples are taken until they have so many stored tokens, or there are no more.
+    batch_size, device
+        How many examples the student reads at once, and where.
+
+    Raises
+    ------
+    UserError
+        A store of other data or with other tokens in each head, or a student with another tokenizer.
+    """
+    token_set = TokenSet(tokens)
+    if vocabulary_sha256(load_tokenizer(student)) != token_set.manifest["vocabulary_sha256"]:
+        raise UserError(
+            f"the student's tokenizer {student['model']} is not the one of the token set {tokens}; choose a student "
+            "with the teacher's tokenizer"
+        )
+    batches = Batches(token_set, "train", store)
+    examples, stored = 0, 0
+    while stored < count and examples < len(batches):
+        stored += len(store.tokens("train", examples).id)
+        examples += 1
+    model = load_student(student, device).eval()
+    parts: list[list[torch.Tensor]] = []
+    of_example = []
+    first = 0
+    for batch in batches.slice(range(examples), batch_size):
+        ids, attention = (batch[name].to(device) for name in ("input_ids", "attention_mask"))
+        captured, _ = capture(model, ids, attention, store.keys_form)
+        kept = batch["kv_mask"].bool().cpu()
+        both = (*teacher_kv(batch, torch.device("cpu")), *captured)
+        parts.append([x.cpu().permute(0, 3, 1, 2, 4)[kept] for x in both])
+        of_example.append(first + kept.nonzero()[:, 0])
+        first += len(kept)
+    joined = [torch.cat(of_tensor) for of_tensor in zip(*parts, strict=True)]
+    return Sample(KvBlock(*joined[:2]), KvBlock(*joined[2:]), torch.cat(of_example))

@@ -1,0 +1,167 @@
+"""Several experiments as one report: their arms side by side, and what differs between the experiments said aloud.
+
+An arm is called `<experiment>/<arm>`. Compared are the pairs that each experiment declares, and each arm of a later
+experiment with the arm of the same name of the first one; Holm's correction is over all of them but those of runs
+that are the same (`kava.report.same_runs`). Experiments that answered other test questions are shown beside each other
+and not compared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any
+
+from kava.errors import UserError
+from kava.report.alignment import over_shuffled
+from kava.report.build import build_report
+from kava.report.clean import flatten
+from kava.report.format import interval, listed, percent
+from kava.report.inputs import ReferenceFiles, ReportInputs
+from kava.report.record import Experiment
+from kava.report.sources import report_inputs
+
+# Settings that are said elsewhere: arm by arm, or in the table of experiments.
+SAID_ELSEWHERE = {"arms", "comparisons", "controls", "experiment", "notes", "preset", "seeds"}
+TOLD = ("date", "notes", "verdict", "models")
+TITLES = {"teacher": "teacher", "student_base": "base student"}
+
+Experiments = Mapping[str, Experiment]
+
+
+def report_across(experiments: Sequence[Experiment], command: str) -> dict[str, Any]:
+    """One report over finished experiments, in the order given.
+
+    Parameters
+    ----------
+    experiments
+        As `read_record` returned them.
+    command
+        How the report was asked for.
+
+    Returns
+    -------
+    dict
+        As of `build_report`, and `experiments`: name → what its record tells of it.
+    """
+    named = name_each(experiments)
+    parts = {name: report_inputs(e.record["configuration"], e.inputs, {}) for name, e in named.items()}
+    report = build_report(_merged(named, parts, command))
+    # A layer map, and the odds of a retrieval, are those of one teacher, base student and token set.
+    if len({(e.inputs["store"].parent.name, e.inputs["student_base"].parent.name) for e in named.values()}) > 1:
+        report["cka"] = None
+    own = {name: {f"{name}/{arm}": config for arm, config in part.arms.items()} for name, part in parts.items()}
+    within = [over_shuffled(arms, {a: report["arms"][a]["alignment"] for a in arms}) for arms in own.values()]
+    return report | {
+        "retrieval_over_shuffled": {arm: found for each in within for arm, found in each.items()},
+        "experiments": {name: _told(e, parts[name]) for name, e in named.items()},
+    }
+
+
+def name_each(experiments: Sequence[Experiment]) -> dict[str, Experiment]:
+    """Experiments by the name of their folder, numbered where that is the same; one that is given twice is refused."""
+    places = [os.path.realpath(e.folder) for e in experiments]
+    if twice := next((place for i, place in enumerate(places) if place in places[:i]), None):
+        raise UserError(f"{twice} is given twice; give each experiment once")
+    own = [os.path.basename(os.path.abspath(e.folder)) for e in experiments]
+    named: dict[str, Experiment] = {}
+    for name, experiment in zip(own, experiments, strict=True):
+        numbered = (f"{name} ({i})" for i in count(1))
+        free = name if own.count(name) == 1 else next(n for n in numbered if n not in named and n not in own)
+        named[free] = experiment
+    return named
+
+
+def _told(experiment: Experiment, inputs: ReportInputs) -> dict[str, Any]:
+    facts = {name: experiment.record[name] for name in TOLD}
+    return facts | {"arms": len(inputs.arms), "seeds": list(dict.fromkeys(s for r in inputs.runs.values() for s in r))}
+
+
+def _merged(named: Experiments, parts: Mapping[str, ReportInputs], command: str) -> ReportInputs:
+    first = next(iter(parts.values()))
+    differing = _differing_settings(named)
+    across = _of_the_same_name(named, parts)
+    benches = {part.bench.parent.name if part.bench else None for part in parts.values()}
+    return ReportInputs(
+        experiment=", ".join(named),
+        preset=", ".join(dict.fromkeys(part.preset for part in parts.values())),
+        arms={f"{n}/{arm}": config | differing[n] for n, part in parts.items() for arm, config in part.arms.items()},
+        runs={f"{n}/{arm}": seeds for n, part in parts.items() for arm, seeds in part.runs.items()},
+        stores={path.parent.name: path for part in parts.values() for path in part.stores.values()},
+        teacher=first.teacher,
+        student_base=first.student_base,
+        comparisons=across + [(f"{n}/{a}", f"{n}/{b}") for n, part in parts.items() for a, b in part.comparisons],
+        across=across,
+        controls=[f"{name}/{arm}" for name, part in parts.items() for arm in part.controls],
+        config={name: e.record["configuration"] for name, e in named.items()},
+        seeds={f"{n}/{arm}": seeds for n, part in parts.items() for arm, seeds in part.seeds.items()},
+        provenance={"command": command} | {name: _origin(e) for name, e in named.items()},
+        bench=first.bench if len(benches) == 1 else None,
+        tokens={name: e.inputs["tokens"] for name, e in named.items()},
+        mismatches=_other_questions(named) + _other_references(parts, named),
+    )
+
+
+def _origin(experiment: Experiment) -> dict[str, Any]:
+    return {name: experiment.record[name] for name in ("date", "report_made_with", "data", "tokenizer")}
+
+
+def _differing_settings(named: Experiments) -> dict[str, dict[str, Any]]:
+    """Experiment → dotted settings outside of arms in which the experiments differ; None where one has no such."""
+    flat = {
+        name: flatten({k: v for k, v in e.record["configuration"].items() if k not in SAID_ELSEWHERE})
+        for name, e in named.items()
+    }
+    keys = list(dict.fromkeys(key for settings in flat.values() for key in settings))
+    first = next(iter(flat.values()))
+    differing = [key for key in keys if any(settings.get(key) != first.get(key) for settings in flat.values())]
+    return {name: {key: settings.get(key) for key in differing} for name, settings in flat.items()}
+
+
+def _of_the_same_name(named: Experiments, parts: Mapping[str, ReportInputs]) -> list[tuple[str, str]]:
+    """Each later experiment's arms against those of the first."""
+    baseline, *later = parts
+    return [
+        (f"{name}/{arm}", f"{baseline}/{arm}")
+        for name in later
+        if _questions(named[name]) == _questions(named[baseline])
+        for arm in parts[name].arms
+        if arm in parts[baseline].arms
+    ]
+
+
+def _questions(experiment: Experiment) -> tuple[str, ...]:
+    return tuple(experiment.record["questions_sha256"])
+
+
+def _other_questions(named: Experiments) -> list[str]:
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, experiment in named.items():
+        groups.setdefault(_questions(experiment), []).append(name)
+    if len(groups) == 1:
+        return []
+    apart = "; ".join(listed(names) for names in groups.values())
+    return [f"These experiments answered different test questions, and are not compared with each other: {apart}."]
+
+
+def _other_references(parts: Mapping[str, ReportInputs], named: Experiments) -> list[str]:
+    """A sentence for each role in which the experiments do not share one evaluation, with all their scores."""
+    sentences = []
+    of_role: dict[str, dict[str, ReferenceFiles]] = {
+        "teacher": {name: part.teacher for name, part in parts.items()},
+        "student_base": {name: part.student_base for name, part in parts.items()},
+    }
+    for role, files in of_role.items():
+        if len({reference.evaluation.name for reference in files.values()}) > 1:
+            rows = {name: named[name].record["models"][role] for name in files}
+            said = "; ".join(
+                f"{name}: {row['model']}, strict match {percent(row['strict_match'])} "
+                f"({interval(row['strict_match_ci95'])}, n {row['n']})"
+                for name, row in rows.items()
+            )
+            sentences.append(
+                f"The experiments have no {TITLES[role]} in common ({said}); the row of the {TITLES[role]} is that of "
+                f"{next(iter(files))}."
+            )
+    return sentences

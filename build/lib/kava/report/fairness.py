@@ -1,0 +1,113 @@
+"""Equal terms, checked rather than assumed: what must be the same in every arm, and where it is not.
+
+A mismatch is a plain sentence. The page shows it in red near the top, and numbers that a mismatch would make
+meaningless (an average over seeds that answered different questions) are left out, not averaged over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kava.report.read import METRICS, Evaluation, Run
+
+# Field of a training manifest → how it is called on the page.
+TRAINING_FIELDS = {
+    "initial_student_sha256": "initial student",
+    "data_order_sha256": "data order",
+    "optimizer_steps": "optimizer steps",
+    "train_tokens": "training tokens",
+}
+# What pretraining must share among the arms that have it (the student is frozen there, and hashed above).
+PRETRAIN_FIELDS = ("data_order_sha256", "optimizer_steps", "train_tokens")
+
+
+def _short(value: Any) -> str:
+    return f"{value[:10]}…" if isinstance(value, str) and len(value) > 12 else str(value)
+
+
+def _differing(where: str, what: str, values: Mapping[str, Any]) -> list[str]:
+    missing = [name for name, value in values.items() if value is None]
+    sentences = [f"{where}: {name} does not record its {what}." for name in missing]
+    known = {name: value for name, value in values.items() if value is not None}
+    if len(set(known.values())) > 1:
+        listed = ", ".join(f"{name} {_short(value)}" for name, value in known.items())
+        sentences.append(f"{where}: {what} differs between arms ({listed}).")
+    return sentences
+
+
+def check_training(runs: Mapping[str, Mapping[str, Run]], declared: Mapping[str, Sequence[str]]) -> list[str]:
+    """Sentences on every seed whose arms did not train on equal terms.
+
+    Parameters
+    ----------
+    runs
+        Arm → seed → run.
+    declared
+        Arm → the seeds that it was meant to be trained with; arms of several experiments need not share them.
+    """
+    sentences = []
+    for seed in dict.fromkeys(seed for seeds in declared.values() for seed in seeds):
+        present = {name: seeds[seed] for name, seeds in runs.items() if seed in seeds}
+        absent = [name for name in runs if seed in declared[name] and name not in present]
+        if absent:
+            sentences.append(
+                f"Seed {seed}: no finished run of {', '.join(absent)}; a mean over the other seeds alone is left out."
+            )
+        for field, what in TRAINING_FIELDS.items():
+            values = {name: run.distill.manifest.get(field) for name, run in present.items()}
+            sentences += _differing(f"Seed {seed}", what, values)
+        for field in PRETRAIN_FIELDS:
+            values = {
+                name: run.pretrain.manifest.get(field)
+                for name, run in present.items()
+                # An arm may leave its projector as it was drawn; the joint phase is the same for all.
+                if run.pretrain is not None and run.pretrain.manifest.get("optimizer_steps") != 0
+            }
+            sentences += _differing(f"Seed {seed}, pretraining", TRAINING_FIELDS[field], values)
+    return sentences
+
+
+def check_evaluations(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Sentences on evaluations that differ in their questions or contradict their own samples.
+
+    `evaluations` maps what the page calls each ("flat (seed 42)"; "teacher") to its files.
+    """
+    sentences = []
+    for name, evaluation in evaluations.items():
+        manifest, n = evaluation.manifest, evaluation.manifest["n"]
+        if evaluation.lines != n:
+            sentences.append(f"{name}: samples.jsonl has {evaluation.lines} lines, its manifest says {n}.")
+        if evaluation.lines != len(evaluation.samples):
+            twice = evaluation.lines - len(evaluation.samples)
+            sentences.append(f"{name}: {twice} doc_id occur more than once in samples.jsonl.")
+        for metric in METRICS:
+            scores, recorded = evaluation.scores(metric), manifest[metric]
+            # Half a question allows for a rounded manifest, nothing more.
+            if scores and recorded is not None and abs(sum(scores.values()) - recorded * len(scores)) > 0.5:
+                mean = sum(scores.values()) / len(scores)
+                sentences.append(f"{name}: {metric} is {recorded:.4f} in its manifest, {mean:.4f} in its samples.")
+    hashes: dict[str, list[str]] = {}
+    for name, evaluation in evaluations.items():
+        digest = evaluation.manifest.get("questions_sha256")
+        if digest is None:
+            sentences.append(f"{name} does not record which questions it answered (questions_sha256).")
+        else:
+            hashes.setdefault(digest, []).append(name)
+    if len(hashes) > 1:
+        groups = "; ".join(f"{_short(digest)}: {', '.join(names)}" for digest, names in hashes.items())
+        sentences.append(f"Not all models answered the same questions ({groups}).")
+    return sentences + _other_settings(evaluations)
+
+
+def _other_settings(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """A sentence if models were evaluated in different ways; the batch size is none."""
+    found: dict[str, list[str]] = {}
+    for name, evaluation in evaluations.items():
+        settings = evaluation.manifest["spec"]["key"]["evaluation"]
+        said = ", ".join(f"{key} {value}" for key, value in sorted(settings.items()) if key != "batch_size")
+        found.setdefault(said, []).append(name)
+    if len(found) < 2:
+        return []
+    groups = "; ".join(f"{said}: {', '.join(names)}" for said, names in found.items())
+    return [f"Not all models were evaluated with the same settings ({groups})."]

@@ -1,0 +1,82 @@
+"""Warnings of all runs, with those merged that differ only in their seed and their numbers; collapses first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from kava.report.alignment import alignment_of, has_collapsed
+from kava.report.read import Run
+
+# Not the 2 of r2, nor the number that names a layer or a head: sentences about different heads are never merged.
+NUMBER = re.compile(r"(?<![\w.])(?<!layer )(?<!head )-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
+
+
+class Notice(NamedTuple):
+    """One sentence about one run; `stage` is None where the sentence is about the arm's result."""
+
+    arm: str
+    seed: str
+    stage: str | None
+    text: str
+
+
+def run_notices(runs: Mapping[str, Mapping[str, Run]]) -> list[Notice]:
+    """What the manifests carry, and each collapse that the stage itself did not name."""
+    found = []
+    for arm, seeds in runs.items():
+        for seed, run in seeds.items():
+            for stage, part in (("pretrain", run.pretrain), ("distill", run.distill)):
+                carried = part.manifest.get("warnings") or [] if part else []
+                found += [Notice(arm, seed, stage, text) for text in carried]
+            alignment = alignment_of(run)
+            named = any(n[:3] == (arm, seed, "distill") and n.text.startswith("collapse") for n in found)
+            if has_collapsed(alignment) and not named:
+                text = (
+                    f"collapse. The raw cosine is {alignment['cos_sim']:.2f} but r2 is {alignment['r2']:.2f}, so the "
+                    "projection predicts little more than each channel’s mean."
+                )
+                found.append(Notice(arm, seed, None, text))
+    return found
+
+
+def merged(notices: Sequence[Notice]) -> list[str]:
+    """One line per arm, stage and kind of sentence, the seeds listed and differing numbers given as a range."""
+    groups: dict[tuple[str, str | None, str], list[Notice]] = {}
+    for notice in notices:
+        groups.setdefault((notice.arm, notice.stage, NUMBER.sub("#", notice.text)), []).append(notice)
+    collapses_first = sorted(groups.items(), key=lambda item: not item[0][2].startswith("collapse"))
+    lines = []
+    for (arm, stage, _), group in collapses_first:
+        seeds = list(dict.fromkeys(notice.seed for notice in group))
+        where = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}{f', {stage}' if stage else ''}"
+        lines.append(f"{arm} ({where}): {_ranged([notice.text for notice in group])}")
+    return lines
+
+
+def _ranged(texts: Sequence[str]) -> str:
+    slots = iter(zip(*(NUMBER.findall(text) for text in texts), strict=True))
+
+    def fill(_: re.Match[str]) -> str:
+        numbers = next(slots)
+        low, high = min(numbers, key=float), max(numbers, key=float)
+        return low if float(low) == float(high) else f"{low} to {high}"
+
+    return NUMBER.sub(fill, texts[0])
+
+
+def lost_numbers(places: Sequence[str]) -> list[str]:
+    """One line per file for the numbers in it that were not finite; `places` are "file: dotted place"."""
+    files: dict[str, list[str]] = {}
+    for place in places:
+        file, _, inside = place.rpartition(": ")
+        files.setdefault(file, []).append(inside)
+    lines = []
+    for file, numbers in files.items():
+        where = f"{file}: {numbers[0]}" if file else numbers[0]
+        if len(numbers) == 1:
+            lines.append(f"{where} is not a finite number; it is left out.")
+        else:
+            lines.append(f"{where} and {len(numbers) - 1} more are not finite numbers; they are left out.")
+    return lines

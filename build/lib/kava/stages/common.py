@@ -1,0 +1,166 @@
+"""What all stages share: one set of options, the cost record."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+from kava.cache.inventory import SHARED_MARK
+from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
+from kava.config.jobs import Job, Plan, Runtime
+from kava.config.schema import Tracker
+from kava.errors import UserError
+from kava.files import read_json, write_json
+from kava.locks import Claim, claim, holder, locked
+
+log = logging.getLogger("kava")
+RUNTIME_VARIABLE = "KAVA_RUNTIME"
+
+BesideOthers = Literal["refuse", "wait", "share"]
+
+
+class Run(Protocol):
+    def __call__(self, job: Job, runtime: Runtime) -> None: ...
+
+
+def stage_main(
+    stage: str,
+    documentation: str,
+    argv: list[str] | None,
+    select: Callable[[Plan, argparse.Namespace], Job],
+    load_run: Callable[[argparse.Namespace], Run],
+    options: dict[str, str] | None = None,
+    beside_others: BesideOthers = "refuse",
+) -> int:
+    """Parse the options of a stage, run it, and return the exit status.
+
+    Parameters
+    ----------
+    stage, documentation
+        Name and docstring of the stage's module.
+    argv
+        Arguments; None for those of the process.
+    select
+        Picks the job of a configuration, given the parsed options.
+    load_run
+        Returns the function that does the work, given the parsed options.
+    options
+        Options of this stage alone, name → help.
+    beside_others
+        While another process works in the output folder: `refuse` to start, `wait` for it (it does the same work in a
+        shared cache), or `share` the work, of which the stage takes care.
+    """
+    parser = command_parser(f"kava {stage}", documentation)
+    for name, text in (options or {}).items():
+        parser.add_argument(f"--{name}", help=text)
+    add_configuration_options(parser)
+    parser.add_argument("--spec", metavar="JSON", help="what the stage depends on (default: from the configuration)")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="NAME=PATH", help="an input file, in place of the default one"
+    )
+    parser.add_argument("--output", type=Path, help="the file to write last, in place of the default one")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="default: from the configuration")
+    parser.add_argument("--tracker", choices=get_args(Tracker), help="default: from the configuration")
+    parser.add_argument("--json", action="store_true", help="print the finished manifest on stdout")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("httpx", "lm_eval", "datasets", "absl"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return exit_status(f"kava {stage}", lambda: _run(stage, arguments, select, load_run, beside_others))
+
+
+@contextmanager
+def cost_record(path: Path, peak_memory_mib: Callable[[], float]) -> Iterator[None]:
+    """Write seconds and peak memory beside a manifest, whose bytes must not depend on them."""
+    started = time.monotonic()
+    yield
+    write_json(path, {"seconds": time.monotonic() - started, "peak_memory_mib": peak_memory_mib()})
+
+
+def progress_interval() -> float:
+    """Seconds between updates of a progress bar: lively on a terminal, few lines in a log file."""
+    return 0.2 if sys.stderr.isatty() else 10.0
+
+
+def _job(
+    stage: str, arguments: argparse.Namespace, select: Callable[[Plan, argparse.Namespace], Job]
+) -> tuple[Job, Runtime]:
+    for pair in arguments.input:
+        if "=" not in pair:
+            raise UserError(f"--input {pair!r}: expected NAME=PATH")
+    inputs = {name: Path(path) for name, path in (pair.split("=", 1) for pair in arguments.input)}
+    if arguments.spec:
+        if not arguments.output or RUNTIME_VARIABLE not in os.environ:
+            raise UserError(f"--spec needs --output, --input for what the stage reads, and ${RUNTIME_VARIABLE}")
+        job = Job(stage, json.loads(arguments.spec), arguments.output, inputs)
+        runtime = Runtime(**json.loads(os.environ[RUNTIME_VARIABLE]))
+    else:
+        plan = load_plan(arguments)
+        job = select(plan, arguments)
+        job = Job(stage, job.spec, arguments.output or job.output, job.inputs | inputs)
+        runtime = Runtime.of(plan.config)
+    given = {name: value for name in ("device", "tracker") if (value := getattr(arguments, name))}
+    return job, replace(runtime, **given)
+
+
+def _mark_shared(job: Job) -> None:
+    """Leave a mark in another checkout's cache, which must not think that nobody else uses it."""
+    for name in {"tokens", "store"} & job.inputs.keys():
+        cache = job.inputs[name].parents[2]
+        if cache.resolve() != Path("results").resolve():
+            with suppress(OSError):  # one that cannot be written to cannot be pruned by its mistake either
+                (cache / SHARED_MARK).touch()
+
+
+@contextmanager
+def _admitted(folder: Path, beside_others: BesideOthers) -> Iterator[Claim | None]:
+    """Work in a folder beside others or not: a killed Snakemake may have left a stage behind that still runs."""
+    path = folder / ".lock"
+    if beside_others == "share":
+        yield None
+    elif beside_others == "wait":
+        with locked(path):
+            yield None
+    else:
+        held = claim(path)
+        if held is None:
+            raise UserError(
+                f"{holder(path)} works in {folder}; wait for it or stop it, then run again (nothing is lost)"
+            )
+        try:
+            yield held
+        finally:
+            held.release()
+
+
+def _run(
+    stage: str,
+    arguments: argparse.Namespace,
+    select: Callable[[Plan, argparse.Namespace], Job],
+    load_run: Callable[[argparse.Namespace], Run],
+    beside_others: BesideOthers,
+) -> None:
+    job, runtime = _job(stage, arguments, select)
+    for name, path in job.inputs.items():
+        if not path.is_file():
+            raise UserError(f"input {name}: {path} does not exist; run the stage that makes it, or Snakemake")
+    _mark_shared(job)
+    processes = runtime.processes(job)
+    with _admitted(job.output.parent, beside_others) as lock:
+        if processes == 1:
+            load_run(arguments)(job, runtime)
+        else:
+            from kava.training.processes import run_in_processes
+
+            assert lock is not None, "training refuses to start beside others"
+            run_in_processes(job, runtime, processes, lock.fileno())
+    if arguments.json:
+        manifest = job.output if job.output.suffix == ".json" else job.output.with_suffix(".json")
+        print(json.dumps(read_json(manifest)))

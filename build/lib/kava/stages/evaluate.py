@@ -1,0 +1,86 @@
+"""Answer the test questions with one model and score them by lm-evaluation-harness's own GSM8K filters.
+
+    kava evaluate --preset demo --arm structured --seed 42
+    kava evaluate --preset demo --reference teacher        # or student_base
+
+Greedy, 0-shot. Writes evaluation/: samples.jsonl (one line per question), manifest.json; and the numbers into the model
+card of an arm's student, student/README.md.
+"""
+
+import argparse
+import json
+import sys
+
+from kava.config.jobs import Job, Plan, Runtime
+from kava.data.task import TASK
+from kava.errors import UserError
+from kava.stages.common import cost_record, log, stage_main
+from kava.stages.selection import ARM_OPTIONS, arm_and_seed
+
+
+def main(argv: list[str] | None = None) -> int:
+    def select(plan: Plan, arguments: argparse.Namespace) -> Job:
+        if arguments.reference is None:
+            return plan.evaluate(*arm_and_seed(plan, arguments))
+        return plan.reference(arguments.reference)
+
+    options = ARM_OPTIONS | {"reference": "`teacher` or `student_base`, in place of an arm"}
+    return stage_main("evaluate", __doc__, argv, select, lambda _: run, options, "wait")
+
+
+def run(job: Job, runtime: Runtime) -> None:
+    from kava.card import write_card
+    from kava.config.identity import display_name
+    from kava.data.tokens import TokenSet
+    from kava.device import peak_memory_mib, use_device
+    from kava.files import read_json, sha256_file, write_atomic, write_json
+    from kava.harness import FLEXIBLE, STRICT, harness_results, samples
+    from kava.models import load_for_evaluation, load_tokenizer
+    from kava.plan.check import check_fits
+
+    check_fits(job, runtime)
+    device = use_device(runtime)
+    tokens = TokenSet(job.inputs["tokens"])
+    job.output.unlink(missing_ok=True)  # what it vouches for is about to change
+    role, settings = job.spec.get("reference"), job.spec["key"]["evaluation"]
+    folder = job.output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if role is None:
+        student = job.inputs["student"].parent
+        source = {"model": str(student), "trust_remote_code": runtime.student["trust_remote_code"]}
+        distilled = read_json(job.inputs["student"])
+        # An evaluation that goes elsewhere is a trial, and no fact about the student.
+        own = folder.resolve() == (student.parent / "evaluation").resolve()
+        if own:
+            # Without the numbers of an earlier one; and before the work, should the folder not be writable.
+            write_card(student, distilled, runtime.sources)
+    else:
+        source = {"teacher": runtime.teacher, "student_base": runtime.student}[role]
+    with cost_record(folder / "cost.json", lambda: peak_memory_mib(device)):
+        model = load_for_evaluation(source, device)
+        results = harness_results(model, load_tokenizer(source), tokens.task_folder, settings)
+    lines = samples(results)
+    write_atomic(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    scores = results["results"][TASK]
+    manifest = {
+        "stage": "evaluate",
+        "spec": job.spec,
+        "model": display_name(source["model"]) if role else source["model"],
+        "strict_match": float(scores[f"exact_match,{STRICT}"]),
+        "flexible_extract": float(scores[f"exact_match,{FLEXIBLE}"]),
+        "n": len(lines),
+        "questions_sha256": tokens.questions_sha256,
+        "samples_sha256": sha256_file(folder / "samples.jsonl"),
+    }
+    if role is None:
+        if read_json(job.inputs["student"]) != distilled:
+            raise UserError(f"{student} was trained anew while it was evaluated; evaluate it again")
+        if own:
+            write_card(student, distilled, runtime.sources, manifest)
+    write_json(job.output, manifest)
+    log.info("strict match %.4f, flexible extract %.4f, n %d", manifest["strict_match"],
+             manifest["flexible_extract"], manifest["n"])  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

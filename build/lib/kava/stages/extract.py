@@ -1,0 +1,112 @@
+"""Read the data once with the teacher and store its KV.
+
+    kava extract --preset demo
+    kava extract --preset demo --part 2/4
+
+Loads the teacher alone and writes <cache_dir>/teacher_kv/<name>-<key>/: shards first, manifest.json last. A run that
+was killed goes on at the first unfinished shard; if all are finished, no model is loaded. Several processes may work
+on one store: each takes shards that no other has. `--part k/n` writes every n-th shard and leaves the rest, and the
+sealing, to the other parts and a last run without it.
+"""
+
+import argparse
+import re
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kava.config.jobs import Job, Plan, Runtime
+from kava.errors import UserError
+from kava.files import read_json, write_json
+from kava.stages.common import log, progress_interval, stage_main
+
+
+def main(argv: list[str] | None = None) -> int:
+    def select(plan: Plan, arguments: argparse.Namespace) -> Job:  # noqa: ARG001
+        return plan.extract
+
+    return stage_main(
+        "extract",
+        __doc__,
+        argv,
+        select,
+        lambda arguments: partial(run, part=arguments.part),
+        {"part": "k/n: write every n-th shard from the k-th on, and do not seal"},
+        beside_others="share",
+    )
+
+
+def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
+    from tqdm import tqdm
+
+    from kava.cache.capture import geometry
+    from kava.cache.contents import Contents
+    from kava.cache.extract import Extractor
+    from kava.cache.fill import fill
+    from kava.cache.integrity import is_intact
+    from kava.cache.writer import Shard, StoreWriter
+    from kava.data.tokens import TokenSet
+    from kava.device import peak_memory_mib, use_device
+    from kava.locks import PRESENCE, present
+    from kava.models import load_model_config, load_teacher
+    from kava.plan.check import check_fits
+
+    own = _parse_part(part) if part else (1, 1)
+    marker = job.output if job.output.name != "manifest.json" else None  # Snakemake's, for a part
+    folder = marker.parents[1] if marker else job.output.parent
+    device = use_device(runtime, own[0] if part else None)
+    tokens = TokenSet(job.inputs["tokens"])
+    model_config = load_model_config(runtime.teacher)
+    contents = Contents(job.spec["key"], geometry(model_config), model_config.hidden_size)
+    splits = ("train", "validation")
+    segments = {split: tokens.segments[split] for split in splits}
+    writer = StoreWriter(folder, contents, segments, device)
+
+    with (
+        present(folder / PRESENCE),
+        tqdm(unit="tok", desc="extract", mininterval=progress_interval(), delay=1e-9) as bar,
+    ):
+
+        def load(shards: list[Shard]) -> Any:
+            check_fits(job, runtime)
+            examples = [(s, example) for s, shard in shards for example in writer.packings[s].members(shard)]
+            bar.total = sum(len(segments[split][example]) for split, example in examples)
+            input_ids = {split: tokens.input_ids[split] for split in splits}
+            return Extractor(load_teacher(runtime.teacher, device), contents, input_ids, segments, bar.update)
+
+        if not part and is_intact(folder):
+            log.info("%s is sealed, and every shard is as it was written", folder)
+            return
+        started = time.monotonic()
+        if fill(writer, load, own):
+            with writer.exclusive():
+                _add_cost(folder / "cost.json", time.monotonic() - started, peak_memory_mib(device))
+        manifest = None if part else writer.seal()
+    if manifest is None:
+        if marker:
+            write_json(marker, {"stage": "extract", "part": part})
+        return
+    log.info(
+        "sealed: %d tokens, %.1f MB, %.3f of raw bf16", manifest["tokens"], manifest["bytes"] / 1e6, manifest["ratio"]
+    )
+
+
+def _add_cost(path: Path, seconds: float, peak_memory_mib: float) -> None:
+    """Add one process's share: a store may be the work of several runs."""
+    before = read_json(path) if path.is_file() else {"seconds": 0.0, "peak_memory_mib": 0.0}
+    peak = max(before["peak_memory_mib"], peak_memory_mib)
+    write_json(path, {"seconds": before["seconds"] + seconds, "peak_memory_mib": peak})
+
+
+def _parse_part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise UserError(f"--part {text!r}: expected k/n with 1 <= k <= n, such as 2/4")
+    return part, parts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Tokenise the data: ids and segments of every example, and the test questions as an lm-eval task.
+
+    kava tokenize --preset demo
+
+Reads no model, only tokenizers. Writes <cache_dir>/tokens/<name>-<key>/manifest.json.
+"""
+
+import argparse
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+from kava.config.jobs import Job, Plan, Runtime
+from kava.stages.common import log, stage_main
+
+if TYPE_CHECKING:
+    from kava.data.template import Template
+
+
+def main(argv: list[str] | None = None) -> int:
+    def select(plan: Plan, arguments: argparse.Namespace) -> Job:  # noqa: ARG001
+        return plan.tokenize
+
+    return stage_main("tokenize", __doc__, argv, select, lambda _: run, beside_others="wait")
+
+
+def run(job: Job, runtime: Runtime) -> None:
+    from datasets import DatasetDict
+    from pydantic import TypeAdapter
+
+    from kava.config.schema import Data
+    from kava.data import load_splits
+    from kava.data.overlap import find_overlap
+    from kava.data.task import write_task
+    from kava.data.template import template_for
+    from kava.data.tokens import check_rows, require_same_tokenizer, vocabulary_sha256
+    from kava.files import read_json, sha256_json, write_json
+    from kava.models import load_tokenizer
+
+    key = job.spec["key"]
+    rows = load_splits(TypeAdapter(Data).validate_python(runtime.data))
+    for split, of_split in rows.items():
+        check_rows(of_split, split)
+    teacher = load_tokenizer(runtime.teacher)
+    template = template_for(teacher, key["template"], key.get("chat"))
+    texts = [template.fill(row) for row in rows["validation"]]
+    require_same_tokenizer(teacher, load_tokenizer(runtime.student), texts)
+
+    splits: dict[str, dict[str, Any]] = {}
+    examples = DatasetDict()
+    for split in ("train", "validation"):
+        examples[split], splits[split] = encode_split(teacher, template, key, split, rows[split])
+    splits["test"] = {"examples": len(rows["test"]), "sha256": sha256_json(rows["test"])}
+
+    overlap = find_overlap(rows)
+    log.info(
+        "test: %d questions, %d of them in train or validation, %d with %d words in a row from there",
+        overlap["questions"], overlap["same_question"]["count"], overlap["shared_ngram"]["count"], overlap["ngram"],
+    )  # fmt: skip
+
+    folder = job.output.parent
+    if job.output.is_file() and (manifest := read_json(job.output))["splits"] == splits:
+        # What others may be reading right now is already right; a manifest may be older than the search for overlap.
+        if manifest.get("overlap") != overlap:
+            write_json(job.output, manifest | {"overlap": overlap})
+        return
+    write_task(folder / "task", rows["test"], template)
+    staged = folder / "examples.partial"
+    shutil.rmtree(staged, ignore_errors=True)
+    examples.save_to_disk(str(staged))
+    shutil.rmtree(folder / "examples", ignore_errors=True)
+    staged.rename(folder / "examples")
+    write_json(
+        job.output,
+        {
+            "stage": "tokenize",
+            "spec": key,
+            "splits": splits,
+            "overlap": overlap,
+            "vocabulary_sha256": vocabulary_sha256(teacher),
+            "end_token_id": teacher.eos_token_id,
+        },
+    )
+
+
+def encode_split(
+    tokenizer: Any, template: "Template", key: dict[str, Any], split: str, rows: list[dict[str, str]]
+) -> tuple[Any, dict[str, Any]]:
+    """Tokenise a split: its `datasets.Dataset`, and what the manifest says of it.
+
+    Raises
+    ------
+    UserError
+        Every example is too long.
+    """
+    from datasets import Dataset, Features, List, Value
+
+    from kava.data.tokens import EQUATION, content_sha256, encode_example, equations_only
+    from kava.errors import UserError
+
+    max_length = key["max_length"]
+    encoded = [encode_example(tokenizer, template, row) for row in rows]
+    kept = [number for number, example in enumerate(encoded) if len(example["input_ids"]) <= max_length]
+    if not kept:
+        raise UserError(f"every {split} example is longer than max_length={max_length}; raise it")
+    columns = {name: [encoded[number][name] for number in kept] for name in ("input_ids", "segments")}
+    facts: dict[str, Any] = {
+        "examples": len(kept),
+        "dropped": len(rows) - len(kept),
+        "tokens": sum(len(ids) for ids in columns["input_ids"]),
+        "tokens_before_dropping": sum(len(example["input_ids"]) for example in encoded),
+    }
+    log.info(
+        "%s: %d examples, %d tokens, %d longer than %d dropped",
+        split, len(kept), facts["tokens"], facts["dropped"], max_length,
+    )  # fmt: skip
+    if key["student_reasoning"] == "equations":
+        answers = [rows[number]["answer"] for number in kept]
+        of_student = [
+            encode_example(tokenizer, template, rows[number] | {"answer": equations_only(answer)})
+            for number, answer in zip(kept, answers, strict=True)
+        ]
+        columns |= {f"student_{name}": [example[name] for example in of_student] for name in ("input_ids", "segments")}
+        facts |= {
+            "student_tokens": sum(len(ids) for ids in columns["student_input_ids"]),
+            "without_equations": sum(EQUATION.search(answer) is None for answer in answers),
+        }
+        log.info(
+            "%s: the student reads %d tokens; %d examples have no equation and leave it no reasoning",
+            split, facts["student_tokens"], facts["without_equations"],
+        )  # fmt: skip
+    facts["sha256"] = content_sha256(columns)
+    features = Features({name: List(Value("int8" if "segments" in name else "int32")) for name in columns})
+    return Dataset.from_dict(columns, features=features), facts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

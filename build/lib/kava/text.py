@@ -1,0 +1,25 @@
+"""Numbers, errors and tables for a terminal."""
+
+from collections.abc import Sequence
+
+
+def size(count: float) -> str:
+    """Bytes in the decimal unit that a disk is sold by."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without the rest of a long message; its name and arguments if it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+                     for line in lines)  # fmt: skip

@@ -1,0 +1,133 @@
+"""Set up and run a training phase: pretraining the projector, or distilling the student."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kava.align.projector import TENSORS, Projector
+from kava.cache.capture import geometry
+from kava.cache.reader import StoreReader
+from kava.config.jobs import Job, Runtime
+from kava.data.tokens import TokenSet, vocabulary_sha256
+from kava.device import use_device
+from kava.errors import UserError
+from kava.files import sha256_json
+from kava.metrics import warnings_for
+from kava.models import load_student, load_tokenizer
+from kava.training.batches import Batches
+from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
+from kava.training.loop import measure_alignment, run_fingerprint, train
+from kava.training.model import DistillationModel
+from kava.training.student import prepare_student, student_dtype
+
+log = logging.getLogger("kava")
+
+
+def from_store(_model: DistillationModel, *arguments: Any) -> Batches:
+    """What a phase trains on."""
+    return Batches(*arguments)
+
+
+def run_phase(
+    job: Job, runtime: Runtime, make_batches: Callable[..., Batches] = from_store
+) -> tuple[DistillationModel, Any, dict[str, Any]]:
+    """Train and measure.
+
+    Parameters
+    ----------
+    job
+        Of stage `pretrain` (the student is frozen) or `distill`.
+    runtime
+        Device, tracker, where the student lies, how often to save.
+    make_batches
+        What the steps read, given the model and the arguments of `Batches`; a benchmark puts the teacher there.
+
+    Returns
+    -------
+    DistillationModel, tokenizer, dict
+        The trained model, the student's tokenizer, and the manifest without the hashes of exported files.
+    """
+    stage, spec, inputs = job.stage, job.spec, job.inputs
+    arm, seed = spec["arm"], spec["seed"]
+    settings = spec[stage] | runtime.execution[stage]
+    device = use_device(runtime)
+    tokens = TokenSet(inputs["tokens"])
+    tokenizer = load_tokenizer(runtime.student)
+    if vocabulary_sha256(tokenizer) != tokens.manifest["vocabulary_sha256"]:
+        raise UserError(
+            f"the student's tokenizer {runtime.student['model']} is not the one of the token set {inputs['tokens']}; "
+            "choose a student with the teacher's tokenizer"
+        )
+    store = StoreReader(inputs["store"], device, arm["select"]) if "store" in inputs else None
+    if store:
+        log.info("teacher KV from %s", inputs["store"].parent)
+    trained = stage == "distill"
+    dtype = student_dtype(spec["lora"], settings["precision"]) if trained else torch.float32
+    student = load_student(runtime.student, device, dtype)
+    torch.manual_seed(seed)
+    if trained:
+        prepare_student(student, spec["lora"], settings["gradient_checkpointing"], settings["compile_layers"])
+    projector = _projector(stage, arm, inputs, store, student)
+    # Keys that nobody compares are left as they are: their family's RoPE need not be known.
+    keys = store.keys_form if store and (projector or arm["auxiliary"]["cka"]) else "post_rope"
+    width = store.contents.hidden_width if store else None
+    model = DistillationModel(student, projector, arm, trained, keys, width).to(device)
+    shuffled = seed if arm["teacher_kv"] == "shuffled" else None
+    batches = make_batches(model, tokens, "train", store, arm, shuffled)
+    measured: dict[str, Batches] = {}
+    if projector is not None:
+        # Whatever an arm selects is measured on all tokens of the store: its figures stand beside the other arms'.
+        whole = store.whole() if store else None
+        measured = {split: Batches(tokens, split, whole) for split in ("train", "validation")}
+        model.eval()
+        first = range(min(CALIBRATION_EXAMPLES, len(measured["train"])))
+        read = partial(measured["train"].slice, first, settings["batch_size"])
+        calibrate(projector, student, read, keys, base_student=not trained)
+    fingerprint = run_fingerprint(spec, inputs)
+    facts = train(model, batches, settings, seed, job.output.parent, fingerprint, spec["name"], device, runtime.tracker)
+    alignment, warnings = None, facts.pop("warnings")
+    if projector is not None:
+        alignment = measure_alignment(model, measured["train"], measured["validation"], settings["batch_size"])
+        warnings = warnings + judge(alignment)
+        facts["cka"] = dict(zip(TENSORS, projector.cka.tolist(), strict=True))
+    manifest = {
+        "stage": stage,
+        "spec": spec,
+        # By name, which holds the key: `kava store prune` asks who uses what.
+        "inputs": {name: inputs[name].parent.name for name in ("tokens", "store") if name in inputs},
+        "initial_student_sha256": sha256_json(spec["student"]),
+        "alignment": alignment,
+        "warnings": warnings,
+        **facts,
+    }
+    return model, tokenizer, manifest
+
+
+def judge(alignment: dict[str, Any]) -> list[str]:
+    """Log alignment metrics, and the sentences on what is wrong with them, which are returned."""
+    log.info(" ".join(f"{name}={_shown(alignment[name])}" for name in alignment if name != "per_head"))
+    found = warnings_for(alignment)
+    for sentence in found:
+        log.warning("warning: %s", sentence)
+    return found
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _projector(
+    stage: str, arm: dict[str, Any], inputs: dict[str, Path], store: StoreReader | None, student: Any
+) -> Projector | None:
+    if arm["aligner"] is None:
+        return None
+    assert store is not None, "an arm with an aligner reads a store"
+    if stage == "distill":
+        return Projector.load(inputs["projector"].parent)
+    projector = Projector(arm["aligner"], store.geometry, geometry(student.config), arm["loss"]["center"])
+    projector.set_teacher_statistics(store.mean, store.std)
+    return projector

@@ -1,0 +1,112 @@
+"""A training stage in several processes that share each optimizer step (DDP), started by torchrun.
+
+`accelerate launch` starts torchrun too, but on CPUs a single process.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import FrameType
+
+import torch
+from torch import distributed
+
+from kava.commandline import exit_status
+from kava.config.jobs import Job, Runtime, for_another_process, from_another_process
+from kava.device import choose_device
+from kava.errors import UserError
+from kava.training.termination import Terminated
+
+JOB_VARIABLE = "KAVA_JOB"
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes; the only one of most runs."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_others() -> None:
+    """Until all processes of a run are here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def run_in_processes(job: Job, runtime: Runtime, processes: int, lock: int) -> None:
+    """Run a training stage in several processes, and wait for them.
+
+    Parameters
+    ----------
+    job, runtime
+        Of the stage.
+    processes
+        How many.
+    lock
+        Descriptor of the folder's lock, which the processes hold for as long as they live, also without this one.
+
+    Raises
+    ------
+    Terminated
+        SIGTERM came, and was passed on.
+    UserError
+        There are fewer GPUs than processes, or a process failed.
+    """
+    on_gpu = choose_device(runtime.device).type == "cuda"
+    if on_gpu and torch.cuda.device_count() < processes:
+        raise UserError(
+            f"{job.stage}.num_processes is {processes}, and torch sees {torch.cuda.device_count()} GPU(s); each "
+            "process takes one: set it to at most that, or device: cpu"
+        )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    # A step, and writing the checkpoint of it, may take longer than the 30 seconds that torchrun waits otherwise.
+    command += ["--shutdown-timeout", "600", "-m", __name__]
+    environment = os.environ | {JOB_VARIABLE: for_another_process(job, runtime)}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    process = subprocess.Popen(command, env=environment, pass_fds=(lock,))
+    with _sigterm_passed_on(process) as passed:
+        status = process.wait()
+    if passed:
+        raise Terminated(f"{job.stage} was ended by SIGTERM; the step that was computed then is saved; run again")
+    if status:
+        raise UserError(f"{job.stage} in {processes} processes ended with status {status}; what they said stands above")
+
+
+def main() -> int:
+    """One of the processes, in the environment that torchrun gives it."""
+    job, runtime = from_another_process(os.environ[JOB_VARIABLE])
+    logging.basicConfig(
+        level=logging.INFO if is_main_process() else logging.ERROR, format="%(message)s", stream=sys.stderr, force=True
+    )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    run = import_module(f"kava.stages.{job.stage}").run
+    status = exit_status(f"kava {job.stage} (process {os.environ['RANK']})", lambda: run(job, runtime))
+    # A process that failed must not wait here for others, which wait for it.
+    if status == 0 and distributed.is_initialized():
+        distributed.destroy_process_group()
+    return status
+
+
+@contextmanager
+def _sigterm_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Give the first SIGTERM to a process; yields what came, one item at most. A second would cut its waiting short."""
+    passed: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        if not passed:
+            passed.append(number)
+            process.send_signal(number)
+
+    former = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield passed
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
