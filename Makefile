@@ -7,7 +7,8 @@ PYTHON ?= python3
 CORES ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Not compiled: Python does that to the modules that it imports, and most are never imported.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 FILES := $(shell find Makefile Snakefile config.yaml README.md docs kava tests workflow -type f -not -name '*.pyc')
 PASSED := $(VENV)/.passed-$(shell printf '%s\n' $(FILES) | sort | sha256sum | cut -c 1-16)
