@@ -1,1 +1,0 @@
-"""Whether this machine can run a preset: checks that each end in one line, and say what would mend it."""

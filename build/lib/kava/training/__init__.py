@@ -1,1 +1,0 @@
-"""Training from the store: batches, the data order, the step, and the Trainer around it."""
