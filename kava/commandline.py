@@ -5,6 +5,7 @@ import errno
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from kava.config.jobs import Plan
 from kava.config.load import load_config, parse_assignments
@@ -22,8 +23,8 @@ def command_parser(program: str, documentation: str | None) -> argparse.Argument
 
 def add_configuration_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a configuration."""
-    parser.add_argument("--configfile", default=CONFIGFILE, help="configuration (default: %(default)s)")
-    parser.add_argument("--preset", help="file of workflow/presets/, in place of the configuration's")
+    parser.add_argument("--configfile", help=f"configuration (default: {CONFIGFILE}, where there is one)")
+    parser.add_argument("--preset", help="file of kava/config/presets/, in place of the configuration's")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. distill.steps=10"
     )
@@ -34,12 +35,18 @@ def load_plan(arguments: argparse.Namespace) -> Plan:
     overrides = parse_assignments(arguments.set)
     if arguments.preset:
         overrides["preset"] = arguments.preset
-    return Plan(load_config(arguments.configfile, overrides))
+    file = arguments.configfile
+    if file is None and Path(CONFIGFILE).exists():
+        file = CONFIGFILE
+    elif file is None:
+        preset = overrides.setdefault("preset", "demo")
+        print(f"no {CONFIGFILE} in this folder: preset {preset}", file=sys.stderr)
+    return Plan(load_config(file, overrides))
 
 
 def same_configuration(command: str, arguments: argparse.Namespace) -> str:
     """A command line with the options that name this configuration, to be typed."""
-    options = [] if arguments.configfile == CONFIGFILE else ["--configfile", arguments.configfile]
+    options = [] if arguments.configfile is None else ["--configfile", arguments.configfile]
     options += ["--preset", arguments.preset] if arguments.preset else []
     options += [word for assignment in arguments.set for word in ("--set", assignment)]
     return shlex.join([*command.split(), *options])

@@ -59,6 +59,9 @@ def _commit() -> str:
     """Commit of the checkout, with `-dirty` if it was changed; `unknown` outside a checkout."""
     git = ["git", "-C", str(REPOSITORY)]
     try:
+        top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout
+        if Path(top.strip()) != REPOSITORY:  # an installed package inside somebody else's checkout
+            return "unknown"
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):

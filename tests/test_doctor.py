@@ -107,6 +107,10 @@ def test_packages_off_their_pins_warn_and_out_of_their_range_fail(monkeypatch, t
 def test_no_profile_no_snakefile_and_an_executor_that_is_not_installed(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     check = software.snakemake(tmp_path)
+    assert check.status == "warning"
+    assert check.told.endswith("no workflow beside the installed package")
+    (tmp_path / "workflow").mkdir()
+    check = software.snakemake(tmp_path)
     assert (check.status, check.fix) == ("warning", "run `git checkout workflow`")
     for name, text in (("default", "rerun-incomplete: true"), ("grid", "executor: grid")):
         folder = tmp_path / "workflow" / "profiles" / name

@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
 from kava.config.load import REPOSITORY
 from kava.config.schema import Config
+from kava.errors import UserError
 from kava.files import write_atomic
 
 SCHEMA_FILE = REPOSITORY / "workflow" / "schemas" / "config.schema.json"
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _show(arguments: argparse.Namespace) -> None:
     if arguments.write_docs:
+        if not SCHEMA_FILE.parent.is_dir():
+            raise UserError("--write-docs writes files of a checkout, and this is an installed package; run it in one")
         write_atomic(SCHEMA_FILE, schema_text())
         write_atomic(TABLE_FILE, table_text())
         return

@@ -13,7 +13,6 @@ tells.
 import argparse
 import json
 import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -51,7 +50,7 @@ def _examine(arguments: argparse.Namespace) -> bool:
 def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
     from kava.doctor import software
 
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    project = software.project_of(REPOSITORY)
     yield software.python(project)
     packages = software.packages(project, REPOSITORY / "constraints.txt")
     yield packages

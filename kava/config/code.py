@@ -3,7 +3,7 @@
 import ast
 from functools import cache
 
-from kava.config.load import REPOSITORY
+from kava.config.load import PACKAGE
 from kava.files import sha256_bytes
 
 NUMERIC_MODULES = (
@@ -19,17 +19,16 @@ def code_digest() -> str:
 
     Snakemake does not see edits of imported modules; this param makes it see those that change a result.
     """
-    package = REPOSITORY / "kava"
     parts = []
     for name in NUMERIC_MODULES:
-        path = package / name
+        path = PACKAGE / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             tree = ast.parse(file.read_text())
             for node in ast.walk(tree):
                 body = getattr(node, "body", None)
                 if isinstance(body, list) and body and _is_docstring(body[0]):
                     body[0] = ast.Pass()
-            parts.append(f"{file.relative_to(package)}\n{ast.unparse(tree)}")
+            parts.append(f"{file.relative_to(PACKAGE)}\n{ast.unparse(tree)}")
     return sha256_bytes("\n".join(parts).encode())[:16]
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kava.config.load import REPOSITORY
+from kava.config.load import PACKAGE
 from kava.config.schema import DemoData, Gsm8kData, ModelSettings
 from kava.config.splits import FORMATS, split_files
 from kava.errors import UserError
@@ -31,7 +31,7 @@ def model_path(model: str) -> str:
         Neither an existing directory with a `config.json` nor the form of a hub id.
     """
     if model.startswith(BUILTIN):
-        directory = REPOSITORY / "kava" / "demo" / model.removeprefix(BUILTIN)
+        directory = PACKAGE / "demo" / model.removeprefix(BUILTIN)
         if not directory.is_dir():
             raise UserError(f"unknown built-in model {model!r}; allowed: kava:teacher, kava:student")
         return str(directory)
@@ -75,7 +75,7 @@ def data_identity(data: DemoData | Gsm8kData) -> dict[str, Any]:
     source: dict[str, Any] = {"kind": data.kind}
     files: dict[str, dict[str, Any]] = {"train": {}, "test": {}}
     if isinstance(data, DemoData):
-        source |= {"seed": data.seed, "generator": sha256_file(REPOSITORY / "kava" / "data" / "demo.py")}
+        source |= {"seed": data.seed, "generator": sha256_file(PACKAGE / "data" / "demo.py")}
     elif Path(data.path).is_dir():
         for split, of_split in files.items():
             form, paths = split_files(Path(data.path), split)

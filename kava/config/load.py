@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from kava.config.schema import Config
 from kava.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PRESETS = REPOSITORY / "workflow" / "presets"
+PACKAGE = Path(__file__).resolve().parents[1]
+# The checkout; of an installed wheel only the folder of packages, which holds no workflow.
+REPOSITORY = PACKAGE.parent
+PRESETS = PACKAGE / "config" / "presets"
 
 
 def load_config(file: Path | str | None = "config.yaml", overrides: Mapping[str, Any] | None = None) -> Config:
@@ -39,7 +41,7 @@ def load_config(file: Path | str | None = "config.yaml", overrides: Mapping[str,
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of one file of `workflow/presets/`, its own `preset:` merged underneath."""
+    """The settings of one file of `kava/config/presets/`, its own `preset:` merged underneath."""
     names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name not in names:
         close = get_close_matches(str(name), names, n=1)

@@ -125,7 +125,7 @@ class Evaluation(Settings):
 class Config(Settings):
     """One experiment: a teacher store, arms, seeds, and the report over them."""
 
-    preset: str = Field("demo", description="file of workflow/presets/ that every other key overrides")
+    preset: str = Field("demo", description="file of kava/config/presets/ that every other key overrides")
     experiment: Name = Field("demo", description="name of the folder results/<experiment>/")
     notes: str = Field("", description="text for results/<experiment>/record.yaml; changes no result")
     cache_dir: str = Field(

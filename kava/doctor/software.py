@@ -1,8 +1,9 @@
 """Python, the packages against their pins, Snakemake and its profile."""
 
 import platform
+import tomllib
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,20 @@ INSTALL = "run `python -m pip install --constraint constraints.txt --editable .`
 SHOWN = 4
 
 
+def project_of(repository: Path) -> dict[str, Any]:
+    """`requires-python` and `dependencies` of the checkout's pyproject.toml, else of the installed package."""
+    file = repository / "pyproject.toml"
+    if file.is_file():
+        return tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+    needed = map(Requirement, requires("kava") or [])
+    return {
+        "requires-python": metadata("kava")["Requires-Python"],
+        "dependencies": [str(requirement) for requirement in needed if requirement.marker is None],
+    }
+
+
 def python(project: dict[str, Any]) -> Check:
-    """Python's version against `requires-python` of pyproject.toml."""
+    """Python's version against `requires-python`."""
     allowed, found = project["requires-python"], platform.python_version()
     if found not in SpecifierSet(allowed, prereleases=True):
         return fail("python", f"{found}, and KAVA needs {allowed}", "make the environment with such a Python")
@@ -26,10 +39,12 @@ def python(project: dict[str, Any]) -> Check:
 
 
 def packages(project: dict[str, Any], constraints: Path) -> Check:
-    """What is installed against pyproject.toml's ranges, which must hold, and the pins, which are tested."""
+    """What is installed against the ranges, which must hold, and the pins of a checkout, which are tested."""
     broken = list(_out_of_range(map(Requirement, project["dependencies"])))
     if broken:
         return fail("packages", ", ".join(broken), INSTALL)
+    if not constraints.is_file():
+        return ok("packages", f"{len(project['dependencies'])} needed, and all are in range")
     pins = dict(line.split("==") for line in constraints.read_text().split("\n") if "==" in line)
     installed = {name: found for name in pins if (found := _public(name))}
     other = [
@@ -46,6 +61,9 @@ def snakemake(repository: Path) -> Check:
     found = _public("snakemake")
     if found is None:
         return fail("snakemake", "is not installed", INSTALL)
+    if not (repository / "workflow").is_dir():
+        fix = "clone the repository for the workflow; the stages run one by one from any folder"
+        return warning("snakemake", f"{found}, and no workflow beside the installed package", fix)
     profiles = {path.parent.name: path for path in sorted(repository.glob("workflow/profiles/*/*.yaml"))}
     if "default" not in profiles:
         return warning(
