@@ -51,7 +51,7 @@ def _examine(arguments: argparse.Namespace) -> bool:
 def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
     from kava.doctor import software
 
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     yield software.python(project)
     packages = software.packages(project, REPOSITORY / "constraints.txt")
     yield packages

@@ -106,12 +106,23 @@ def _cached_sha256(path: Path) -> str:
     stat = path.stat()
     if stat.st_size < 16 << 20:
         return sha256_file(path)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kava" / "sha256.json"
-    known = read_json(cache) if cache.is_file() else {}
+    cache = _cache_of_hashes()
+    known = {}
+    # The cache only saves time; a home that is not there, or cannot be read or written, is no error.
+    with suppress(OSError, UserError):
+        known = read_json(cache) if cache else {}
     key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
     if key not in known:
         known[key] = sha256_file(path)
-        # The cache only saves time; a home that cannot be written to is no error.
-        with suppress(OSError):
-            write_json(cache, known)
+        if cache:
+            with suppress(OSError):
+                write_json(cache, known)
     return known[key]
+
+
+def _cache_of_hashes() -> Path | None:
+    """File in the user's cache folder; None for a user who has neither a home nor one."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG specification: what is not absolute does not count.
+    folder = named if named.is_absolute() else Path(os.path.expanduser("~/.cache"))
+    return folder / "kava" / "sha256.json" if folder.is_absolute() else None

@@ -19,6 +19,7 @@ from typing import Any
 
 from kava.config.jobs import Job, Plan, Runtime
 from kava.errors import UserError
+from kava.faults import not_writable
 from kava.files import read_json, write_json
 from kava.stages.common import log, progress_interval, stage_main
 
@@ -79,6 +80,8 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
         if not part and is_intact(folder):
             log.info("%s is sealed, and every shard is as it was written", folder)
             return
+        if fault := not_writable(folder):
+            raise UserError(fault)
         started = time.monotonic()
         if fill(writer, load, own):
             with writer.exclusive():

@@ -258,11 +258,11 @@ class KavaTrainer(AtomicCheckpoints):
             "batch_size": self._micro_batches.size,
             "out_of_memory": self.out_of_memory,
         }
-        (Path(str(output_dir)) / PROGRESS).write_text(json.dumps(progress))
+        (Path(str(output_dir)) / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        progress = json.loads((Path(resume_from_checkpoint) / PROGRESS).read_text())
+        progress = json.loads((Path(resume_from_checkpoint) / PROGRESS).read_text(encoding="utf-8"))
         self._sums = {name: torch.tensor(value, device=self.args.device) for name, value in progress["sums"].items()}
         self._counts = Counter(progress["counts"])
         self.out_of_memory = progress["out_of_memory"]
