@@ -19,6 +19,8 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.tx
 # The end token is a stop string, and the tokenizer goes with a student that is exported.
 ANSWERS = (*WEIGHTS, *TOKENIZER, "generation_config.json")
 BUILTIN = "kava:"
+# Bytes of a file whose hash is kept.
+LARGE = 16 << 20
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -104,7 +106,7 @@ def _hub_identity(hub_id: str, revision: str | None, what: str) -> dict[str, Any
 def _cached_sha256(path: Path) -> str:
     """Hash a file once per (path, size, time of change): weights are gigabytes and a dry run should not reread them."""
     stat = path.stat()
-    if stat.st_size < 16 << 20:
+    if stat.st_size < LARGE:
         return sha256_file(path)
     cache = _cache_of_hashes()
     known = {}
