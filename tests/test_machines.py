@@ -61,11 +61,13 @@ def test_no_text_file_is_read_or_written_in_the_encoding_of_the_locale() -> None
             if not isinstance(node, ast.Call):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            given = {keyword.arg for keyword in node.keywords}
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
             mode = next((a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)), "")
             opens = name == "open" and isinstance(node.func, ast.Attribute) and mode in ("r", "w", "a", "a+", "x")
-            text = name in ("read_text", "write_text") or opens or "text" in given or "universal_newlines" in given
-            if text and "encoding" not in given:
+            of_process = any(
+                ast.unparse(given[key]) == "True" for key in ("text", "universal_newlines") if key in given
+            )
+            if (name in ("read_text", "write_text") or opens or of_process) and "encoding" not in given:
                 loose.append(f"{file.relative_to(REPOSITORY)}:{node.lineno}")
     assert not loose
 
@@ -90,7 +92,7 @@ read_json(manifest)
 (manifest.parent / "task" / "questions.py").write_text(sys.argv[3], encoding="utf-8")
 task = TaskManager(include_defaults=False).load([read_task(manifest.parent / "task")])["tasks"][TASK]
 print(json.dumps([row["question"] for row in task.test_docs()]))
-print(sys.argv[4], "é")
+print(sys.argv[4], "\\xe9")
 """
 
 
@@ -102,9 +104,10 @@ def test_a_stage_and_the_harness_read_the_same_text_in_any_locale(locale: str, t
         lines = "".join(json.dumps(row | {"question": f"{WORDS} {n}"}, ensure_ascii=False) + "\n" for n in range(3))
         (tmp_path / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     environment = ascii_locale() if locale == "ascii" else latin_locale(tmp_path)
+    typed = "Grüße".encode("latin-1" if locale == "latin" else "utf-8")
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-c", IN_A_LOCALE, str(tmp_path), CONFIG, OLD_LOADER, "Grüße"],
+        [sys.executable, "-c", IN_A_LOCALE, str(tmp_path), CONFIG, OLD_LOADER, typed],
         env=os.environ | environment | {"PYTHONPATH": path},
         capture_output=True,
         check=False,
@@ -124,7 +127,9 @@ def test_questions_are_read_as_utf8_whatever_an_older_token_sets_loader_does(tmp
 
 
 def test_what_the_locale_cannot_print_is_escaped() -> None:
-    code = f"from kava.commandline import {print_whatever_the_locale.__name__} as p; p(); print('é → \\udce9')"
+    code = (
+        f"from kava.commandline import {print_whatever_the_locale.__name__} as p; p(); print('\\xe9 \\u2192 \\udce9')"
+    )
     environment = os.environ | ascii_locale() | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     assert done.stdout == b"\\xe9 \\u2192 \\udce9\n"
