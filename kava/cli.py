@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from kava.commandline import INTERRUPTED, print_whatever_the_locale
+
 COMMANDS = {
     "doctor": ("kava.commands.doctor", "whether this machine can run a preset, and what would mend it"),
     "fetch": ("kava.commands.fetch", "download models and data, so that the run needs no network"),
@@ -31,6 +33,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Dispatch `kava COMMAND …`; returns the exit status."""
+    print_whatever_the_locale()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: kava COMMAND [options]\n\nKAVA distils a teacher's KV cache into a small student. Commands:\n")
@@ -47,7 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"kava: error: unknown command {command!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    return importlib.import_module(COMMANDS[command][0]).main(rest)
+    try:
+        return importlib.import_module(COMMANDS[command][0]).main(rest)
+    except KeyboardInterrupt:  # while modules are imported
+        print(f"kava {command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -1,21 +1,27 @@
 """What commands and stages share: options that name a configuration, and one way to fail."""
 
 import argparse
-import errno
+import io
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
+from kava.config.base import place
 from kava.config.jobs import Plan
 from kava.config.load import load_config, parse_assignments
-from kava.errors import UserError
+from kava.errors import Interrupted, UserError
+from kava.faults import faults_as_sentences
 
+INTERRUPTED: Final = 128 + signal.SIGINT
 CONFIGFILE = "config.yaml"
 
 
 def command_parser(program: str, documentation: str | None) -> argparse.ArgumentParser:
-    """Parser whose help is a module's docstring, as it stands."""
+    """Parser whose help is a module's docstring, as it stands; printed whatever the locale."""
+    print_whatever_the_locale()
     return argparse.ArgumentParser(
         prog=program, description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,6 +34,14 @@ def add_configuration_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. distill.steps=10"
     )
+
+
+def folder(text: str) -> Path:
+    """Type of an option that names a folder, as `cache_dir` does."""
+    try:
+        return Path(place(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def load_plan(arguments: argparse.Namespace) -> Plan:
@@ -53,18 +67,29 @@ def same_configuration(command: str, arguments: argparse.Namespace) -> str:
 
 
 def exit_status(program: str, work: Callable[[], None]) -> int:
-    """Run a command; what a user can mend is printed as one line, without a traceback, and gives status 1."""
+    """Run a command; what a user can mend is printed as one line, without a traceback, and gives status 1.
+
+    Ctrl-C gives status 130, as shells have it.
+    """
     try:
-        work()
+        with faults_as_sentences():
+            work()
+    except Interrupted as error:
+        return _say(f"{program}: {error}", INTERRUPTED)
+    except KeyboardInterrupt:
+        return _say(f"{program}: interrupted; what is finished is kept: run again to go on", INTERRUPTED)
     except UserError as error:
-        message = str(error)
-    except Exception as error:
-        # safetensors and torch report a full disk in exceptions of their own.
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-        if not full:
-            raise
-        message = f"the disk is full ({error}); make room and run again: what is finished is kept"
-    else:
-        return 0
-    print(f"{program}: error: {message}", file=sys.stderr)
-    return 1
+        return _say(f"{program}: error: {error}", 1)
+    return 0
+
+
+def print_whatever_the_locale() -> None:
+    """Characters that the locale's encoding lacks are printed as escapes; they are no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _say(line: str, status: int) -> int:
+    print(line, file=sys.stderr)
+    return status

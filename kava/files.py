@@ -70,7 +70,7 @@ def holds_json(path: Path, value: Mapping[str, Any]) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a manifest; ``UserError`` if it is missing or not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that makes it, or `snakemake {path}`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import StoppingCriteriaList, StopStringCriteria
 
-from kava.data.task import TASK
+from kava.data.task import TASK, read_task
 
 STRICT, FLEXIBLE = "strict-match", "flexible-extract"
 
@@ -79,7 +79,7 @@ def harness_results(model: Any, tokenizer: Any, task_folder: Path, settings: Map
 def score(lm: LM, task_folder: Path, max_new_tokens: int) -> dict[str, Any]:
     """Have any of the harness's models answer the questions; returns what `lm_eval.evaluate` does, with its samples."""
     # Not `simple_evaluate`, which lists the installed packages afterwards: three seconds of every evaluation.
-    tasks = TaskManager(include_path=str(task_folder), include_defaults=False).load([TASK])
+    tasks = TaskManager(include_defaults=False).load([read_task(task_folder)])
     tasks["tasks"][TASK].set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
     results = evaluate(lm=lm, task_dict=tasks, bootstrap_iters=0)
     assert results is not None, "the harness returns results in the first process, and there is one"

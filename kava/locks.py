@@ -1,5 +1,6 @@
 """Locks between processes that die with their holder, so that a killed run leaves none behind."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -30,9 +31,14 @@ class Claim:
 
 
 def claim(path: Path) -> Claim | None:
-    """Take a lock if no live process holds it; the file names the holder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
+    """Take a lock if no live process holds it; the file names the holder.
+
+    Raises
+    ------
+    PermissionError
+        The lock is not there, and this user may not make it.
+    """
+    file = _open(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -44,15 +50,42 @@ def claim(path: Path) -> Claim | None:
 
 @contextmanager
 def present(path: Path) -> Iterator[None]:
-    """Hold a lock together with all others that are present."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    """Hold a lock together with all others that are present; who may not make it can only read, and needs none."""
+    try:
+        file = _open(path)
+    except OSError as error:
+        if not may_not_write(error):
+            raise
+        yield
+        return
+    with file:
         fcntl.flock(file, fcntl.LOCK_SH)
         _sign(file)
         yield
 
 
+def may_not_write(error: OSError) -> bool:
+    """Whether an error says that this user, or anybody, may not write there."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _open(path: Path) -> IO[str]:
+    """A lock's file, made if it is missing; for reading alone where another user made it, which is enough to lock it.
+
+    On NFS it is not: there only what may be written is locked, and the error says so.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="utf-8")
+    except OSError as error:
+        if not may_not_write(error) or not os.access(path, os.R_OK, effective_ids=True):
+            raise
+        return path.open(encoding="utf-8")
+
+
 def _sign(file: IO[str]) -> None:
+    if not file.writable():
+        return
     file.seek(0)
     file.truncate()
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -61,14 +94,14 @@ def _sign(file: IO[str]) -> None:
 
 def holder(path: Path) -> str:
     """Who held a lock last."""
-    return path.read_text() or "another process"
+    return path.read_text(encoding="utf-8") or "another process"
 
 
 def live_holder(path: Path) -> str | None:
     """Who holds a lock at this moment; None if nobody does."""
     if not path.is_file():
         return None
-    with path.open("a+") as file:  # NFS locks only what may be written
+    with _open(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -78,11 +111,17 @@ def live_holder(path: Path) -> str | None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock; wait, and say for whom, while another process has it."""
+    """Hold a lock; wait, and say for whom, while another process has it.
+
+    Raises
+    ------
+    PermissionError
+        The lock is not there, and this user may not make it.
+    """
     held = claim(path)
     if held is None:
         log.info("waiting for %s, which works in %s", holder(path), path.parent)
-        with path.open("a+") as file:
+        with _open(path) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             _sign(file)
             yield

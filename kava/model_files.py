@@ -23,7 +23,7 @@ def weights_fault(folder: Path, again: str) -> str | None:
     """
     if (folder / INDEX).is_file():
         try:
-            shards = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+            shards = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError):
             return f"{INDEX} is not whole; {again}"
     else:
@@ -40,6 +40,8 @@ def weights_fault(folder: Path, again: str) -> str | None:
         try:
             with safe_open(folder / shard, framework="numpy"):
                 pass
+        except PermissionError:
+            raise
         except (SafetensorError, OSError) as error:
             return f"{shard} is damaged or was not copied to its end ({error}); {again}"
     return None

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from kava.config.identity import model_path
 from kava.errors import UserError
+from kava.faults import machine_fault
 from kava.hub import FETCH, NO_SAFETENSORS, Repository, hub_fault
 from kava.model_files import tokenizer_fault, weights_fault
 from kava.text import first_line
@@ -185,7 +186,7 @@ def _which(source: Mapping[str, Any]) -> dict[str, Any]:
 def _loading_failed(what: str, source: Mapping[str, Any], error: Exception) -> str:
     start = f"cannot load the {what} {source['model']}"
     repository = Repository("model", source["model"], source.get("revision"))
-    if fault := hub_fault(repository, error):
+    if fault := hub_fault(repository, error) or machine_fault(error):
         return f"{start}: {fault}"
     if "trust_remote_code" in str(error):
         return (

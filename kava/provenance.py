@@ -14,6 +14,7 @@ import psutil
 
 from kava.config.load import REPOSITORY
 from kava.files import read_json
+from kava.text import from_outside
 
 PACKAGES = (
     "torch", "transformers", "bitsandbytes", "accelerate", "datasets", "lm_eval", "zarr", "numcodecs", "snakemake"
@@ -47,7 +48,7 @@ def provenance(store_manifest: Path) -> dict[str, Any]:
 
 def command() -> str:
     """What a person typed: Snakemake's command line inside its jobs, else that of `kava`."""
-    return os.environ.get("KAVA_COMMAND") or shlex.join(["kava", *sys.argv[1:]])
+    return from_outside(os.environ.get("KAVA_COMMAND") or shlex.join(["kava", *sys.argv[1:]]))
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
@@ -57,16 +58,18 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
 
 def _commit() -> str:
     """Commit of the checkout, with `-dirty` if it was changed; `unknown` outside a checkout."""
-    git = ["git", "-C", str(REPOSITORY)]
     try:
-        top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout
-        if Path(top.strip()) != REPOSITORY:  # an installed package inside somebody else's checkout
+        if Path(_git("rev-parse", "--show-toplevel")) != REPOSITORY:  # a package inside somebody else's checkout
             return "unknown"
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit + ("-dirty" if changed.strip() else "")
+    return commit + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout.strip()
 
 
 def _gpu() -> str:

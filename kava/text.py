@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from kava.errors import UserError
+
 
 def size(count: float) -> str:
     """Bytes in the decimal unit that a disk is sold by."""
@@ -23,3 +25,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in lines)  # fmt: skip
+
+
+def from_outside(text: str) -> str:
+    """A text of the command line or the environment as UTF-8, where the locale knows less.
+
+    Python keeps bytes that the locale's encoding lacks as surrogates, which no file of ours can hold.
+
+    Raises
+    ------
+    UserError
+        It is not UTF-8 either.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UserError(f"{text!a} is not UTF-8; type it on a terminal that is, or put it into a file") from None

@@ -156,16 +156,16 @@ def test_the_command_writes_page_and_numbers_and_prints_the_verdict(folders, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("kava.report.page._library", str)  # seconds, and tested with the page
     assert main(["report", *map(str, folders)]) == 0
-    report = json.loads(Path("results/comparison.json").read_text())
+    report = json.loads(Path("results/comparison.json").read_text(encoding="utf-8"))
     assert capsys.readouterr().out.startswith(report["verdict"])
-    html = Path("results/comparison.html").read_text()
+    html = Path("results/comparison.html").read_text(encoding="utf-8")
     assert "twice the steps" in html
     assert 'id="experiments"' in html
     one = tmp_path / "one"
     shutil.copytree(folders[0].parent, one)
     assert main(["report", str(one / folders[0].name)]) == 0
     assert (one / folders[0].name / "report.html").is_file()
-    assert json.loads(Path("results/comparison.json").read_text()) == report
+    assert json.loads(Path("results/comparison.json").read_text(encoding="utf-8")) == report
 
 
 def test_one_folder_is_reported_alone(folders) -> None:

@@ -188,11 +188,11 @@ def test_the_command_writes_numbers_and_a_page_that_loads_nothing(results: Path,
     assert main(["profile", *SMALL, "--tokens", "600", "--json", "profile.json"]) == 0
     told = capsys.readouterr().out
     assert "Predicting a constant scores a raw cosine of" in told
-    numbers = json.loads(Path("profile.json").read_text())
+    numbers = json.loads(Path("profile.json").read_text(encoding="utf-8"))
     assert 600 <= sum(numbers["tokens"].values()) < 600 + 128
     assert len(numbers["pair"]["values"]["cka"]) == 2
     assert numbers["store"].startswith("teacher-")
-    html = Path("results/demo/profile.html").read_text()
+    html = Path("results/demo/profile.html").read_text(encoding="utf-8")
     assert "<script" not in html
     assert "src=" not in html
     assert html.count("<svg") >= 2

@@ -14,9 +14,9 @@ from test_training import TIMINGS
 from training_fixtures import FakeStore, batches, make_model, order_of_run, run
 
 from kava.config.arms import FlatAligner, StructuredAligner
-from kava.errors import UserError
+from kava.errors import Interrupted, UserError
 from kava.training.model import DistillationModel
-from kava.training.termination import Terminated
+from kava.training.termination import StopOnSignal, Terminated
 from kava.training.trainer import KavaTrainer
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -102,9 +102,17 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path, monkeyp
         run(tmp_path, make_model())
 
 
-@pytest.mark.parametrize(("at", "train_student"), [(2, True), (4, False), (6, True)])
-def test_sigterm_saves_the_step_that_is_computed_and_the_next_run_goes_on_from_it(
-    at: int, train_student: bool, tmp_path: Path, monkeypatch: Any
+@pytest.mark.parametrize(
+    ("number", "error", "at", "train_student"),
+    [
+        (signal.SIGTERM, Terminated, 2, True),
+        (signal.SIGTERM, Terminated, 4, False),
+        (signal.SIGINT, Interrupted, 4, False),
+        (signal.SIGINT, Interrupted, 6, True),
+    ],
+)
+def test_a_signal_saves_the_step_that_is_computed_and_the_next_run_goes_on_from_it(
+    number: signal.Signals, error: type[UserError], at: int, train_student: bool, tmp_path: Path, monkeypatch: Any
 ) -> None:
     def model() -> DistillationModel:
         return make_model(FlatAligner(), train_student)
@@ -115,12 +123,14 @@ def test_sigterm_saves_the_step_that_is_computed_and_the_next_run_goes_on_from_i
 
     def told(trainer: KavaTrainer, *args: Any, **kwargs: Any) -> Any:
         if trainer.state.global_step == at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return training_step(trainer, *args, **kwargs)
 
     monkeypatch.setattr(KavaTrainer, "training_step", told)
-    with pytest.raises(Terminated, match=rf"SIGTERM after step {at + 1} of arm"):
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(error, match=rf"after step {at + 1} of arm, which is saved"):
         run(tmp_path / "cut", cut)
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     monkeypatch.setattr(KavaTrainer, "training_step", training_step)
     resumed, data = model(), batches()
     assert run(tmp_path / "cut", resumed, data=data) == facts
@@ -129,6 +139,14 @@ def test_sigterm_saves_the_step_that_is_computed_and_the_next_run_goes_on_from_i
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ctrl_c_after_a_signal_ends_at_once(number: signal.Signals) -> None:
+    with StopOnSignal() as stop:
+        os.kill(os.getpid(), number)
+        assert stop.asked == number
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("arm", ["structured", pytest.param("sft", marks=pytest.mark.slow)])

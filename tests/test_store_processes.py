@@ -64,7 +64,7 @@ class Extraction:
 
 def _extract(folder: Path, log: Path, options: list[str]) -> None:
     os.chdir(folder)
-    with log.open("w", buffering=1) as sys.stderr:
+    with log.open("w", buffering=1, encoding="utf-8") as sys.stderr:
         sys.exit(main(["extract", *options]))
 
 

@@ -39,13 +39,14 @@ def run_measured(job: Job, runtime: Runtime, folder: Path) -> dict[str, Any]:
     """
     request, result = folder / "request.json", folder / "result.json"
     result.unlink(missing_ok=True)
-    request.write_text(for_another_process(job, runtime))
+    request.write_text(for_another_process(job, runtime), encoding="utf-8")
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "kava.bench.stage_process", str(request), str(result)]
     done = subprocess.run(
         command,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
         env=os.environ | {"PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
@@ -58,7 +59,7 @@ def run_measured(job: Job, runtime: Runtime, folder: Path) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     request, result = map(Path, sys.argv[1:] if argv is None else argv)
-    job, runtime = from_another_process(request.read_text())
+    job, runtime = from_another_process(request.read_text(encoding="utf-8"))
 
     import torch
 

@@ -32,7 +32,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("stage") != "extract" or "sha256" not in manifest:
         raise UserError(f"{path} is no manifest of a KV store of this version; run extract, which writes one")
     content = {name: value for name, value in manifest.items() if name != "sha256"}
-    if manifest["sha256"] != sha256_json(content) or path.read_text() != json_text(manifest):
+    if manifest["sha256"] != sha256_json(content) or path.read_text(encoding="utf-8") != json_text(manifest):
         raise UserError(f"{path} is damaged: its checksum is not that of its content; {MEND}")
     return manifest
 

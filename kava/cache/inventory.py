@@ -11,6 +11,8 @@ from kava.files import read_json
 from kava.locks import live_holder
 
 KINDS: Final = ("teacher_kv", "tokens", "references")
+# Name of a folder whose content is what its key says, for as long as it exists.
+KEYED: Final = re.compile(r".+-[0-9a-f]{16}")
 # In a cache that another checkout uses too.
 SHARED_MARK: Final = ".shared"
 
@@ -72,7 +74,7 @@ def entries(cache: Path) -> list[Entry]:
         _entry(kind, folder)
         for kind in KINDS
         for folder in sorted((cache / kind).glob("*"))
-        if folder.is_dir() and re.fullmatch(r".+-[0-9a-f]{16}", folder.name)
+        if folder.is_dir() and KEYED.fullmatch(folder.name)
     ]
 
 

@@ -154,6 +154,8 @@ def _decode(folder: Path, found: Verification) -> None:
                 continue
             array = zarr.open_array(metadata.parent, mode="r", zarr_format=3)
             parts = list(_parts(array, name))
+        except PermissionError:
+            raise
         except Exception as error:
             # Whatever a library makes of damaged metadata is one problem of many.
             verdicts[f"{name}/zarr.json"] = f"is damaged: Zarr cannot open the array ({error})"
@@ -164,6 +166,8 @@ def _decode(folder: Path, found: Verification) -> None:
                 continue
             try:
                 array[part.rows]
+            except PermissionError:  # it says nothing about the store
+                raise
             except Exception as error:
                 verdicts[part.file] = f"is damaged: it cannot be decoded ({error})"
             else:

@@ -8,10 +8,9 @@ import argparse
 import json
 import sys
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
+from kava.commandline import add_configuration_options, command_parser, exit_status, folder, load_plan
 from kava.text import size, table
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("kava store ls", __doc__)
     add_configuration_options(parser)
-    parser.add_argument("--cache-dir", type=Path, help="folder to list (default: the configuration's)")
+    parser.add_argument("--cache-dir", type=folder, help="folder to list (default: the configuration's)")
     parser.add_argument("--json", action="store_true", help="print a JSON list on stdout")
     arguments = parser.parse_args(argv)
     return exit_status("kava store ls", lambda: _list(arguments))

@@ -12,10 +12,9 @@ works is never deleted; one that is being trained from is, if you name it.
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
+from kava.commandline import add_configuration_options, command_parser, exit_status, folder, load_plan
 from kava.errors import UserError
 from kava.text import size
 
@@ -27,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser("kava store prune", __doc__)
     parser.add_argument("keys", nargs="*", metavar="KEY", help="key, or name-key, as `kava store ls` shows it")
     add_configuration_options(parser)
-    parser.add_argument("--cache-dir", type=Path, help="folder to prune (default: the configuration's)")
+    parser.add_argument("--cache-dir", type=folder, help="folder to prune (default: the configuration's)")
     parser.add_argument("--delete", action="store_true", help="delete; without it nothing is changed")
     parser.add_argument("--json", action="store_true", help="print JSON on stdout")
     arguments = parser.parse_args(argv)

@@ -1,13 +1,65 @@
 """The base of all settings, and the types that several use."""
 
+import os
+import re
+import sys
+import unicodedata
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from kava.errors import UserError
+
+CACHE_VARIABLE = "KAVA_CACHE"
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+# A name is a folder's, to which others are added; file systems take 255 bytes.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+# NumPy's generators take no more.
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+def place(text: str) -> str:
+    """A path or hub id with `~` and `$VARIABLES` replaced, once, so that all who read it go to one place.
+
+    Raises
+    ------
+    UserError
+        A URL, a variable that is not set, a home folder that nobody knows, or characters that no path of ours has.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
+        raise UserError(f"{text!r} is a URL, and only folders of this machine are read and written; name a folder")
+    if not text or text != text.strip() or any(unicodedata.category(letter) == "Cc" for letter in text):
+        raise UserError(
+            f"{text!r} is empty, begins or ends in white space, or holds a line break or another control character; "
+            "name a folder without"
+        )
+    expanded = os.path.expandvars(text)
+    if missing := re.search(r"\$(\w+|\{[^}]*\})", expanded):
+        raise UserError(f"{text!r} names the variable {missing[0]}, which is not set; set it, or write the folder out")
+    if expanded.startswith("~"):
+        expanded = os.path.expanduser(expanded)
+        if expanded.startswith("~"):
+            raise UserError(f"{text!r} names a home folder that is not known; set HOME, or write the folder out")
+    try:
+        expanded.encode()
+        os.fsencode(expanded)
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{text!a} holds letters that this locale ({sys.getfilesystemencoding()}) has no bytes for; "
+            "`export LC_ALL=C.UTF-8`"
+        ) from None
+    return expanded
+
+
+def cache_from_environment() -> str | None:
+    """$KAVA_CACHE as a place; None if it is not set, or empty."""
+    cache = os.environ.get(CACHE_VARIABLE)
+    return place(cache) if cache else None
+
+
+Place = Annotated[str, AfterValidator(place)]
 
 
 class Settings(BaseModel):

@@ -19,6 +19,8 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.tx
 # The end token is a stop string, and the tokenizer goes with a student that is exported.
 ANSWERS = (*WEIGHTS, *TOKENIZER, "generation_config.json")
 BUILTIN = "kava:"
+# Bytes of a file whose hash is kept.
+LARGE = 16 << 20
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -104,14 +106,25 @@ def _hub_identity(hub_id: str, revision: str | None, what: str) -> dict[str, Any
 def _cached_sha256(path: Path) -> str:
     """Hash a file once per (path, size, time of change): weights are gigabytes and a dry run should not reread them."""
     stat = path.stat()
-    if stat.st_size < 16 << 20:
+    if stat.st_size < LARGE:
         return sha256_file(path)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kava" / "sha256.json"
-    known = read_json(cache) if cache.is_file() else {}
+    cache = _cache_of_hashes()
+    known = {}
+    # The cache only saves time; a home that is not there, or cannot be read or written, is no error.
+    with suppress(OSError, UserError):
+        known = read_json(cache) if cache else {}
     key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
     if key not in known:
         known[key] = sha256_file(path)
-        # The cache only saves time; a home that cannot be written to is no error.
-        with suppress(OSError):
-            write_json(cache, known)
+        if cache:
+            with suppress(OSError):
+                write_json(cache, known)
     return known[key]
+
+
+def _cache_of_hashes() -> Path | None:
+    """File in the user's cache folder; None for a user who has neither a home nor one."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG specification: what is not absolute does not count.
+    folder = named if named.is_absolute() else Path(os.path.expanduser("~/.cache"))
+    return folder / "kava" / "sha256.json" if folder.is_absolute() else None

@@ -20,6 +20,8 @@ from kava.files import canonical_json, sha256_json
 TOKENS_FORMAT = 3
 STORE_FORMAT = 2
 BENCH_FORMAT = 1
+# Bytes; file systems take 255, of which kind, codec and key need some.
+LONGEST_NAME = 200
 REFERENCES = ("teacher", "student_base")
 # Settings of training that change nothing of what it makes but the last digits.
 RERUN_NOTHING = {"save_every", "keep_checkpoints", "gradient_checkpointing", "compile_layers"}
@@ -277,7 +279,9 @@ def as_the_teacher_reads(tokens: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short_name(settings: ModelSettings) -> str:
-    return re.split("[/:]", display_name(settings.model))[-1].lower()
+    """Name of a model as part of a folder's: no braces, Snakemake's wildcards, and with room for what follows."""
+    name = re.split("[/:]", display_name(settings.model))[-1].lower()
+    return re.sub(r"[{}]", "_", name).encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def _keyed(parent: Path, name: str, key: dict[str, Any]) -> Path:

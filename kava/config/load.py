@@ -1,15 +1,18 @@
 """Preset + config.yaml + overrides → one validated `Config`, or one sentence that says what is wrong."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from kava.config.schema import Config
+from kava.config.strict_yaml import InvalidYamlError, parse_yaml, read_settings
 from kava.errors import UserError
+from kava.text import from_outside
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # The checkout; of an installed wheel only the folder of packages, which holds no workflow.
@@ -32,7 +35,7 @@ def load_config(file: Path | str | None = "config.yaml", overrides: Mapping[str,
     UserError
         A file that is missing or not YAML, an unknown preset or key, a value out of range.
     """
-    settings = merge(read_yaml(Path(file)) if file else {}, _with_nulls(overrides or {}))
+    settings = merge(read_settings(Path(file)) if file else {}, _with_nulls(overrides or {}))
     preset = settings.get("preset", "demo")
     settings = merge({"preset": preset, **read_preset(preset)}, settings)
     if isinstance(settings.get("arms"), Mapping):
@@ -47,23 +50,9 @@ def read_preset(name: str) -> dict[str, Any]:
         close = get_close_matches(str(name), names, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise UserError(f"unknown preset {name!r}; {hint}presets in {PRESETS}: {', '.join(names)}")
-    settings = read_yaml(PRESETS / f"{name}.yaml")
+    settings = read_settings(PRESETS / f"{name}.yaml")
     base = settings.pop("preset", None)
     return merge(read_preset(base), settings) if base else settings
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"configuration file {path} does not exist; run from the repository root") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} must hold `key: value` settings, found a {type(settings).__name__}")
-    return settings
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,18 +76,45 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """`["distill.steps=10", "arms={flat: null}"]` → nested settings; values are YAML."""
     settings: dict[str, Any] = {}
-    for assignment in assignments:
+    for assignment in map(from_outside, assignments):
         path, equals, value = assignment.partition("=")
         if not equals:
             raise UserError(f"--set {assignment!r}: expected KEY=VALUE, for example --set distill.steps=10")
         try:
-            nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {assignment!r}: the value is not valid YAML ({error.problem})") from None  # type: ignore[attr-defined]
+            nested: Any = parse_yaml(value)
+        except UserError as error:
+            raise UserError(f"--set {assignment!r}: the value {error}") from None
         for key in reversed(path.split(".")):
             nested = {key: nested}
         settings = merge(settings, nested)
     return settings
+
+
+def check_typed(files: Iterable[Path], arguments: Iterable[str]) -> None:
+    """Read again what Snakemake has read: its loader keeps the last of equal keys, and says nothing.
+
+    Parameters
+    ----------
+    files
+        Of `--configfile`.
+    arguments
+        Of the command line; those of the form ``name={...}`` are settings.
+
+    Raises
+    ------
+    UserError
+        As `read_settings`; or a setting of the command line holds a key twice.
+    """
+    for file in files:
+        read_settings(file)
+    for argument in arguments:
+        if not re.match(r"\w[\w-]*=\s*[{\[]", argument):
+            continue
+        try:
+            with suppress(InvalidYamlError):  # a text, to Snakemake
+                parse_yaml(argument.partition("=")[2])
+        except UserError as error:
+            raise UserError(f"--config {argument!r}: the value {error}") from None
 
 
 def _with_nulls(value: Any) -> Any:

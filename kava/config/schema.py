@@ -4,22 +4,22 @@ The JSON schema (`workflow/schemas/config.schema.json`) and the table of setting
 generated from these models by `kava config --write-docs`; a test fails when they drift.
 """
 
-import os
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from kava.config.arms import Arm
-from kava.config.base import Name, Positive, Settings
+from kava.config.base import Name, Place, Positive, Seed, Settings, cache_from_environment
 from kava.config.kv import KvStore, RkvSelection, RkvWindowSelection, ScopedSelection
+from kava.config.names import check_names
 from kava.config.training import Distill, Pretrain
 
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 
 
 class ModelSettings(Settings):
-    model: str = Field(description="hub id, local directory, or `kava:teacher` / `kava:student` (the demo's)")
+    model: Place = Field(description="hub id, local directory, or `kava:teacher` / `kava:student` (the demo's)")
     revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
     trust_remote_code: bool = Field(
         False, description="run the Python code that lies beside the weights; only for a repository that you have read"
@@ -90,14 +90,14 @@ class DemoData(Settings):
     train: Positive = Field(1000, description="training examples")
     validation: Positive = Field(100, description="held-out examples for the alignment metrics")
     test: Positive = Field(500, description="test questions")
-    seed: int = Field(0, description="seed of the generator")
+    seed: Seed = Field(0, description="seed of the generator")
 
 
 class Gsm8kData(Settings):
     """GSM8K (Cobbe et al. 2021, arXiv 2110.14168), or data in its format."""
 
     kind: Literal["gsm8k"] = "gsm8k"
-    path: str = Field(
+    path: Place = Field(
         "openai/gsm8k",
         description="hub id, or a directory: train.jsonl and test.jsonl, Parquet (train-*.parquet, test-*.parquet), or "
         "what DatasetDict.save_to_disk wrote",
@@ -128,9 +128,10 @@ class Config(Settings):
     preset: str = Field("demo", description="file of kava/config/presets/ that every other key overrides")
     experiment: Name = Field("demo", description="name of the folder results/<experiment>/")
     notes: str = Field("", description="text for results/<experiment>/record.yaml; changes no result")
-    cache_dir: str = Field(
-        default_factory=lambda: os.environ.get("KAVA_CACHE", "results"),
-        description="where token sets and teacher stores live; may be shared; default: $KAVA_CACHE, or results",
+    cache_dir: Place = Field(
+        default_factory=lambda: cache_from_environment() or "results",
+        description="folder where token sets and teacher stores live; `~` and `$VARIABLES` are replaced; may be "
+        "shared; default: $KAVA_CACHE, or results",
     )
     extract_jobs: Positive = Field(1, description="extraction jobs that share a store's shards, one GPU each")
     teacher: Teacher
@@ -151,8 +152,8 @@ class Config(Settings):
     distill: Distill = Distill()
     evaluation: Evaluation = Evaluation()
     arms: dict[Name, Arm] = Field(min_length=1, description="name → arm; null removes an arm of the preset")
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(
-        min_length=1, description="every arm is trained once with each seed"
+    seeds: list[Seed] = Field(
+        min_length=1, description="every arm is trained once with each seed, from 0 to 4294967295 (2**32 - 1)"
     )
     comparisons: list[tuple[str, str]] | None = Field(
         None, description="declared pairs [a, b]; null: structured against flat, then every KV arm against controls"
@@ -173,6 +174,7 @@ class Config(Settings):
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} repeat a value; each seed is one run of every arm")
+        check_names(self.experiment, self.cache_dir, self.arms)
         for name, arm in self.arms.items():
             self._check_selection_on_reading(name, arm)
             self._check_signals(name, arm)

@@ -4,6 +4,7 @@ lm_eval run --model hf --model_args pretrained=STUDENT --tasks kava_gsm8k --incl
 """
 
 import json
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from kava.data.template import QUESTION, Template
 from kava.files import write_atomic
 
 TASK = "kava_gsm8k"
-# lm-eval loads this file beside the task, so that a token set can be moved and shared: no path is written into it.
+# `lm_eval run` loads this file beside the task, so that a token set can be moved and shared: it names no path.
 LOADER = '''"""Load the questions that stand beside this file."""
 
 import json
@@ -24,7 +25,7 @@ from datasets import Dataset
 
 
 def load(**_):
-    lines = (Path(__file__).parent / "test.jsonl").read_text().strip("\\n").split("\\n")
+    lines = (Path(__file__).parent / "test.jsonl").read_text(encoding="utf-8").strip("\\n").split("\\n")
     return {"test": Dataset.from_list([json.loads(line) for line in lines])}
 '''
 
@@ -46,6 +47,26 @@ def write_task(folder: Path, rows: list[dict[str, str]], template: Template) -> 
     write_atomic(folder / "test.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def read_task(folder: Path) -> dict[str, Any]:
+    """The task of a folder as a configuration of the harness, whose questions are read here.
+
+    The loaders of older token sets read the questions in the encoding of the locale.
+    """
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda _loader, _node: partial(_questions, folder))
+    return yaml.load((folder / f"{TASK}.yaml").read_text(encoding="utf-8"), Loader)
+
+
+def _questions(folder: Path, **_: Any) -> dict[str, Any]:
+    from datasets import Dataset
+
+    lines = (folder / "test.jsonl").read_text(encoding="utf-8").strip("\n").split("\n")
+    return {"test": Dataset.from_list([json.loads(line) for line in lines])}
+
+
 def harness_gsm8k() -> dict[str, Any]:
     """The harness's own definition of GSM8K, as installed: filters, metric, stop strings."""
-    return yaml.safe_load((files("lm_eval") / "tasks" / "gsm8k" / "gsm8k.yaml").read_text())
+    return yaml.safe_load((files("lm_eval") / "tasks" / "gsm8k" / "gsm8k.yaml").read_text(encoding="utf-8"))

@@ -45,7 +45,7 @@ def packages(project: dict[str, Any], constraints: Path) -> Check:
         return fail("packages", ", ".join(broken), INSTALL)
     if not constraints.is_file():
         return ok("packages", f"{len(project['dependencies'])} needed, and all are in range")
-    pins = dict(line.split("==") for line in constraints.read_text().split("\n") if "==" in line)
+    pins = dict(line.split("==") for line in constraints.read_text(encoding="utf-8").split("\n") if "==" in line)
     installed = {name: found for name in pins if (found := _public(name))}
     other = [
         f"{name} {installed[name]} (pinned {pin})" for name, pin in pins.items() if installed.get(name, pin) != pin
@@ -78,7 +78,7 @@ def snakemake(repository: Path) -> Check:
 
 def _missing_plugin(profile: Path) -> str | None:
     """Package of a profile's executor, if it is not installed."""
-    executor = (yaml.safe_load(profile.read_text()) or {}).get("executor")
+    executor = (yaml.safe_load(profile.read_text(encoding="utf-8")) or {}).get("executor")
     plugin = f"snakemake-executor-plugin-{executor}"
     return plugin if executor and _public(plugin) is None else None
 

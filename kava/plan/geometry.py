@@ -1,12 +1,12 @@
 """A model's `config.json` without its weights, and without a download."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kava.config.identity import model_path
 from kava.errors import UserError
+from kava.files import read_json
 
 GEOMETRIES = Path(__file__).parent / "models"
 # Hub id → file of GEOMETRIES; their README names the source.
@@ -46,7 +46,7 @@ def read_geometry(source: Mapping[str, Any]) -> Any:
     path = model_path(model)
     if not Path(path).is_dir():
         if model in PACKAGED:
-            return AutoConfig.for_model(**json.loads((GEOMETRIES / f"{PACKAGED[model]}.json").read_text()))
+            return AutoConfig.for_model(**read_json(GEOMETRIES / f"{PACKAGED[model]}.json"))
         if not isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
             known = " ".join(["hf download", model, "config.json", *(["--revision", revision] if revision else [])])
             raise UserError(

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from kava.config.base import CACHE_VARIABLE, cache_from_environment
 from kava.errors import UserError
 from kava.files import read_json, sha256_file, write_atomic
 from kava.report.record_schema import REFERENCES, Place, Record
@@ -32,7 +33,6 @@ AGAIN = (
     "the `snakemake` command of its run and `--forcerun report` (with all of its --config: other settings would train "
     "its arms anew; `-n` tells before)"
 )
-CACHE = "KAVA_CACHE"
 # Settings that may be a path.
 PLACES = (("teacher", "model"), ("student", "model"), ("data", "path"))
 SCORES = ("strict_match", "flexible_extract", "n", "strict_match_ci95")
@@ -153,9 +153,10 @@ def _find(record: Path, place: Place) -> Path:
     own = os.path.abspath(record.parent)
     if place.cache is not None:
         # Content keys name what is there, so either cache may have it.
-        roots = [os.environ[CACHE]] if CACHE in os.environ else []
+        shared = cache_from_environment()
+        roots = [shared] if shared else []
         roots.append(os.path.dirname(own))
-        remedy = f"set {CACHE} to the cache_dir of the run, or run the experiment again: what is there is kept"
+        remedy = f"set {CACHE_VARIABLE} to the cache_dir of the run, or run the experiment again: what is there is kept"
     else:
         roots = [own]
         remedy = "restore it, or run the experiment again: what is there is kept"

@@ -39,7 +39,7 @@ def report_inputs(spec: Mapping[str, Any], inputs: Mapping[str, Path], provenanc
         preset=spec["preset"],
         arms={arm: spec["arms"][arm] for arm in controls_last},
         runs=runs,
-        stores={json.loads(store.read_text())["name"]: store},
+        stores={json.loads(store.read_text(encoding="utf-8"))["name"]: store},
         teacher=_reference(inputs["teacher"]),
         student_base=_reference(inputs["student_base"]),
         comparisons=[(a, b) for a, b in spec["comparisons"]],
@@ -53,4 +53,4 @@ def report_inputs(spec: Mapping[str, Any], inputs: Mapping[str, Path], provenanc
 
 
 def _reference(manifest: Path) -> ReferenceFiles:
-    return ReferenceFiles(model=json.loads(manifest.read_text())["model"], evaluation=manifest.parent)
+    return ReferenceFiles(model=json.loads(manifest.read_text(encoding="utf-8"))["model"], evaluation=manifest.parent)

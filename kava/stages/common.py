@@ -12,13 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-from kava.cache.inventory import SHARED_MARK
+from kava.cache.inventory import KEYED, SHARED_MARK
 from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
 from kava.config.jobs import Job, Plan, Runtime
 from kava.config.schema import Tracker
 from kava.errors import UserError
+from kava.faults import not_writable
 from kava.files import read_json, write_json
 from kava.locks import Claim, claim, holder, locked
+from kava.text import from_outside
 
 log = logging.getLogger("kava")
 RUNTIME_VARIABLE = "KAVA_RUNTIME"
@@ -99,8 +101,8 @@ def _job(
     if arguments.spec:
         if not arguments.output or RUNTIME_VARIABLE not in os.environ:
             raise UserError(f"--spec needs --output, --input for what the stage reads, and ${RUNTIME_VARIABLE}")
-        job = Job(stage, json.loads(arguments.spec), arguments.output, inputs)
-        runtime = Runtime(**json.loads(os.environ[RUNTIME_VARIABLE]))
+        job = Job(stage, json.loads(from_outside(arguments.spec)), arguments.output, inputs)
+        runtime = Runtime(**json.loads(from_outside(os.environ[RUNTIME_VARIABLE])))
     else:
         plan = load_plan(arguments)
         job = select(plan, arguments)
@@ -152,6 +154,28 @@ def _run(
         if not path.is_file():
             raise UserError(f"input {name}: {path} does not exist; run the stage that makes it, or Snakemake")
     _mark_shared(job)
+    if beside_others == "wait" and _finished_for_readers(job):
+        log.info("%s is finished, and is left as it is, since this user cannot write there", job.output.parent)
+    else:
+        _work(job, runtime, arguments, load_run, beside_others)
+    if arguments.json:
+        manifest = job.output if job.output.suffix == ".json" else job.output.with_suffix(".json")
+        print(json.dumps(read_json(manifest)))
+
+
+def _finished_for_readers(job: Job) -> bool:
+    """Whether a job's content-keyed folder is finished and may only be read: no lock can be had, and none is needed."""
+    folder = job.output.parent
+    return bool(KEYED.fullmatch(folder.name)) and job.output.is_file() and not_writable(folder) is not None
+
+
+def _work(
+    job: Job,
+    runtime: Runtime,
+    arguments: argparse.Namespace,
+    load_run: Callable[[argparse.Namespace], Run],
+    beside_others: BesideOthers,
+) -> None:
     processes = runtime.processes(job)
     with _admitted(job.output.parent, beside_others) as lock:
         if processes == 1:
@@ -161,6 +185,3 @@ def _run(
 
             assert lock is not None, "training refuses to start beside others"
             run_in_processes(job, runtime, processes, lock.fileno())
-    if arguments.json:
-        manifest = job.output if job.output.suffix == ".json" else job.output.with_suffix(".json")
-        print(json.dumps(read_json(manifest)))

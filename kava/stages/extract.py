@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from kava.config.jobs import Job, Plan, Runtime
-from kava.errors import UserError
+from kava.errors import Interrupted, UserError
+from kava.faults import not_writable
 from kava.files import read_json, write_json
 from kava.stages.common import log, progress_interval, stage_main
 
@@ -79,8 +80,14 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
         if not part and is_intact(folder):
             log.info("%s is sealed, and every shard is as it was written", folder)
             return
+        if fault := not_writable(folder):
+            raise UserError(fault)
         started = time.monotonic()
-        if fill(writer, load, own):
+        try:
+            written = fill(writer, load, own)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; finished shards are kept: run again to go on with the others") from None
+        if written:
             with writer.exclusive():
                 _add_cost(folder / "cost.json", time.monotonic() - started, peak_memory_mib(device))
         manifest = None if part else writer.seal()

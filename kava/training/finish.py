@@ -14,7 +14,7 @@ from kava.training.model import DistillationModel
 def finish(output: Path, manifest: dict[str, Any], files: list[str], model: DistillationModel) -> None:
     """Write `cost.json` and the manifest with the hashes of the exported files, then drop the checkpoints."""
     folder = output.parent
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     device = next(model.parameters()).device
     cost = {
         "seconds": records[-1]["seconds"] if records else 0.0,

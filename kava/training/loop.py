@@ -1,14 +1,13 @@
 """Run one phase of training to its end, from the last checkpoint if there is one."""
 
 import gc
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kava.files import sha256_file, sha256_json
+from kava.files import read_json, sha256_file, sha256_json
 from kava.metrics import alignment_metrics
 from kava.training.arguments import training_arguments
 from kava.training.batches import Batch, Batches, reader_onto
@@ -87,7 +86,7 @@ def train(
         arguments.world_size,
     )
     trainer = KavaTrainer(model, settings, metrics, arm, micro_batches, args=arguments)
-    step = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"] if checkpoint else 0
+    step = read_json(Path(checkpoint) / "trainer_state.json")["global_step"] if checkpoint else 0
     if is_main_process():
         trainer.seconds_before = metrics.resume_at(step)
     wait_for_others()

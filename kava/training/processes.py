@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
 
+import psutil
 import torch
 from torch import distributed
 
 from kava.commandline import exit_status
 from kava.config.jobs import Job, Runtime, for_another_process, from_another_process
 from kava.device import choose_device
-from kava.errors import UserError
+from kava.errors import Interrupted, UserError
 from kava.training.termination import Terminated
 
 JOB_VARIABLE = "KAVA_JOB"
@@ -50,8 +51,8 @@ def run_in_processes(job: Job, runtime: Runtime, processes: int, lock: int) -> N
 
     Raises
     ------
-    Terminated
-        SIGTERM came, and was passed on.
+    Terminated, Interrupted
+        SIGTERM or Ctrl-C came, and was passed on.
     UserError
         There are fewer GPUs than processes, or a process failed.
     """
@@ -66,9 +67,12 @@ def run_in_processes(job: Job, runtime: Runtime, processes: int, lock: int) -> N
     command += ["--shutdown-timeout", "600", "-m", __name__]
     environment = os.environ | {JOB_VARIABLE: for_another_process(job, runtime)}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    process = subprocess.Popen(command, env=environment, pass_fds=(lock,))
-    with _sigterm_passed_on(process) as passed:
+    # A group of its own: the terminal sends Ctrl-C to all processes of a group, and torchrun takes two for haste.
+    process = subprocess.Popen(command, env=environment, pass_fds=(lock,), process_group=0)
+    with _signals_passed_on(process) as passed:
         status = process.wait()
+    if signal.SIGINT in passed:
+        raise Interrupted(f"{job.stage} was interrupted; the step that was computed then is saved; run again to go on")
     if passed:
         raise Terminated(f"{job.stage} was ended by SIGTERM; the step that was computed then is saved; run again")
     if status:
@@ -92,20 +96,27 @@ def main() -> int:
 
 
 @contextmanager
-def _sigterm_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Give the first SIGTERM to a process; yields what came, one item at most. A second would cut its waiting short."""
+def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Give the first SIGTERM or SIGINT to a process, as SIGTERM; yields what came.
+
+    A second SIGTERM would cut its waiting short; a second SIGINT, Ctrl-C, is meant to, and kills it and its children.
+    """
     passed: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         if not passed:
-            passed.append(number)
-            process.send_signal(number)
+            process.send_signal(signal.SIGTERM)
+        elif number == signal.SIGINT:
+            for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                each.kill()
+        passed.append(number)
 
-    former = signal.signal(signal.SIGTERM, pass_on)
+    former = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield passed
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ class MetricsFile:
 
     def read(self) -> list[dict[str, Any]]:
         """All lines, but for a last one that a kill has torn."""
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         return [json.loads(line) for line in lines if line.endswith("}")]
 
     def append(self, record: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 

@@ -1,5 +1,6 @@
 """Stop between two steps when the process is asked to end, with a checkpoint."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -9,37 +10,57 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback
 
-from kava.errors import UserError
+from kava.errors import Interrupted, UserError
 
 
 class Terminated(UserError):
     """The process was asked to end; what it had done is saved."""
 
 
-class StopOnSigterm(TrainerCallback):
-    """Lets the step that is being computed end, saves, and stops; a context manager around training."""
+class StopOnSignal(TrainerCallback):
+    """Lets the step that is being computed end, saves, and stops; a context manager around training.
+
+    For SIGTERM and for SIGINT, which is Ctrl-C; a Ctrl-C after that ends the process at once.
+
+    Attributes
+    ----------
+    asked
+        Number of the signal that came; 0 for none.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._former: Any = None
+        self.asked = 0
+        self._former: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopOnSigterm":
+    def __enter__(self) -> "StopOnSignal":
         if threading.current_thread() is threading.main_thread():
-            self._former = signal.signal(signal.SIGTERM, self._note)
+            self._former = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._former is not None:
-            signal.signal(signal.SIGTERM, self._former)
+        for number, former in self._former.items():
+            signal.signal(number, former)
 
     def on_step_end(self, args: Any, _state: Any, control: Any, **_: Any) -> None:
         if distributed.is_initialized():
             # All processes stop after the same step, whichever was told first.
-            asked = torch.tensor(int(self.asked), device=args.device)
+            asked = torch.tensor(self.asked, device=args.device)
             distributed.all_reduce(asked, distributed.ReduceOp.MAX)
-            self.asked = bool(asked)
+            self.asked = int(asked)
         if self.asked:
             control.should_save = control.should_training_stop = True
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self.asked = True
+    def stopped(self, step: int, arm: str) -> UserError:
+        """What to raise when training has stopped after a step."""
+        if self.asked == signal.SIGINT:
+            return Interrupted(f"interrupted after step {step} of {arm}, which is saved; run again to go on")
+        return Terminated(f"ended by SIGTERM after step {step} of {arm}, which is saved; run again")
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.asked = number
+        # One of several processes is told by the one that started them, which knows when it has been enough.
+        if "RANK" not in os.environ:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if number == signal.SIGINT:
+                # Not by logging or print, in whose midst the signal may have come.
+                os.write(2, b"\ninterrupted: the step is being finished and saved; Ctrl-C again ends it at once\n")

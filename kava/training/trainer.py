@@ -26,7 +26,7 @@ from kava.training.micro_batches import MicroBatches
 from kava.training.model import PARTS
 from kava.training.optimizer import make_optimizer, parameter_groups
 from kava.training.record import MetricsFile, status_line
-from kava.training.termination import StopOnSigterm, Terminated
+from kava.training.termination import StopOnSignal
 from kava.training.watch import late_step, warnings_at
 
 log = logging.getLogger("kava")
@@ -77,8 +77,8 @@ class KavaTrainer(AtomicCheckpoints):
         **options: Any,
     ) -> None:
         steps, log_every = optimization["steps"], optimization["log_every"]
-        self._sigterm = StopOnSigterm()
-        super().__init__(model=model, train_dataset=range(steps), callbacks=[self._sigterm], **options)
+        self._signals = StopOnSignal()
+        super().__init__(model=model, train_dataset=range(steps), callbacks=[self._signals], **options)
         # Hardly a weight is used twice in a forward: its bf16 copy need not outlive its layer, let alone all layers.
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self.optimization, self.metrics, self.arm = optimization, metrics, arm
@@ -105,11 +105,11 @@ class KavaTrainer(AtomicCheckpoints):
 
         Raises
         ------
-        Terminated
-            SIGTERM came; a checkpoint of the step that was going on then is saved.
+        Terminated, Interrupted
+            SIGTERM or Ctrl-C came; a checkpoint of the step that was going on then is saved.
         """
         try:
-            with self._sigterm:
+            with self._signals:
                 result = super().train(*arguments, **options)
         except RuntimeError as error:
             # Optimizer states come with the first step, after its gradients; smaller batches would not help.
@@ -119,10 +119,8 @@ class KavaTrainer(AtomicCheckpoints):
         finally:
             self._micro_batches.close()
             self._bar.close()
-        if self._sigterm.asked and self.state.global_step < self.state.max_steps:
-            raise Terminated(
-                f"ended by SIGTERM after step {self.state.global_step} of {self.arm}, which is saved; run again"
-            )
+        if self._signals.asked and self.state.global_step < self.state.max_steps:
+            raise self._signals.stopped(self.state.global_step, self.arm)
         return result
 
     def get_train_dataloader(self) -> DataLoader:
@@ -258,11 +256,11 @@ class KavaTrainer(AtomicCheckpoints):
             "batch_size": self._micro_batches.size,
             "out_of_memory": self.out_of_memory,
         }
-        (Path(str(output_dir)) / PROGRESS).write_text(json.dumps(progress))
+        (Path(str(output_dir)) / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        progress = json.loads((Path(resume_from_checkpoint) / PROGRESS).read_text())
+        progress = json.loads((Path(resume_from_checkpoint) / PROGRESS).read_text(encoding="utf-8"))
         self._sums = {name: torch.tensor(value, device=self.args.device) for name, value in progress["sums"].items()}
         self._counts = Counter(progress["counts"])
         self.out_of_memory = progress["out_of_memory"]

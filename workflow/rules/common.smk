@@ -9,14 +9,20 @@ from shlex import join, quote
 
 from snakemake.exceptions import WorkflowError
 
+from kava.commandline import print_whatever_the_locale
 from kava.config import Plan, Runtime, load_config
+from kava.config.load import check_typed
 from kava.errors import UserError
+from kava.faults import faults_as_sentences
 from kava.files import canonical_json, read_json
 
 STARTED = time.time()
+print_whatever_the_locale()
 try:
-    PLAN = Plan(load_config(f"{workflow.basedir}/config.yaml", config))
-    PLAN.report
+    with faults_as_sentences():
+        check_typed(workflow.config_settings.configfiles, sys.argv[1:])
+        PLAN = Plan(load_config(f"{workflow.basedir}/config.yaml", config))
+        PLAN.report
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
