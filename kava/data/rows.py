@@ -55,13 +55,12 @@ def load_rows(data: DemoData | Gsm8kData) -> Rows:
         folder = gsm8k.data_folder(data)
         train, test = (gsm8k.read_split(folder, split) for split in ("train", "test"))
         splits = gsm8k.divide(data, train, test)
-        share = data.validation / len(train)
         taken = f"validation is the last {data.validation} of {len(train)} training rows"
         notes.append(f"{taken}; train is the first {len(splits['train'])}")
-        if share > USUAL_VALIDATION:
+        if data.validation > max(1, USUAL_VALIDATION * len(train)):
             warnings.append(
-                f"{taken}, {share:.0%} of them, and leaves {len(train) - data.validation} to train on; with "
-                f"data.validation: {max(1, len(train) // 10)} it would take a tenth."
+                f"{taken}, {data.validation / len(train):.0%} of them, and leaves {len(train) - data.validation} to "
+                f"train on; with data.validation: {max(1, len(train) // 10)} it would take a tenth."
             )
     else:
         splits = load_splits(data)

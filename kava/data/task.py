@@ -38,7 +38,8 @@ def write_task(folder: Path, rows: list[dict[str, str]], template: Template) -> 
     assert task["doc_to_target"] == "{{answer}}", f"the harness's GSM8K has another target: {task['doc_to_target']}"
     task["doc_to_target"] = "answer"
     task |= {"task": TASK, "doc_to_text": as_jinja(template), "num_fewshot": 0, "custom_dataset": "CUSTOM_DATASET"}
-    text = yaml.safe_dump(task, sort_keys=False).replace(": CUSTOM_DATASET\n", ": !function questions.load\n")
+    text = yaml.safe_dump(task, sort_keys=False)
+    text = text.replace("\ncustom_dataset: CUSTOM_DATASET\n", "\ncustom_dataset: !function questions.load\n")
     write_atomic(folder / f"{TASK}.yaml", text)
     write_atomic(folder / "questions.py", LOADER)
     write_atomic(folder / "test.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
