@@ -83,6 +83,10 @@ def data_identity(data: DemoData | Gsm8kData) -> dict[str, Any]:
             form, paths = split_files(Path(data.path), split)
             hashes = [_cached_sha256(path) for path in paths]
             of_split["sha256"] = hashes[0] if form == "json" else hashes
+    elif Path(data.path).exists():
+        raise UserError(
+            f"data.path {data.path} is a file; give its folder, {Path(data.path).parent}, which has to hold {FORMATS}"
+        )
     elif on_hub(data.path):
         source |= _hub_identity(data.path, data.revision, "data set")
     else:

@@ -92,6 +92,15 @@ class DemoData(Settings):
     test: Positive = Field(500, description="test questions")
     seed: Seed = Field(0, description="seed of the generator")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_data_is_of_another_kind(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (own := [key for key in ("path", "revision") if key in data]):
+            raise ValueError(
+                f"{own[0]!r} names data of your own, and this is the demo's generator; set kind: gsm8k beside it"
+            )
+        return data
+
 
 class Gsm8kData(Settings):
     """GSM8K (Cobbe et al. 2021, arXiv 2110.14168), or data in its format."""
@@ -120,6 +129,28 @@ class Chat(Settings):
 class Evaluation(Settings):
     batch_size: Positive = Field(16, description="questions per generate call")
     max_new_tokens: Positive = Field(256, description="longest answer in tokens")
+
+
+def _check_template(template: str) -> None:
+    """Only plain fields, since evaluation asks by the harness's own template language, which knows no other."""
+    try:
+        fields = [field for field in Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
+        raise ValueError(
+            f"template {template!r} has a brace that is not closed or not opened ({error}); write {{{{ and }}}} for "
+            "braces that are text"
+        ) from None
+    for _, name, form, conversion in fields:
+        if name in ("question", "answer") and (form or conversion or f"{{{name}}}" not in template):
+            raise ValueError(
+                f"template {template!r} changes how {name} is written, in training and not in evaluation; write "
+                f"{{{name}}} alone"
+            )
+    if not template.endswith("{answer}") or sorted(str(name) for _, name, _, _ in fields) != ["answer", "question"]:
+        raise ValueError(
+            f"template {template!r} must contain {{question}} once and end in {{answer}}, and no other field, "
+            "so that the prompt is what stands before the answer; write {{ and }} for braces that are text"
+        )
 
 
 class Config(Settings):
@@ -166,12 +197,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Self:
-        fields = [name for _, name, _, _ in Formatter().parse(self.template) if name is not None]
-        if not self.template.endswith("{answer}") or sorted(fields) != ["answer", "question"]:
-            raise ValueError(
-                f"template {self.template!r} must contain {{question}} once and end in {{answer}}, and no other field, "
-                "so that the prompt is what stands before the answer"
-            )
+        _check_template(self.template)
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} repeat a value; each seed is one run of every arm")
         check_names(self.experiment, self.cache_dir, self.arms)

@@ -32,16 +32,15 @@ def load(**_):
 
 def write_task(folder: Path, rows: list[dict[str, str]], template: Template) -> None:
     """Write `kava_gsm8k.yaml`, its loader and `test.jsonl` into a folder."""
-    # The harness takes it for a Jinja template, in which braces of a chat template have to be quoted.
-    prompt = template.prompt(QUESTION).replace("{", "{{ '{' }}").replace(QUESTION, "{{question}}")
     task = harness_gsm8k()
     for key in ("tag", "dataset_path", "dataset_name", "training_split", "fewshot_split"):
         task.pop(key, None)
     # The column itself: the harness would compile a template five times for every question.
     assert task["doc_to_target"] == "{{answer}}", f"the harness's GSM8K has another target: {task['doc_to_target']}"
     task["doc_to_target"] = "answer"
-    task |= {"task": TASK, "doc_to_text": prompt, "num_fewshot": 0, "custom_dataset": "CUSTOM_DATASET"}
-    text = yaml.safe_dump(task, sort_keys=False).replace("CUSTOM_DATASET", "!function questions.load")
+    task |= {"task": TASK, "doc_to_text": as_jinja(template), "num_fewshot": 0, "custom_dataset": "CUSTOM_DATASET"}
+    text = yaml.safe_dump(task, sort_keys=False)
+    text = text.replace("\ncustom_dataset: CUSTOM_DATASET\n", "\ncustom_dataset: !function questions.load\n")
     write_atomic(folder / f"{TASK}.yaml", text)
     write_atomic(folder / "questions.py", LOADER)
     write_atomic(folder / "test.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -65,6 +64,19 @@ def _questions(folder: Path, **_: Any) -> dict[str, Any]:
 
     lines = (folder / "test.jsonl").read_text(encoding="utf-8").strip("\n").split("\n")
     return {"test": Dataset.from_list([json.loads(line) for line in lines])}
+
+
+def as_jinja(template: Template) -> str:
+    """The prompt in the harness's template language, which renders just what `Template.prompt` gives."""
+    before, after = template.prompt(QUESTION).split(QUESTION)
+    # As the prompt's end is trimmed, and the question is that end.
+    question = "question" if after else f"question.rstrip({template.trimmed!r})"
+    return f"{_quoted(before)}{{{{{question}}}}}{_quoted(after)}"
+
+
+def _quoted(text: str) -> str:
+    """Text with what Jinja would take for its own, or for another line break."""
+    return text.replace("{", "{{ '{' }}").replace("\r", "{{ '\\r' }}")
 
 
 def harness_gsm8k() -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Template(NamedTuple):
 
     def prompt(self, question: str) -> str:
         """What a model is asked: the text up to the answer."""
-        return self.text.removesuffix("{answer}").rstrip(self.trimmed).format(question=question)
+        return self.text.removesuffix("{answer}").format(question=question).rstrip(self.trimmed)
 
 
 def template_for(tokenizer: Any, template: str, chat: Mapping[str, Any] | None) -> Template:

@@ -7,7 +7,7 @@ the teacher) and `task/` (the test questions as an lm-evaluation-harness task).
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,16 @@ def equations_only(answer: str) -> str:
     return " ".join(EQUATION.findall(reasoning)) + line_break + answer[answer_start:]
 
 
-def check_rows(rows: Iterable[Mapping[str, str]], split: str) -> None:
-    """Raise `UserError` for a row whose answer has no `####`, since it has no answer segment and no gold."""
-    for number, row in enumerate(rows):
-        if ANSWER_MARK not in row["answer"]:
-            raise UserError(
-                f"{split} row {number} has no '{ANSWER_MARK}' in its answer {row['answer'][-60:]!r}; GSM8K answers end "
-                f"in '{ANSWER_MARK} <number>': mend or drop the row"
-            )
+def check_rows(rows: Sequence[Mapping[str, str]], split: str) -> None:
+    """Raise `UserError` for rows whose answer has no `####`, since they have no answer segment and no gold."""
+    without = [number for number, row in enumerate(rows) if ANSWER_MARK not in row["answer"]]
+    if without:
+        number = without[0]
+        raise UserError(
+            f"{split} row {number} has no '{ANSWER_MARK}' in its answer {rows[number]['answer'][-60:]!r} "
+            f"({len(without)} of {len(rows)} rows have none); answers end in '{ANSWER_MARK} <number>': correct or drop "
+            "these rows"
+        )
 
 
 def vocabulary_sha256(tokenizer: Any) -> str:

@@ -7,10 +7,11 @@ from huggingface_hub import constants
 
 from kava.cache.capture import require_known_rotation
 from kava.config.identity import model_path
-from kava.config.schema import Config, DemoData
+from kava.config.schema import Config, DemoData, Gsm8kData
 from kava.config.splits import split_files
 from kava.data.tokens import require_same_tokenizer
 from kava.doctor.check import Check, fail, ok, warning
+from kava.doctor.data import data_check
 from kava.errors import UserError
 from kava.hub import Repository, cached, measure, repositories
 from kava.model_files import tokenizer_fault, weights_fault
@@ -46,6 +47,8 @@ def sources(config: Config, fetch: str) -> Sources:
         elif fault:
             told, _, fix = fault.partition("; ")
             lines.append(fail(role, f"{_name(config, role)}: {told}", fix))
+        elif folder and isinstance(config.data, Gsm8kData) and role == "data":
+            lines.append(data_check(config.data, str(repository or config.data.path), folder))
         else:
             lines.append(ok(role, f"{repository or _name(config, role)}, on this machine" if folder else "generated"))
     hub, to_come = _hub(missing, fetch)

@@ -1,34 +1,19 @@
-"""Disk that a run takes: the teacher's store and the checkpoints; and the tokens that the store is reckoned from."""
+"""Disk that a run takes: the teacher's store and the checkpoints."""
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kava.cache.capture import geometry
 from kava.cache.contents import Contents
 from kava.config.jobs import Plan
-from kava.config.schema import DemoData
-from kava.data.gsm8k import read_split
 from kava.files import nearest_folder, read_json
 from kava.plan.example import ANSWER_TOKENS
 from kava.plan.geometry import read_geometry
+from kava.plan.tokens import TokenCount
 
-# Measured with the default template, end token included: GSM8K's training split under Qwen2.5's tokenizer, 1,390,694
-# tokens in 7,473 examples; the demo's under its own, 79,007 in 1,100.
-GSM8K_EXAMPLES = 7473
-TOKENS_PER_EXAMPLE = {"gsm8k": 1_390_694 / 7473, "demo": 79_007 / 1100}
 # What `transform` took of raw bf16 at a cosine of 0.99, and not at others: 0.019 in the demo, 0.051 with a tiny Llama.
 TRANSFORM_RATIO = 0.06
-
-
-@dataclass(frozen=True)
-class TokenCount:
-    """Examples and tokens that the teacher reads, training and held-out ones; `known` once they are tokenised."""
-
-    examples: int
-    tokens: int
-    known: bool
 
 
 @dataclass(frozen=True)
@@ -57,24 +42,6 @@ class Disk:
     def to_write(self) -> int:
         """Bytes of all that is not there yet."""
         return (0 if self.store_is_there else self.store) + self.checkpoints + self.models
-
-
-def count_tokens(plan: Plan) -> TokenCount:
-    """Read the token set's manifest, or estimate from the settings."""
-    config = plan.config
-    if plan.tokenize.output.is_file():
-        splits = [read_json(plan.tokenize.output)["splits"][split] for split in ("train", "validation")]
-        return TokenCount(sum(s["examples"] for s in splits), sum(s["tokens"] for s in splits), True)
-    data = config.data
-    if isinstance(data, DemoData):
-        examples = data.train + data.validation
-    else:
-        local = Path(data.path)
-        examples = len(read_split(local, "train")) if local.is_dir() else GSM8K_EXAMPLES
-        if data.train is not None:
-            examples = min(examples, data.train + data.validation)
-    tokens = examples * min(float(config.max_length), TOKENS_PER_EXAMPLE[data.kind])
-    return TokenCount(examples, round(tokens), False)
 
 
 def store_bytes(plan: Plan, count: TokenCount) -> int:

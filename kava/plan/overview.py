@@ -6,11 +6,12 @@ from typing import Any
 
 from kava.config.jobs import Plan
 from kava.config.schema import Config, Gsm8kData
-from kava.plan.disk import Disk, TokenCount, count_tokens, disk
+from kava.plan.disk import Disk, disk
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory
 from kava.plan.mend import Mend, mends
 from kava.plan.needs import Evaluation, Extraction, Need, Training, longest_prompt
+from kava.plan.tokens import TokenCount, count_tokens
 from kava.plan.trace import parameter_counts
 
 

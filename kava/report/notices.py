@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kava.report.alignment import alignment_of, has_collapsed
+from kava.report.format import listed
 from kava.report.read import Run
 
 # Not the 2 of r2, nor the number that names a layer or a head: sentences about different heads are never merged.
@@ -64,6 +65,18 @@ def _ranged(texts: Sequence[str]) -> str:
         return low if float(low) == float(high) else f"{low} to {high}"
 
     return NUMBER.sub(fill, texts[0])
+
+
+def row_warnings(tokens: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the manifest of each experiment's token set says of its rows; with names where not all say the same."""
+    sayers: dict[str, list[str]] = {}
+    for name, manifest in tokens.items():
+        for text in manifest.get("warnings") or []:
+            sayers.setdefault(text, []).append(name)
+    return [
+        f"Data: {text}" if len(names) == len(tokens) else f"Data of {listed(names)}: {text}"
+        for text, names in sayers.items()
+    ]
 
 
 def lost_numbers(places: Sequence[str]) -> list[str]:

@@ -29,18 +29,21 @@ def run(job: Job, runtime: Runtime) -> None:
     from pydantic import TypeAdapter
 
     from kava.config.schema import Data
-    from kava.data import load_splits
     from kava.data.overlap import find_overlap
+    from kava.data.rows import load_rows
     from kava.data.task import write_task
     from kava.data.template import template_for
-    from kava.data.tokens import check_rows, require_same_tokenizer, vocabulary_sha256
+    from kava.data.tokens import require_same_tokenizer, vocabulary_sha256
     from kava.files import read_json, sha256_json, write_json
     from kava.models import load_tokenizer
 
     key = job.spec["key"]
-    rows = load_splits(TypeAdapter(Data).validate_python(runtime.data))
-    for split, of_split in rows.items():
-        check_rows(of_split, split)
+    loaded = load_rows(TypeAdapter(Data).validate_python(runtime.data))
+    rows = loaded.splits
+    for note in loaded.notes:
+        log.info("%s", note)
+    for warning in loaded.warnings:
+        log.warning("warning: %s", warning)
     teacher = load_tokenizer(runtime.teacher)
     template = template_for(teacher, key["template"], key.get("chat"))
     texts = [template.fill(row) for row in rows["validation"]]
@@ -58,11 +61,13 @@ def run(job: Job, runtime: Runtime) -> None:
         overlap["questions"], overlap["same_question"]["count"], overlap["shared_ngram"]["count"], overlap["ngram"],
     )  # fmt: skip
 
+    of_rows: dict[str, Any] = {"overlap": overlap} | ({"warnings": loaded.warnings} if loaded.warnings else {})
+
     folder = job.output.parent
     if job.output.is_file() and (manifest := read_json(job.output))["splits"] == splits:
-        # What others may be reading right now is already right; a manifest may be older than the search for overlap.
-        if manifest.get("overlap") != overlap:
-            write_json(job.output, manifest | {"overlap": overlap})
+        # What others may be reading right now is already right; a manifest may be older than what is said of the rows.
+        if manifest | of_rows != manifest:
+            write_json(job.output, manifest | of_rows)
         return
     write_task(folder / "task", rows["test"], template)
     staged = folder / "examples.partial"
@@ -76,7 +81,7 @@ def run(job: Job, runtime: Runtime) -> None:
             "stage": "tokenize",
             "spec": key,
             "splits": splits,
-            "overlap": overlap,
+            **of_rows,
             "vocabulary_sha256": vocabulary_sha256(teacher),
             "end_token_id": teacher.eos_token_id,
         },
