@@ -14,7 +14,7 @@ from kava.report.curves import curves
 from kava.report.fairness import check_evaluations, check_training
 from kava.report.fidelity import read_fidelity
 from kava.report.inputs import ReportInputs
-from kava.report.notices import lost_numbers, merged, run_notices
+from kava.report.notices import lost_numbers, merged, run_notices, token_warnings
 from kava.report.overlap import check_overlap
 from kava.report.question import question
 from kava.report.read import read_evaluation, read_json, read_run
@@ -61,7 +61,8 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
 
     arms = {arm: arm_row(config, runs[arm], inputs.seeds[arm]) for arm, config in inputs.arms.items()}
     comparisons, refusals = compare_arms(inputs.comparisons, runs, inputs.seeds)
-    overlap = check_overlap({name: read_json(path, lost) for name, path in inputs.tokens.items()})
+    tokens = {name: read_json(path, lost) for name, path in inputs.tokens.items()}
+    overlap = check_overlap(tokens)
     unequal = check_training(runs, inputs.seeds) + check_evaluations(named) + refusals
     mismatches = unequal + overlap.mismatches + inputs.mismatches
     logged, broken = curves(runs)
@@ -104,7 +105,8 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         lost=lost,
     )
     report["curves"] = logged
-    report["warnings"] = merged(run_notices(runs) + broken) + overlap.warnings + lost_numbers(lost)
+    said = merged(run_notices(runs) + broken) + token_warnings(tokens) + overlap.warnings
+    report["warnings"] = said + lost_numbers(lost)
     verdict = decide(report["arms"], report["comparisons"], inputs.controls, inputs.arms, mismatches, inputs.across)
     return report | {"verdict": verdict.sentence, "verdict_parts": verdict.to_dict()}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kava.report.alignment import alignment_of, has_collapsed
+from kava.report.format import listed
 from kava.report.read import Run
 
 # Not the 2 of r2, nor the number that names a layer or a head: sentences about different heads are never merged.
@@ -39,6 +40,21 @@ def run_notices(runs: Mapping[str, Mapping[str, Run]]) -> list[Notice]:
                 )
                 found.append(Notice(arm, seed, None, text))
     return found
+
+
+def token_warnings(tokens: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the token sets' manifests warn of; `tokens` is experiment → manifest.
+
+    A sentence begins with the names of its experiments where not all have it.
+    """
+    experiments: dict[str, list[str]] = {}
+    for name, manifest in tokens.items():
+        for sentence in manifest.get("warnings") or []:
+            experiments.setdefault(sentence, []).append(name)
+    return [
+        sentence if len(names) == len(tokens) else f"{listed(names)}: {sentence}"
+        for sentence, names in experiments.items()
+    ]
 
 
 def merged(notices: Sequence[Notice]) -> list[str]:

@@ -30,6 +30,7 @@ def run(job: Job, runtime: Runtime) -> None:
 
     from kava.config.schema import Data
     from kava.data import load_splits
+    from kava.data.doubts import tokenizer_doubts
     from kava.data.overlap import find_overlap
     from kava.data.task import write_task
     from kava.data.template import template_for
@@ -52,17 +53,21 @@ def run(job: Job, runtime: Runtime) -> None:
         examples[split], splits[split] = encode_split(teacher, template, key, split, rows[split])
     splits["test"] = {"examples": len(rows["test"]), "sha256": sha256_json(rows["test"])}
 
+    warnings = tokenizer_doubts(teacher, template, rows["train"])
+    for sentence in warnings:
+        log.warning("warning: %s", sentence)
     overlap = find_overlap(rows)
     log.info(
         "test: %d questions, %d of them in train or validation, %d with %d words in a row from there",
         overlap["questions"], overlap["same_question"]["count"], overlap["shared_ngram"]["count"], overlap["ngram"],
     )  # fmt: skip
 
+    found = {"overlap": overlap} | ({"warnings": warnings} if warnings else {})
     folder = job.output.parent
     if job.output.is_file() and (manifest := read_json(job.output))["splits"] == splits:
-        # What others may be reading right now is already right; a manifest may be older than the search for overlap.
-        if manifest.get("overlap") != overlap:
-            write_json(job.output, manifest | {"overlap": overlap})
+        # What others may be reading right now is already right; a manifest may be older than what is searched for.
+        if any(manifest.get(name) != value for name, value in found.items()):
+            write_json(job.output, manifest | found)
         return
     write_task(folder / "task", rows["test"], template)
     staged = folder / "examples.partial"
@@ -76,7 +81,7 @@ def run(job: Job, runtime: Runtime) -> None:
             "stage": "tokenize",
             "spec": key,
             "splits": splits,
-            "overlap": overlap,
+            **found,
             "vocabulary_sha256": vocabulary_sha256(teacher),
             "end_token_id": teacher.eos_token_id,
         },
