@@ -60,6 +60,7 @@ class RowwiseStop(HFLM):
     ) -> list[int]:
         assert add_special_tokens is None, "only whole prompts are encoded: likelihoods are not asked for"
         assert left_truncate_len is None, "a prompt is never cut"
+        assert not kwargs, f"not known here: {sorted(kwargs)}"
         return prompt_ids(self.tokenizer, string)
 
     def tok_batch_encode(
@@ -114,6 +115,8 @@ def harness_results(model: Any, tokenizer: Any, task_folder: Path, settings: Map
     """
     # It warns of a model that is given and not named, as ours is.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
+    if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
+        tokenizer.pad_token = tokenizer.eos_token  # an added token without a row; padding is masked, but looked up
     lm = RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"])
     return score(lm, task_folder, settings["max_new_tokens"])
 

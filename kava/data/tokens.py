@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kava.data.fit import Reach, reach
 from kava.data.prompt import text_ids
 from kava.data.template import Template
 from kava.errors import UserError
@@ -145,6 +146,16 @@ class TokenSet:
     def lengths(self, split: str) -> list[int]:
         """Tokens that the teacher reads, per example of a split."""
         return [len(ids) for ids in self.input_ids[split]]
+
+    @property
+    def reach(self) -> Reach:
+        """Largest id and longest example that the teacher reads."""
+        return reach(ids for of_split in self.input_ids.values() for ids in of_split)
+
+    @property
+    def student_reach(self) -> Reach:
+        """The same of the student."""
+        return reach(ids for of_split in self.student_ids.values() for ids in of_split)
 
     @property
     def task_folder(self) -> Path:

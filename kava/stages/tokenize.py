@@ -32,6 +32,7 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.data import load_splits
     from kava.data.doubts import tokenizer_doubts
     from kava.data.overlap import find_overlap
+    from kava.data.prompt import prompt_ids
     from kava.data.task import write_task
     from kava.data.template import template_for
     from kava.data.tokens import check_rows, require_same_tokenizer, vocabulary_sha256
@@ -51,6 +52,7 @@ def run(job: Job, runtime: Runtime) -> None:
     examples = DatasetDict()
     for split in ("train", "validation"):
         examples[split], splits[split] = encode_split(teacher, template, key, split, rows[split])
+    _check_models(runtime, examples, [prompt_ids(teacher, template.prompt(row["question"])) for row in rows["test"]])
     splits["test"] = {"examples": len(rows["test"]), "sha256": sha256_json(rows["test"])}
 
     warnings = tokenizer_doubts(teacher, template, rows["train"])
@@ -86,6 +88,20 @@ def run(job: Job, runtime: Runtime) -> None:
             "end_token_id": teacher.eos_token_id,
         },
     )
+
+
+def _check_models(runtime: Runtime, examples: Any, prompts: list[list[int]]) -> None:
+    """Check that teacher and student have a row for every id and a position for every token of the examples."""
+    from kava.data.fit import Reach, reach, require_fit
+    from kava.models import load_model_config
+
+    asked = reach(prompts).largest_id
+    for role, source in (("teacher", runtime.teacher), ("student", runtime.student)):
+        own = f"{role}_input_ids"  # the student's, where it reads less than the teacher
+        column = own if own in examples["train"].column_names else "input_ids"
+        read = reach(ids for split in examples.with_format("numpy").values() for ids in split[column])
+        config = load_model_config(source)
+        require_fit(role, source["model"], config, Reach(max(read.largest_id, asked), read.longest))
 
 
 def encode_split(

@@ -174,6 +174,12 @@ UNREADABLE: dict[str, Callable[[Path], Path]] = {
 }
 
 
+def configure(folder: Path, **settings: Any) -> None:
+    """Change settings of the model that a tokenizer lies beside."""
+    path = folder / "config.json"
+    _write(path, json.loads(path.read_text(encoding="utf-8")) | settings)
+
+
 def _byte_level(texts: Any = TEXTS) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
