@@ -10,9 +10,12 @@ from lm_eval import evaluate
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from torch.nn.utils.rnn import pad_sequence
 from transformers import StoppingCriteriaList, StopStringCriteria
 
+from kava.data.prompt import prompt_ids
 from kava.data.task import TASK, read_task
+from kava.errors import UserError
 
 STRICT, FLEXIBLE = "strict-match", "flexible-extract"
 
@@ -28,14 +31,54 @@ class AnswerStop(StopStringCriteria):
         return super().__call__(input_ids[:, self._prompt_length :], scores, **kwargs)
 
 
+def prompt_batch(tokenizer: Any, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of prompts, padded on the left, int64 `[B, T]`."""
+    rows = [torch.tensor(prompt_ids(tokenizer, prompt)) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id, padding_side="left")
+    masks = [torch.ones_like(row) for row in rows]
+    return ids, pad_sequence(masks, batch_first=True, padding_side="left")
+
+
 class RowwiseStop(HFLM):
-    """The harness's Hugging Face model, each row of which stops where its own answer ends.
+    """The harness's Hugging Face model, asked as in training, each row of which stops where its own answer ends.
+
+    The harness has rules of its own for start tokens, and takes an end token that a tokenizer appends for a part of the
+    question; here a prompt has the ids that it had in training, and all of them.
 
     The harness decodes every row at every step once for each stop string, and lets a row that has ended go on until
     all have. transformers' own criterion compares ids on the device, and ends each row by itself. The answers are those
     that the harness gives to one question at a time, whatever the batch: in its own batches a row goes on behind a stop
     string that is a special token, such as `<|im_end|>`, which decoding then drops.
     """
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        assert add_special_tokens is None, "only whole prompts are encoded: likelihoods are not asked for"
+        assert left_truncate_len is None, "a prompt is never cut"
+        assert not kwargs, f"not known here: {sorted(kwargs)}"
+        return prompt_ids(self.tokenizer, string)
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert padding_side == "left", "answers follow their prompts"
+        assert not truncation, "a prompt is never cut"
+        ids, mask = prompt_batch(self.tokenizer, strings)
+        if left_truncate_len is not None and ids.shape[1] > left_truncate_len:
+            raise UserError(
+                f"a prompt of {ids.shape[1]} tokens leaves the model of {self.max_length} positions no room for the "
+                f"answer; lower evaluation.max_new_tokens by {ids.shape[1] - left_truncate_len} or more"
+            )
+        return ids, mask
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: Sequence[str], **generation: Any
@@ -72,6 +115,8 @@ def harness_results(model: Any, tokenizer: Any, task_folder: Path, settings: Map
     """
     # It warns of a model that is given and not named, as ours is.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
+    if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
+        tokenizer.pad_token = tokenizer.eos_token  # an added token without a row; padding is masked, but looked up
     lm = RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"])
     return score(lm, task_folder, settings["max_new_tokens"])
 

@@ -103,14 +103,16 @@ def write(
     return written
 
 
-def fill_store(folder: Path, teacher: Any, ids: list[np.ndarray], codec: dict, **changes: Any) -> Contents:
+def fill_store(
+    folder: Path, teacher: Any, ids: list[np.ndarray], codec: dict, no_tokens: np.ndarray | None = None, **changes: Any
+) -> Contents:
     """Extract a store of two splits by the real path; returns its contents."""
     settings = key(codec, **changes)
     input_ids = {"train": ids, "validation": ids[:2]}
     of_tokens = {split: [np.repeat([0, 1, 2], [5, len(x) - 9, 4]) for x in x_of] for split, x_of in input_ids.items()}
     contents = Contents(settings, geometry(teacher.config), teacher.config.hidden_size)
     writer = StoreWriter(folder, contents, of_tokens)
-    fill(writer, lambda _: Extractor(teacher, contents, input_ids, of_tokens))
+    fill(writer, lambda _: Extractor(teacher, contents, input_ids, of_tokens, no_tokens=no_tokens))
     writer.seal()
     return contents
 

@@ -24,7 +24,7 @@ from kava.errors import UserError
 from kava.harness import samples, score
 from kava.plan import tokens as plan_tokens
 from kava.plan.tokens import count_tokens
-from kava.report.notices import row_warnings
+from kava.report.notices import token_warnings
 
 
 def marks(endings: list[str], folder: Path) -> list[tuple[int, int]]:
@@ -130,8 +130,8 @@ def test_the_token_set_is_that_of_data_written_right(tmp_path: Path, caplog: pyt
     warnings = wrong.manifest["warnings"]
     assert [start for start, text in zip(said, warnings, strict=True) if text.startswith(start)] == said
     assert all(f"warning: {text}" in caplog.messages for text in warnings)
-    assert row_warnings({"demo": wrong.manifest}) == [f"Data: {text}" for text in warnings]
-    assert row_warnings({"a": wrong.manifest, "b": right.manifest})[0].startswith("Data of a: train: 10 of 10")
+    assert token_warnings({"demo": wrong.manifest}) == warnings
+    assert token_warnings({"a": wrong.manifest, "b": right.manifest})[0].startswith("a: train: 10 of 10")
     assert Segment.ANSWER in right.segments["train"][0]
 
 

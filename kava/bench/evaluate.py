@@ -88,17 +88,23 @@ def generate(model: Any, tokenizer: Any, prompts: list[str], batch_size: int, ma
     """Greedy answers by plain `model.generate`, longest prompts first, until the end token."""
     import torch
 
-    longest_first = sorted(range(len(prompts)), key=lambda number: -len(tokenizer(prompts[number])["input_ids"]))
-    tokenizer.padding_side = "left"
+    from kava.data.prompt import prompt_ids
+    from kava.harness import prompt_batch
+
+    longest_first = sorted(range(len(prompts)), key=lambda number: -len(prompt_ids(tokenizer, prompts[number])))
     answers = [""] * len(prompts)
     for start in range(0, len(prompts), batch_size):
         batch = longest_first[start : start + batch_size]
-        encoded = tokenizer([prompts[number] for number in batch], return_tensors="pt", padding=True).to(model.device)
+        asked, mask = (x.to(model.device) for x in prompt_batch(tokenizer, [prompts[number] for number in batch]))
         with torch.inference_mode():
             ids = model.generate(
-                **encoded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+                input_ids=asked,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
             )
-        texts = tokenizer.batch_decode(ids[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(ids[:, asked.shape[1] :], skip_special_tokens=True)
         for number, text in zip(batch, texts, strict=True):
             answers[number] = text
     return answers

@@ -4,7 +4,7 @@ Shape suffixes: B batch, L layers, H KV heads (never attention heads), T tokens,
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -72,7 +72,8 @@ def capture(
 ) -> tuple[KeysValues, Tensor]:
     """Run the body of a model (without its head) and return its KV and last hidden states.
 
-    Gradients flow through the result if they are enabled. Sequences are padded on the right. With gradient
+    Gradients flow through the result if they are enabled. Sequences are padded on the right. KV is that of every
+    token, also where the model attends through a sliding window shorter than the sequence. With gradient
     checkpointing the result is the same, read where attention is computed.
 
     Parameters
@@ -110,13 +111,19 @@ def capture_with_hidden(
 def _forward(
     model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str, **options: Any
 ) -> tuple[KeysValues, Any]:
+    from transformers import DynamicCache
+
     inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT} | options
-    # Checkpointed layers get no cache: it would be filled once more when they are computed again.
-    checkpointed = model.training and model.is_activation_checkpointing
+    # Llama 4's text model names its body in a way that transformers does not find.
+    body = model.base_model if model.base_model is not model else model.model
     layers: list[Any] = []
-    with _attention_shown(model, layers.append) if checkpointed else nullcontext():
-        output = model.base_model(use_cache=not checkpointed, **inputs)
-    if not checkpointed:
+    if model.training and model.is_activation_checkpointing:
+        # Checkpointed layers get no cache: it would be filled once more when they are computed again.
+        with _attention_shown(model, layers.append):
+            output = body(use_cache=False, **inputs)
+    else:
+        # A cache that knows nothing of the model keeps every token; the model's own forgets what is behind a window.
+        output = body(use_cache=True, past_key_values=DynamicCache(), **inputs)
         layers = output.past_key_values.layers
     keys_BLHTD = torch.stack([layer.keys for layer in layers], dim=1)
     values_BLHTD = torch.stack([layer.values for layer in layers], dim=1)
@@ -144,8 +151,8 @@ def observed_attention(model: Any, observe: Observer) -> Iterator[None]:
     Raises
     ------
     UserError
-        From the forward: a sequence longer than the model's sliding window, since queries and keys alone would then
-        tell of attention that never was.
+        The model attends by no SDPA; or, from the forward: a sequence longer than the model's sliding window or chunk,
+        since queries and keys alone would then tell of attention that never was.
     """
 
     def show(seen: _Attention) -> None:
@@ -173,14 +180,22 @@ def _attention_shown(model: Any, show: Callable[[_Attention], object]) -> Iterat
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     former = model.config._attn_implementation
-    assert former in ("sdpa", OBSERVED), f"observed attention is SDPA's, and this model attends by {former!r}"
+    if former not in ("sdpa", OBSERVED):
+        raise UserError(
+            f"models of type {model.config.model_type!r} attend in a way of their own ({former}) that cannot be read "
+            "along; R-KV scores, the loss structural and gradient_checkpointing need that: do without them, or choose "
+            "another family"
+        )
     attend = ALL_ATTENTION_FUNCTIONS[former]
     kv_heads = geometry(model.config).kv_heads
+    # Attention within chunks is a matter of masks alone, so that only the configuration tells of it.
+    kinds = enumerate(getattr(model.config, "layer_types", None) or [])
+    chunks = {layer: model.config.attention_chunk_size for layer, kind in kinds if kind == "chunked_attention"}
 
     def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
         # Every n-th head undoes `repeat_kv`, where a family has applied it already.
         own = slice(None, None, key.shape[1] // kv_heads)
-        window = options.get("sliding_window")
+        window = options.get("sliding_window") or chunks.get(module.layer_idx)
         show(_Attention(module.layer_idx, query, key[:, own], value[:, own], options["scaling"], window))
         return attend(module, query, key, value, mask, **options)
 

@@ -41,6 +41,8 @@ class Extractor:
         Split → ids and segments of every example.
     on_tokens
         Called with the number of tokens after each forward over a shard, for progress.
+    no_tokens
+        Rows of the head that are no tokens, bool `[rows]`, which top-k logits leave out; None for no rows.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class Extractor:
         input_ids: dict[str, list[np.ndarray]],
         segments: dict[str, list[np.ndarray]],
         on_tokens: OnTokens = lambda _: None,
+        no_tokens: np.ndarray | None = None,
     ) -> None:
         self.teacher, self.contents, self.on_tokens = teacher, contents, on_tokens
+        self.no_tokens = None if no_tokens is None else torch.from_numpy(no_tokens).to(teacher.device)
         self.input_ids, self.segments = input_ids, segments
 
     @torch.inference_mode()
@@ -156,7 +160,10 @@ class Extractor:
             hidden = hidden[-1]
         if top := self.contents.signals["topk_logits"]:
             logits = self.teacher.get_output_embeddings()(hidden[row, answers - 1])  # the token before predicts it
-            best = logits.float().log_softmax(-1).topk(top)
+            logits = logits.float()
+            if self.no_tokens is not None:
+                logits = logits.masked_fill(self.no_tokens, -torch.inf)
+            best = logits.log_softmax(-1).topk(top)
             signals["signals/topk_ids"] = best.indices.int().cpu()
             signals["signals/topk_logprobs"] = best.values.half().cpu()
         return signals

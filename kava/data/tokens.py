@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from kava.data.fit import Reach, reach
+from kava.data.prompt import text_ids
 from kava.data.template import Template
 from kava.errors import UserError
 from kava.files import canonical_json, read_json, sha256_json
@@ -37,7 +39,7 @@ def encode_example(tokenizer: Any, template: Template, row: Mapping[str, str]) -
     Parameters
     ----------
     tokenizer
-        A fast tokenizer; its own special tokens (a BOS, say) are added, and one end token.
+        A fast tokenizer; its own start token is added, and one end token.
     template
         Text of an example.
     row
@@ -53,15 +55,12 @@ def encode_example(tokenizer: Any, template: Template, row: Mapping[str, str]) -
     answer_start = reasoning_start + row["answer"].rindex(ANSWER_MARK)
     # The space before the reasoning is part of its first token in byte-level vocabularies.
     prompt_end = len(text[:reasoning_start].rstrip(template.trimmed))
-    encoded = tokenizer(text, return_offsets_mapping=True)
-    ids, segments = list(encoded["input_ids"]), []
-    for _, end in encoded["offset_mapping"]:
-        segments.append(
-            Segment.PROMPT if end <= prompt_end else Segment.REASONING if end <= answer_start else Segment.ANSWER
-        )
-    if ids[-1] == tokenizer.eos_token_id:
-        segments[-1] = Segment.ANSWER  # the tokenizer's own end token stands at no place in the text
-    else:
+    ids, offsets = text_ids(tokenizer, text)
+    segments = [
+        Segment.PROMPT if end <= prompt_end else Segment.REASONING if end <= answer_start else Segment.ANSWER
+        for _, end in offsets
+    ]
+    if ids[-1] != tokenizer.eos_token_id:  # an answer may end with it already
         ids.append(tokenizer.eos_token_id)
         segments.append(Segment.ANSWER)
     return {"input_ids": ids, "segments": [int(segment) for segment in segments]}
@@ -149,6 +148,16 @@ class TokenSet:
     def lengths(self, split: str) -> list[int]:
         """Tokens that the teacher reads, per example of a split."""
         return [len(ids) for ids in self.input_ids[split]]
+
+    @property
+    def reach(self) -> Reach:
+        """Largest id and longest example that the teacher reads."""
+        return reach(ids for of_split in self.input_ids.values() for ids in of_split)
+
+    @property
+    def student_reach(self) -> Reach:
+        """The same of the student."""
+        return reach(ids for of_split in self.student_ids.values() for ids in of_split)
 
     @property
     def task_folder(self) -> Path:

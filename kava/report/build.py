@@ -14,7 +14,7 @@ from kava.report.curves import curves
 from kava.report.fairness import check_evaluations, check_training
 from kava.report.fidelity import read_fidelity
 from kava.report.inputs import ReportInputs
-from kava.report.notices import lost_numbers, merged, row_warnings, run_notices
+from kava.report.notices import lost_numbers, merged, run_notices, token_warnings
 from kava.report.overlap import check_overlap
 from kava.report.question import question
 from kava.report.read import read_evaluation, read_json, read_run
@@ -105,8 +105,8 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         lost=lost,
     )
     report["curves"] = logged
-    of_rows = row_warnings(tokens)
-    report["warnings"] = merged(run_notices(runs) + broken) + of_rows + overlap.warnings + lost_numbers(lost)
+    said = merged(run_notices(runs) + broken) + token_warnings(tokens) + overlap.warnings
+    report["warnings"] = said + lost_numbers(lost)
     verdict = decide(report["arms"], report["comparisons"], inputs.controls, inputs.arms, mismatches, inputs.across)
     return report | {"verdict": verdict.sentence, "verdict_parts": verdict.to_dict()}
 

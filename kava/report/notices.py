@@ -42,6 +42,21 @@ def run_notices(runs: Mapping[str, Mapping[str, Run]]) -> list[Notice]:
     return found
 
 
+def token_warnings(tokens: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the token sets' manifests warn of; `tokens` is experiment → manifest.
+
+    A sentence begins with the names of its experiments where not all have it.
+    """
+    experiments: dict[str, list[str]] = {}
+    for name, manifest in tokens.items():
+        for sentence in manifest.get("warnings") or []:
+            experiments.setdefault(sentence, []).append(name)
+    return [
+        sentence if len(names) == len(tokens) else f"{listed(names)}: {sentence}"
+        for sentence, names in experiments.items()
+    ]
+
+
 def merged(notices: Sequence[Notice]) -> list[str]:
     """One line per arm, stage and kind of sentence, the seeds listed and differing numbers given as a range."""
     groups: dict[tuple[str, str | None, str], list[Notice]] = {}
@@ -65,18 +80,6 @@ def _ranged(texts: Sequence[str]) -> str:
         return low if float(low) == float(high) else f"{low} to {high}"
 
     return NUMBER.sub(fill, texts[0])
-
-
-def row_warnings(tokens: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the manifest of each experiment's token set says of its rows; with names where not all say the same."""
-    sayers: dict[str, list[str]] = {}
-    for name, manifest in tokens.items():
-        for text in manifest.get("warnings") or []:
-            sayers.setdefault(text, []).append(name)
-    return [
-        f"Data: {text}" if len(names) == len(tokens) else f"Data of {listed(names)}: {text}"
-        for text, names in sayers.items()
-    ]
 
 
 def lost_numbers(places: Sequence[str]) -> list[str]:

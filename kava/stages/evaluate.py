@@ -31,11 +31,12 @@ def main(argv: list[str] | None = None) -> int:
 def run(job: Job, runtime: Runtime) -> None:
     from kava.card import write_card
     from kava.config.identity import display_name
+    from kava.data.fit import Reach, require_fit
     from kava.data.tokens import TokenSet
     from kava.device import peak_memory_mib, use_device
     from kava.files import read_json, sha256_file, write_atomic, write_json
     from kava.harness import FLEXIBLE, STRICT, harness_results, samples
-    from kava.models import load_for_evaluation, load_tokenizer
+    from kava.models import load_for_evaluation, load_model_config, load_tokenizer
     from kava.plan.check import check_fits
 
     check_fits(job, runtime)
@@ -56,6 +57,7 @@ def run(job: Job, runtime: Runtime) -> None:
             write_card(student, distilled, runtime.sources)
     else:
         source = {"teacher": runtime.teacher, "student_base": runtime.student}[role]
+    require_fit(role or "student", source["model"], load_model_config(source), Reach(tokens.reach.largest_id, 0))
     with cost_record(folder / "cost.json", lambda: peak_memory_mib(device)):
         model = load_for_evaluation(source, device)
         results = harness_results(model, load_tokenizer(source), tokens.task_folder, settings)

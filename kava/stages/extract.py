@@ -48,10 +48,11 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
     from kava.cache.fill import fill
     from kava.cache.integrity import is_intact
     from kava.cache.writer import Shard, StoreWriter
+    from kava.data.fit import require_fit
     from kava.data.tokens import TokenSet
     from kava.device import peak_memory_mib, use_device
     from kava.locks import PRESENCE, present
-    from kava.models import load_model_config, load_teacher
+    from kava.models import load_model_config, load_teacher, load_tokenizer
     from kava.plan.check import check_fits
 
     own = _parse_part(part) if part else (1, 1)
@@ -60,6 +61,9 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
     device = use_device(runtime, own[0] if part else None)
     tokens = TokenSet(job.inputs["tokens"])
     model_config = load_model_config(runtime.teacher)
+    require_fit("teacher", runtime.teacher["model"], model_config, tokens.reach)
+    top = job.spec["key"]["signals"]["topk_logits"]
+    left_out = _no_tokens(load_tokenizer(runtime.teacher), model_config, top) if top else None
     contents = Contents(job.spec["key"], geometry(model_config), model_config.hidden_size)
     splits = ("train", "validation")
     segments = {split: tokens.segments[split] for split in splits}
@@ -75,7 +79,8 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
             examples = [(s, example) for s, shard in shards for example in writer.packings[s].members(shard)]
             bar.total = sum(len(segments[split][example]) for split, example in examples)
             input_ids = {split: tokens.input_ids[split] for split in splits}
-            return Extractor(load_teacher(runtime.teacher, device), contents, input_ids, segments, bar.update)
+            teacher = load_teacher(runtime.teacher, device)
+            return Extractor(teacher, contents, input_ids, segments, bar.update, left_out)
 
         if not part and is_intact(folder):
             log.info("%s is sealed, and every shard is as it was written", folder)
@@ -98,6 +103,22 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
     log.info(
         "sealed: %d tokens, %.1f MB, %.3f of raw bf16", manifest["tokens"], manifest["bytes"] / 1e6, manifest["ratio"]
     )
+
+
+def _no_tokens(tokenizer: Any, model_config: Any, top: int) -> Any:
+    """Rows of the teacher's head that top-k logits leave out; None if there are none."""
+    from kava.data.fit import embedding_rows, no_tokens, require_more_tokens
+
+    require_more_tokens(tokenizer, top)
+    rows = embedding_rows(model_config)
+    left_out = no_tokens(tokenizer, rows) if rows is not None else None
+    if left_out is not None:
+        log.info(
+            "the teacher's head has %d rows that are no tokens of its tokenizer, of %d: they are left out of top-k "
+            "logits, whose probabilities are those among the tokens",
+            int(left_out.sum()), rows,
+        )  # fmt: skip
+    return left_out
 
 
 def _add_cost(path: Path, seconds: float, peak_memory_mib: float) -> None:

@@ -29,7 +29,9 @@ def run(job: Job, runtime: Runtime) -> None:
     from pydantic import TypeAdapter
 
     from kava.config.schema import Data
+    from kava.data.doubts import tokenizer_doubts
     from kava.data.overlap import find_overlap
+    from kava.data.prompt import prompt_ids
     from kava.data.rows import load_rows
     from kava.data.task import write_task
     from kava.data.template import template_for
@@ -42,8 +44,6 @@ def run(job: Job, runtime: Runtime) -> None:
     rows = loaded.splits
     for note in loaded.notes:
         log.info("%s", note)
-    for warning in loaded.warnings:
-        log.warning("warning: %s", warning)
     teacher = load_tokenizer(runtime.teacher)
     template = template_for(teacher, key["template"], key.get("chat"))
     texts = [template.fill(row) for row in rows["validation"]]
@@ -53,21 +53,24 @@ def run(job: Job, runtime: Runtime) -> None:
     examples = DatasetDict()
     for split in ("train", "validation"):
         examples[split], splits[split] = encode_split(teacher, template, key, split, rows[split])
+    _check_models(runtime, examples, [prompt_ids(teacher, template.prompt(row["question"])) for row in rows["test"]])
     splits["test"] = {"examples": len(rows["test"]), "sha256": sha256_json(rows["test"])}
 
+    warnings = loaded.warnings + tokenizer_doubts(teacher, template, rows["train"])
+    for sentence in warnings:
+        log.warning("warning: %s", sentence)
     overlap = find_overlap(rows)
     log.info(
         "test: %d questions, %d of them in train or validation, %d with %d words in a row from there",
         overlap["questions"], overlap["same_question"]["count"], overlap["shared_ngram"]["count"], overlap["ngram"],
     )  # fmt: skip
 
-    of_rows: dict[str, Any] = {"overlap": overlap} | ({"warnings": loaded.warnings} if loaded.warnings else {})
-
+    found = {"overlap": overlap} | ({"warnings": warnings} if warnings else {})
     folder = job.output.parent
     if job.output.is_file() and (manifest := read_json(job.output))["splits"] == splits:
-        # What others may be reading right now is already right; a manifest may be older than what is said of the rows.
-        if manifest | of_rows != manifest:
-            write_json(job.output, manifest | of_rows)
+        # What others may be reading right now is already right; a manifest may be older than what is searched for.
+        if any(manifest.get(name) != value for name, value in found.items()):
+            write_json(job.output, manifest | found)
         return
     write_task(folder / "task", rows["test"], template)
     staged = folder / "examples.partial"
@@ -81,11 +84,25 @@ def run(job: Job, runtime: Runtime) -> None:
             "stage": "tokenize",
             "spec": key,
             "splits": splits,
-            **of_rows,
+            **found,
             "vocabulary_sha256": vocabulary_sha256(teacher),
             "end_token_id": teacher.eos_token_id,
         },
     )
+
+
+def _check_models(runtime: Runtime, examples: Any, prompts: list[list[int]]) -> None:
+    """Check that teacher and student have a row for every id and a position for every token of the examples."""
+    from kava.data.fit import Reach, reach, require_fit
+    from kava.models import load_model_config
+
+    asked = reach(prompts).largest_id
+    for role, source in (("teacher", runtime.teacher), ("student", runtime.student)):
+        own = f"{role}_input_ids"  # the student's, where it reads less than the teacher
+        column = own if own in examples["train"].column_names else "input_ids"
+        read = reach(ids for split in examples.with_format("numpy").values() for ids in split[column])
+        config = load_model_config(source)
+        require_fit(role, source["model"], config, Reach(max(read.largest_id, asked), read.longest))
 
 
 def encode_split(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kava.align.layers import ratio_map
 from kava.cache.capture import KeysValues
+from kava.errors import UserError
 from kava.losses.cka import cka_loss
 from kava.losses.codi import codi
 from kava.losses.logit_kd import logit_kd
@@ -22,10 +23,21 @@ class AuxiliaryLosses(nn.Module):
         Name → settings, or None for a loss that is not used.
     student_width, teacher_width
         Widths of the hidden states; a projection is learnt where they differ.
+    no_tokens
+        Rows of the student's head that are no tokens, bool `[rows]`; None for no rows.
     """
 
-    def __init__(self, settings: dict[str, Any], student_width: int, teacher_width: int | None) -> None:
+    no_tokens: Tensor | None
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        student_width: int,
+        teacher_width: int | None,
+        no_tokens: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self.register_buffer("no_tokens", no_tokens, persistent=False)
         self.used = [name for name, given in settings.items() if given]
         self.projection: nn.Module = nn.Identity()
         if self.reads_hidden and teacher_width != student_width:
@@ -67,7 +79,7 @@ class AuxiliaryLosses(nn.Module):
         if "codi" in due:
             losses["codi"] = self._codi(hidden, answer_BT, batch["teacher_hidden"])
         if "logit_kd" in due:
-            logits = head(hidden[-1][:, :-1][answer_BT[:, 1:]])
+            logits = self._among_tokens(head(hidden[-1][:, :-1][answer_BT[:, 1:]]), batch["topk_ids"])
             losses["logit_kd"] = logit_kd(logits, batch["topk_ids"], batch["topk_logprobs"])
         if "cka" in due:
             teacher = KeysValues(batch["teacher_keys"], batch["teacher_values"])
@@ -75,6 +87,20 @@ class AuxiliaryLosses(nn.Module):
             both = [cka_loss(s, t[:, layers], batch["kv_mask"]) for s, t in zip(kv, teacher, strict=True)]
             losses["cka"] = (both[0] + both[1]) / 2
         return losses
+
+    def _among_tokens(self, logits_NV: Tensor, topk_ids_NK: Tensor) -> Tensor:
+        """Logits without what the head's rows that are no tokens give; the teacher's are left out as well."""
+        rows = logits_NV.shape[1]
+        known = topk_ids_NK < rows
+        if self.no_tokens is not None:
+            known &= ~self.no_tokens[topk_ids_NK.clamp(max=rows - 1)]
+        if not bool(known.all()):
+            raise UserError(
+                f"the store's top-k logits name the id {int(topk_ids_NK[~known][0])}, which is no token of the "
+                "tokenizer: it was written when padding of the teacher's head still counted; delete the store and "
+                "extract again"
+            )
+        return logits_NV if self.no_tokens is None else logits_NV.masked_fill(self.no_tokens, -torch.inf)
 
     def _codi(self, hidden: tuple[Tensor, ...], answer_BT: Tensor, teacher_BLW: Tensor) -> Tensor:
         last = answer_BT.int().argmax(1) - 1  # the token before the answer

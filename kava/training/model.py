@@ -61,6 +61,8 @@ class DistillationModel(nn.Module):
         Form of the stored keys, `pre_rope` or `post_rope`; the student's are read alike.
     teacher_width
         Width of the teacher's hidden states, for `codi`.
+    no_tokens
+        Rows of the student's head that are no tokens, for `logit_kd`; None for no rows.
 
     Attributes
     ----------
@@ -76,6 +78,7 @@ class DistillationModel(nn.Module):
         train_student: bool,
         keys: str,
         teacher_width: int | None = None,
+        no_tokens: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.student, self.projector, self.arm, self.keys = student, projector, arm, keys
@@ -89,7 +92,7 @@ class DistillationModel(nn.Module):
             projector.requires_grad_(arm["train_projector"])
         self.objective = KvObjective(arm) if projector else None
         auxiliary = arm["auxiliary"] if train_student else {}
-        self.auxiliary = AuxiliaryLosses(auxiliary, student.config.hidden_size, teacher_width)
+        self.auxiliary = AuxiliaryLosses(auxiliary, student.config.hidden_size, teacher_width, no_tokens)
 
     def train(self, mode: bool = True) -> "DistillationModel":
         """What is not trained stays in evaluation mode: dropout would only blur its targets."""

@@ -12,12 +12,13 @@ from kava.align.projector import TENSORS, Projector
 from kava.cache.capture import geometry
 from kava.cache.reader import StoreReader
 from kava.config.jobs import Job, Runtime
+from kava.data.fit import embedding_rows, no_tokens, require_a_row_for_each_token, require_fit
 from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.device import use_device
 from kava.errors import UserError
 from kava.files import sha256_json
 from kava.metrics import warnings_for
-from kava.models import load_student, load_tokenizer
+from kava.models import load_model_config, load_student, load_tokenizer
 from kava.training.batches import Batches
 from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
 from kava.training.loop import measure_alignment, run_fingerprint, train
@@ -62,6 +63,7 @@ def run_phase(
             f"the student's tokenizer {runtime.student['model']} is not the one of the token set {inputs['tokens']}; "
             "choose a student with the teacher's tokenizer"
         )
+    left_out = _rows_left_out(runtime, tokens, tokenizer, arm)
     store = StoreReader(inputs["store"], device, arm["select"]) if "store" in inputs else None
     if store:
         log.info("teacher KV from %s", inputs["store"].parent)
@@ -75,7 +77,7 @@ def run_phase(
     # Keys that nobody compares are left as they are: their family's RoPE need not be known.
     keys = store.keys_form if store and (projector or arm["auxiliary"]["cka"]) else "post_rope"
     width = store.contents.hidden_width if store else None
-    model = DistillationModel(student, projector, arm, trained, keys, width).to(device)
+    model = DistillationModel(student, projector, arm, trained, keys, width, left_out).to(device)
     shuffled = seed if arm["teacher_kv"] == "shuffled" else None
     batches = make_batches(model, tokens, "train", store, arm, shuffled)
     measured: dict[str, Batches] = {}
@@ -105,6 +107,20 @@ def run_phase(
         **facts,
     }
     return model, tokenizer, manifest
+
+
+def _rows_left_out(runtime: Runtime, tokens: TokenSet, tokenizer: Any, arm: dict[str, Any]) -> torch.Tensor | None:
+    """Check that the student can read the data; rows of its head that `logit_kd` leaves out, None for no rows."""
+    name, config = runtime.student["model"], load_model_config(runtime.student)
+    require_fit("student", name, config, tokens.student_reach)
+    rows = embedding_rows(config)
+    if rows is None or not arm["auxiliary"]["logit_kd"]:
+        return None
+    require_a_row_for_each_token(name, tokenizer, rows)
+    left_out = no_tokens(tokenizer, rows)
+    if left_out is not None:
+        log.info("logit_kd leaves out %d of the head's %d rows, which are no tokens", int(left_out.sum()), rows)
+    return None if left_out is None else torch.from_numpy(left_out)
 
 
 def judge(alignment: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ VALUES_PER_GROUP = 64
 
 
 class Int4(Codec):
-    """x ≈ minimum + scale · code, two codes to a byte: those of dimensions d and d + D/2.
+    """x ≈ minimum + scale · code, two codes to a byte: those of dimensions d and d + D/2 (of an odd D, rounded up).
 
     Keys: one scale (fp16) and minimum (fp32) per channel and 64 tokens, as in `int8`. Values have no large bias, but
     outlying tokens: one scale and minimum (fp16) per token and group of neighbouring heads of a layer, as few heads as
@@ -24,18 +24,16 @@ class Int4(Codec):
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(geometry)
         layers, heads, dim = self.head_row
-        if dim % 2:
-            raise ValueError(f"int4 packs two values to a byte: head dim {dim} is odd; choose int8")
         fitting = [n for n in range(1, heads + 1) if heads % n == 0 and n * dim >= VALUES_PER_GROUP]
         self.heads_per_group = fitting[0] if fitting else heads
         groups = (layers, heads // self.heads_per_group)
         nan = float("nan")
         head, group = ("layer", "kv_head", "head_dim"), ("layer", "head_group")
         self.arrays = {
-            "keys/codes": ArraySpec("uint8", (layers, heads, dim // 2), ("layer", "kv_head", "dim_pair"), 0),
+            "keys/codes": ArraySpec("uint8", (layers, heads, -(-dim // 2)), ("layer", "kv_head", "dim_pair"), 0),
             "keys/scale": ArraySpec("float16", self.head_row, head, nan, TOKENS_PER_GROUP),
             "keys/minimum": ArraySpec("float32", self.head_row, head, nan, TOKENS_PER_GROUP),
-            "values/codes": ArraySpec("uint8", (layers, heads, dim // 2), ("layer", "kv_head", "dim_pair"), 0),
+            "values/codes": ArraySpec("uint8", (layers, heads, -(-dim // 2)), ("layer", "kv_head", "dim_pair"), 0),
             "values/scale": ArraySpec("float16", groups, group, nan),
             "values/minimum": ArraySpec("float16", groups, group, nan),
         }
@@ -56,17 +54,17 @@ class Int4(Codec):
 
     def decode(self, rows: dict[str, Tensor], offset: int, info: TokenInfo) -> KvBlock:
         tokens = len(info.id)
-        codes = _unpack(rows["keys/codes"][:tokens])
+        codes = _unpack(rows["keys/codes"][:tokens], self.geometry.head_dim)
         keys = dequantise_groups(codes, rows["keys/scale"], rows["keys/minimum"], offset)
-        codes = _unpack(rows["values/codes"][:tokens]).unflatten(2, (-1, self.heads_per_group))
+        codes = _unpack(rows["values/codes"][:tokens], self.geometry.head_dim).unflatten(2, (-1, self.heads_per_group))
         scale, minimum = (rows[f"values/{name}"][:tokens, ..., None, None].float() for name in ("scale", "minimum"))
         return KvBlock(keys, torch.addcmul(minimum, scale, codes).flatten(2, 3))
 
 
 def _pack(codes: Tensor) -> Tensor:
-    low, high = codes.chunk(2, dim=-1)
+    low, high = torch.nn.functional.pad(codes, (0, codes.shape[-1] % 2)).chunk(2, dim=-1)
     return low | (high << 4)
 
 
-def _unpack(packed: Tensor) -> Tensor:
-    return torch.cat((packed & 15, packed >> 4), dim=-1).float()
+def _unpack(packed: Tensor, dim: int) -> Tensor:
+    return torch.cat((packed & 15, packed >> 4), dim=-1)[..., :dim].float()

@@ -1,0 +1,104 @@
+"""Whether a model can read a token set: rows of its embedding and its positions, from its `config.json` alone."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kava.errors import UserError
+
+
+class Reach(NamedTuple):
+    """The largest id of some examples, and the tokens of the longest."""
+
+    largest_id: int
+    longest: int
+
+
+def reach(examples: Iterable[Any]) -> Reach:
+    """Reach of examples, each a sequence of ids."""
+    largest, longest = -1, 0
+    for ids in examples:
+        largest, longest = max(largest, int(np.max(ids))), max(longest, len(ids))
+    return Reach(largest, longest)
+
+
+def embedding_rows(config: Any) -> int | None:
+    """Rows of a model's embedding and head; None where its configuration tells none."""
+    return _setting(config, "vocab_size")
+
+
+def positions(config: Any) -> int | None:
+    """Tokens that a model can read at once; None for one without a limit, such as with ALiBi.
+
+    The learned positions of GPT-2 end there. RoPE goes on, but past what the model was trained on, or what its own
+    scaling (`linear`, `dynamic`, `yarn`) reaches, it gives keys that mean nothing to the model.
+    """
+    limit = _setting(config, "max_position_embeddings")
+    if limit is None:
+        return None
+    scaled = [
+        int(rope["factor"] * rope.get("original_max_position_embeddings", limit))
+        for rope in _ropes(_setting(config, "rope_parameters") or {})
+        if rope.get("factor")
+    ]
+    return max([limit, *scaled])
+
+
+def require_fit(role: str, model: str, config: Any, of_examples: Reach) -> None:
+    """Raise `UserError` unless a model has a row for every id of some examples and a position for every token."""
+    rows, limit = embedding_rows(config), positions(config)
+    if rows is not None and of_examples.largest_id >= rows:
+        raise UserError(
+            f"the {role} {model} has {rows:,} embedding rows, and the data has the token id "
+            f"{of_examples.largest_id:,}: its tokenizer has tokens that the model does not have; choose the tokenizer "
+            "that belongs to the model, or give the model rows for them"
+        )
+    if limit is not None and of_examples.longest > limit:
+        raise UserError(
+            f"the {role} {model} has {limit:,} positions, and an example has {of_examples.longest:,} tokens; set "
+            f"max_length: {limit} to drop longer examples, or choose a model with more positions"
+        )
+
+
+def no_tokens(tokenizer: Any, rows: int) -> np.ndarray | None:
+    """Rows of a head that no token of a tokenizer has, bool `[rows]`; None if every row is a token.
+
+    Embeddings are padded to a round number of rows, by other numbers in models with one tokenizer. What is beyond the
+    tokenizer's tokens is no token.
+    """
+    padding = ~np.isin(np.arange(rows), list(tokenizer.get_vocab().values()))
+    return padding if padding.any() else None
+
+
+def require_more_tokens(tokenizer: Any, top: int) -> None:
+    """Raise `UserError` if as many log-probabilities are wanted as there are tokens."""
+    tokens = len(set(tokenizer.get_vocab().values()))
+    if top >= tokens:
+        raise UserError(
+            f"kv.signals.topk_logits is {top}, and the tokenizer has {tokens} tokens; set it to at most {tokens - 1}, "
+            "32 is usual"
+        )
+
+
+def require_a_row_for_each_token(model: str, tokenizer: Any, rows: int) -> None:
+    """Raise `UserError` for a student that cannot give each of the teacher's tokens a probability."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise UserError(
+            f"the student {model} has {rows:,} embedding rows, and its tokenizer ids up to {largest:,}: logit_kd needs "
+            "a row for each token; give the model rows for them, or set auxiliary.logit_kd: null"
+        )
+
+
+def _setting(config: Any, name: str) -> Any:
+    # A family's configuration need not have it, and a model of text and images keeps it with its text.
+    return getattr(config.get_text_config(), name, None)
+
+
+def _ropes(parameters: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Settings of RoPE: one, or one for each kind of layer."""
+    if "rope_type" in parameters:
+        yield parameters
+    else:
+        yield from (of_kind for of_kind in parameters.values() if isinstance(of_kind, Mapping))
