@@ -13,8 +13,12 @@ from lm_eval.tasks import TaskManager
 from transformers import StoppingCriteriaList, StopStringCriteria
 
 from kava.data.task import TASK
+from kava.errors import UserError
+from kava.plan.positions import Longest, lack, positions_of
 
 STRICT, FLEXIBLE = "strict-match", "flexible-extract"
+# More tokens than any prompt has.
+NEVER_CUT = 1 << 30
 
 
 class AnswerStop(StopStringCriteria):
@@ -35,13 +39,40 @@ class RowwiseStop(HFLM):
     all have. transformers' own criterion compares ids on the device, and ends each row by itself. The answers are those
     that the harness gives to one question at a time, whatever the batch: in its own batches a row goes on behind a stop
     string that is a special token, such as `<|im_end|>`, which decoding then drops.
+
+    Nor does it cut a prompt from the left to make room for the answer, as the harness's own class does and only logs:
+    what does not fit the model's positions is refused before the first answer.
     """
+
+    @property
+    def max_length(self) -> int:
+        """What the harness cuts prompts to; ours are never cut."""
+        return NEVER_CUT
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Answers to prompts with their generation settings, in order.
+
+        Raises
+        ------
+        UserError
+            A prompt and its longest answer have more tokens than the model has positions.
+        """
+        limits = {self.model.name_or_path or "the model": positions_of(self.model.config)}
+        lengths = [(len(self.tok_encode(prompt)), settings["max_gen_toks"]) for prompt, settings in
+                   (request.args for request in requests)]  # fmt: skip
+        number = max(range(len(lengths)), key=lambda number: sum(lengths[number]))
+        tokens, max_new_tokens = lengths[number]
+        if sentence := lack(limits, Longest(number, tokens), max_new_tokens):
+            raise UserError(sentence)
+        return super().generate_until(requests, disable_tqdm)
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: Sequence[str], **generation: Any
     ) -> torch.Tensor:
         sampled = generation.pop("do_sample", False) or generation.pop("temperature", 0.0)
         assert not sampled, "answers are greedy: a sampled one could not be paired with another arm's"
+        positions = positions_of(self.model.config)
+        assert positions is None or max_length <= positions, f"{max_length} tokens, and {positions} positions"
         return self.model.generate(
             input_ids=context,
             max_length=max_length,

@@ -6,7 +6,7 @@ lm_eval run --model hf --model_args pretrained=STUDENT --tasks kava_gsm8k --incl
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -44,6 +44,42 @@ def write_task(folder: Path, rows: list[dict[str, str]], template: Template) -> 
     write_atomic(folder / f"{TASK}.yaml", text)
     write_atomic(folder / "questions.py", LOADER)
     write_atomic(folder / "test.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+class Asked(NamedTuple):
+    """What a model is asked, as `write_task` wrote it.
+
+    Attributes
+    ----------
+    prompt
+        A format string with `{question}`; other braces are doubled.
+    stop
+        Strings that end an answer, beside the end token.
+    """
+
+    prompt: str
+    stop: list[str]
+
+
+def read_task(folder: Path) -> Asked:
+    """The prompt and the stop strings of a folder that `write_task` wrote."""
+    task = yaml.load((folder / f"{TASK}.yaml").read_text(encoding="utf-8"), _TaskLoader)
+    prompt: str = task["doc_to_text"].replace("{{ '{' }}", "{").replace("{{question}}", QUESTION)
+    escaped = prompt.replace("{", "{{").replace("}", "}}").replace(QUESTION, "{question}")
+    return Asked(escaped, list(task["generation_kwargs"]["until"]))
+
+
+def read_questions(folder: Path) -> list[str]:
+    """The test questions of a folder that `write_task` wrote."""
+    lines = (folder / "test.jsonl").read_text(encoding="utf-8").strip("\n").split("\n")
+    return [json.loads(line)["question"] for line in lines]
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """Reads the harness's `!function` as the text behind it, and runs nothing."""
+
+
+_TaskLoader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
 
 
 def harness_gsm8k() -> dict[str, Any]:

@@ -29,6 +29,7 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.card import write_card
     from kava.files import read_json
     from kava.plan.check import check_fits
+    from kava.plan.positions import check_positions
     from kava.training.finish import finish
     from kava.training.lora import merge_lora
     from kava.training.phase import run_phase
@@ -36,6 +37,7 @@ def run(job: Job, runtime: Runtime) -> None:
 
     if is_main_process():
         check_fits(job, runtime)
+        check_positions(job, runtime)
         job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     folder = job.output.parent
     end_token_id = read_json(job.inputs["tokens"])["end_token_id"]

@@ -37,8 +37,10 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.harness import FLEXIBLE, STRICT, harness_results, samples
     from kava.models import load_for_evaluation, load_tokenizer
     from kava.plan.check import check_fits
+    from kava.plan.positions import check_positions
 
     check_fits(job, runtime)
+    check_positions(job, runtime)
     device = use_device(runtime)
     tokens = TokenSet(job.inputs["tokens"])
     job.output.unlink(missing_ok=True)  # what it vouches for is about to change
