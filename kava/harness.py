@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lm_eval import evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -101,10 +102,21 @@ def harness_results(model: Any, tokenizer: Any, task_folder: Path, settings: Map
     dict
         What `lm_eval.evaluate` returns, with its samples.
     """
+    return score(answering(model, tokenizer, settings["batch_size"]), task_folder, settings["max_new_tokens"])
+
+
+def answering(model: Any, tokenizer: Any, batch_size: int) -> RowwiseStop:
+    """A loaded model and its tokenizer as the harness asks it, so many prompts at a time."""
     # It warns of a model that is given and not named, as ours is.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
-    lm = RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"])
-    return score(lm, task_folder, settings["max_new_tokens"])
+    return RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+def answer(lm: RowwiseStop, prompt: str, stop: Sequence[str], max_new_tokens: int) -> str:
+    """The greedy answer to one prompt, as the evaluation of the test questions has it."""
+    settings = {"until": list(stop), "max_gen_toks": max_new_tokens, "do_sample": False, "temperature": 0.0}
+    request = Instance("generate_until", {}, (prompt, settings), 0)
+    return lm.generate_until([request], disable_tqdm=True)[0]
 
 
 def score(lm: LM, task_folder: Path, max_new_tokens: int) -> dict[str, Any]:

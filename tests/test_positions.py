@@ -51,7 +51,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def longest(cache: Path) -> Longest:
     asked, folder = read_task(task_of(cache)), task_of(cache)
     tokenizer = load_tokenizer({"model": "kava:student"})
-    prompts = [asked.prompt.format(question=question) for question in read_questions(folder)]
+    prompts = [asked.fill(question) for question in read_questions(folder)]
     found = longest_prompt(tokenizer, prompts)
     assert found.tokens == max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
     return found
@@ -251,5 +251,5 @@ def test_the_prompt_of_a_task_is_read_back_as_it_was_written(tmp_path: Path, tem
     asked = read_task(tmp_path)
     assert read_questions(tmp_path) == [row["question"] for row in rows]
     for row in rows:
-        assert asked.prompt.format(question=row["question"]) == Template(template).prompt(row["question"])
+        assert asked.fill(row["question"]) == Template(template).prompt(row["question"])
     assert "Question:" in asked.stop

@@ -6,12 +6,13 @@ lm_eval run --model hf --model_args pretrained=STUDENT --tasks kava_gsm8k --incl
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from kava.data.template import QUESTION, Template
 from kava.files import write_atomic
+from kava.prompt_format import PromptFormat
 
 TASK = "kava_gsm8k"
 # lm-eval loads this file beside the task, so that a token set can be moved and shared: no path is written into it.
@@ -46,27 +47,12 @@ def write_task(folder: Path, rows: list[dict[str, str]], template: Template) -> 
     write_atomic(folder / "test.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-class Asked(NamedTuple):
-    """What a model is asked, as `write_task` wrote it.
-
-    Attributes
-    ----------
-    prompt
-        A format string with `{question}`; other braces are doubled.
-    stop
-        Strings that end an answer, beside the end token.
-    """
-
-    prompt: str
-    stop: list[str]
-
-
-def read_task(folder: Path) -> Asked:
+def read_task(folder: Path) -> PromptFormat:
     """The prompt and the stop strings of a folder that `write_task` wrote."""
     task = yaml.load((folder / f"{TASK}.yaml").read_text(encoding="utf-8"), _TaskLoader)
     prompt: str = task["doc_to_text"].replace("{{ '{' }}", "{").replace("{{question}}", QUESTION)
     escaped = prompt.replace("{", "{{").replace("}", "}}").replace(QUESTION, "{question}")
-    return Asked(escaped, list(task["generation_kwargs"]["until"]))
+    return PromptFormat(escaped, list(task["generation_kwargs"]["until"]))
 
 
 def read_questions(folder: Path) -> list[str]:

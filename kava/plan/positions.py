@@ -82,7 +82,7 @@ def check_positions(job: Job, runtime: Runtime) -> None:
 
     folder = job.inputs["tokens"].parent / "task"
     asked = read_task(folder)
-    prompts = [asked.prompt.format(question=question) for question in read_questions(folder)]
+    prompts = [asked.fill(question) for question in read_questions(folder)]
     if job.stage != "evaluate":
         tokenizer = load_tokenizer(runtime.student)
         check_prompts(tokenizer, prompts, _models(runtime), runtime.evaluation["max_new_tokens"])
@@ -104,7 +104,7 @@ def check_before_a_run(tokenizer: Any, prompts: Sequence[str], runtime: Runtime)
 def check_prompts(
     tokenizer: Any, prompts: Sequence[str], models: Mapping[str, Mapping[str, Any]], max_new_tokens: int
 ) -> None:
-    """Raise `UserError` unless every prompt and an answer fit each model (name → source) whose configuration is here."""
+    """Raise `UserError` unless every prompt and an answer fit each model (name → source) that has a configuration."""
     from kava.models import load_model_config
 
     limits: dict[str, int | None] = {}

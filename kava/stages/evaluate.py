@@ -78,6 +78,9 @@ def run(job: Job, runtime: Runtime) -> None:
         if read_json(job.inputs["student"]) != distilled:
             raise UserError(f"{student} was trained anew while it was evaluated; evaluate it again")
         if own:
+            # What `generate` takes for the longest answer, whoever calls it.
+            generation = student / "generation_config.json"
+            write_json(generation, read_json(generation) | {"max_new_tokens": settings["max_new_tokens"]})
             write_card(student, distilled, runtime.sources, manifest)
     write_json(job.output, manifest)
     log.info("strict match %.4f, flexible extract %.4f, n %d", manifest["strict_match"],
