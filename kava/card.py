@@ -220,7 +220,7 @@ def _alignment(alignment: Mapping[str, Any] | None) -> str:
         return "Trained without a projector, so there is none to measure."
     rows = [f"| {name} | {_number(value)} |" for name, value in sorted(alignment.items()) if name != "per_head"]
     return _table(("on held-out examples", ""), rows) + (
-        "\n\nProjected teacher KV against this student's; grade of the centred cosine: "
+        "\n\nProjected teacher KV against this student's, which says nothing of accuracy; grade of the centred cosine: "
         f"{grade(alignment['cos_sim_centered']) or 'none'}."
     )
 
