@@ -142,9 +142,7 @@ def test_many_arms_without_controls_name_only_the_differences() -> None:
     )
 
 
-def test_the_controls_come_first_and_then_what_kv_arms_show_among_themselves_with_few_and_with_many_comparisons() -> (
-    None
-):
+def test_controls_first_then_what_kv_arms_show_among_themselves_with_few_and_with_many_comparisons() -> None:
     few = [row("A", "sft", 0.1), row("matched", "sft", 0.1), row("A", "matched", 0.0, 0.9)]
     alone = decide(arms(names="A matched sft"), few[:2], ["sft"])
     assert alone.outcome == "A and matched beat sft"
