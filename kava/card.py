@@ -12,14 +12,17 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
 
 from kava.config.identity import display_name, model_path, on_hub
+from kava.config.schema import Evaluation
 from kava.errors import UserError
 from kava.files import write_atomic
 from kava.grades import grade
+from kava.prompt_format import PromptFormat
 
 FILE = "README.md"
 UNKNOWN = "unknown"
 LICENCE_FIELDS = ("license", "license_name", "license_link")
 SCORES = {"strict_match": "strict match", "flexible_extract": "flexible extract"}
+EXAMPLE = "A box holds 6 eggs. How many eggs are in 3 boxes?"
 DEMO_PROBLEMS = "KAVA's generated word problems"
 
 
@@ -97,15 +100,9 @@ A causal language model that was trained by KAVA, which distils a teacher's KV c
 
 {_training(manifest, sources, data["name"], licence["license"])}
 
-## Use
+## Prompt
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-student = "."  # this folder, or its name on the hub
-model = AutoModelForCausalLM.from_pretrained(student)
-tokenizer = AutoTokenizer.from_pretrained(student)
-```
+{_prompt(manifest.get("prompt"), evaluation)}
 
 ## Arm
 
@@ -113,6 +110,44 @@ tokenizer = AutoTokenizer.from_pretrained(student)
 {yaml.safe_dump(dict(spec["arm"]))}```
 """
     return str(ModelCard(f"---\n{header.to_yaml()}\n---\n{body}"))
+
+
+def _prompt(given: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None) -> str:
+    """The exact prompt, with an example and what answers it as the evaluation did."""
+    if given is None:
+        return "The manifest of this student does not say on which prompt it was trained: distil it again."
+    prompt = PromptFormat(given["prompt"], given["stop"])
+    longest = evaluation["spec"]["key"]["evaluation"]["max_new_tokens"] if evaluation else Evaluation().max_new_tokens
+    shown = prompt.fill(EXAMPLE).replace("\n", "\n    ")
+    return f"""\
+The student was trained on one prompt, and knows no other and no chat beside it. With an example:
+
+    {shown}
+
+As a Python format string it is `{prompt.prompt!r}`; nothing follows its last character, no space and no line break.
+Answers are greedy and end at the end token or before one of {", ".join(f"`{text}`" for text in prompt.stop)}. In this
+folder, `kava generate . "{EXAMPLE}"` does that, or:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+student = "."  # this folder, or its name on the hub
+model = AutoModelForCausalLM.from_pretrained(student)
+tokenizer = AutoTokenizer.from_pretrained(student)
+
+question = {EXAMPLE!r}
+prompt = {prompt.prompt!r}.format(question=question)
+stop = {prompt.stop!r}
+
+ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+if ids[0, -1] == tokenizer.eos_token_id:  # some tokenizers end every text
+    ids = ids[:, :-1]
+output = model.generate(ids, do_sample=False, max_new_tokens={longest}, stop_strings=stop, tokenizer=tokenizer)
+answer = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+for text in stop:
+    answer = answer.split(text)[0]
+print(answer)
+```"""
 
 
 def base_licence(source: Mapping[str, Any]) -> dict[str, str]:
@@ -185,7 +220,7 @@ def _alignment(alignment: Mapping[str, Any] | None) -> str:
         return "Trained without a projector, so there is none to measure."
     rows = [f"| {name} | {_number(value)} |" for name, value in sorted(alignment.items()) if name != "per_head"]
     return _table(("on held-out examples", ""), rows) + (
-        "\n\nProjected teacher KV against this student's; grade of the centred cosine: "
+        "\n\nProjected teacher KV against this student's, which says nothing of accuracy; grade of the centred cosine: "
         f"{grade(alignment['cos_sim_centered']) or 'none'}."
     )
 

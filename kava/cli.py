@@ -14,6 +14,7 @@ COMMANDS = {
     "pretrain": ("kava.stages.pretrain", "a projector for the frozen student"),
     "distill": ("kava.stages.distill", "student and projector together"),
     "evaluate": ("kava.stages.evaluate", "answers to the test questions, scored"),
+    "generate": ("kava.commands.generate", "a trained student's answer to a question"),
     "report": ("kava.commands.compare", "results/ab_report.html and .json; of folders, one report over experiments"),
     "config": ("kava.commands.config", "the resolved configuration, its schema and documentation"),
     "profile": ("kava.commands.profile", "what a cosine would mean for this teacher and student, before training"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lm_eval import evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -16,8 +17,11 @@ from transformers import StoppingCriteriaList, StopStringCriteria
 from kava.data.prompt import prompt_ids
 from kava.data.task import TASK, read_task
 from kava.errors import UserError
+from kava.plan.positions import Longest, lack, positions_of
 
 STRICT, FLEXIBLE = "strict-match", "flexible-extract"
+# More tokens than any prompt has.
+NEVER_CUT = 1 << 30
 
 
 class AnswerStop(StopStringCriteria):
@@ -49,7 +53,32 @@ class RowwiseStop(HFLM):
     all have. transformers' own criterion compares ids on the device, and ends each row by itself. The answers are those
     that the harness gives to one question at a time, whatever the batch: in its own batches a row goes on behind a stop
     string that is a special token, such as `<|im_end|>`, which decoding then drops.
+
+    Nor does it cut a prompt from the left to make room for the answer, as the harness's own class does and only logs:
+    what does not fit the model's positions is refused before the first answer.
     """
+
+    @property
+    def max_length(self) -> int:
+        """What the harness cuts prompts to; ours are never cut."""
+        return NEVER_CUT
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Answers to prompts with their generation settings, in order.
+
+        Raises
+        ------
+        UserError
+            A prompt and its longest answer have more tokens than the model has positions.
+        """
+        limits = {self.model.name_or_path or "the model": positions_of(self.model.config)}
+        lengths = [(len(self.tok_encode(prompt)), settings["max_gen_toks"]) for prompt, settings in
+                   (request.args for request in requests)]  # fmt: skip
+        number = max(range(len(lengths)), key=lambda number: sum(lengths[number]))
+        tokens, max_new_tokens = lengths[number]
+        if sentence := lack(limits, Longest(number, tokens), max_new_tokens):
+            raise UserError(sentence)
+        return super().generate_until(requests, disable_tqdm)
 
     def tok_encode(
         self,
@@ -73,11 +102,7 @@ class RowwiseStop(HFLM):
         assert padding_side == "left", "answers follow their prompts"
         assert not truncation, "a prompt is never cut"
         ids, mask = prompt_batch(self.tokenizer, strings)
-        if left_truncate_len is not None and ids.shape[1] > left_truncate_len:
-            raise UserError(
-                f"a prompt of {ids.shape[1]} tokens leaves the model of {self.max_length} positions no room for the "
-                f"answer; lower evaluation.max_new_tokens by {ids.shape[1] - left_truncate_len} or more"
-            )
+        assert left_truncate_len is None or ids.shape[1] <= left_truncate_len, "a prompt is never cut"
         return ids, mask
 
     def _model_generate(
@@ -85,6 +110,8 @@ class RowwiseStop(HFLM):
     ) -> torch.Tensor:
         sampled = generation.pop("do_sample", False) or generation.pop("temperature", 0.0)
         assert not sampled, "answers are greedy: a sampled one could not be paired with another arm's"
+        positions = positions_of(self.model.config)
+        assert positions is None or max_length <= positions, f"{max_length} tokens, and {positions} positions"
         return self.model.generate(
             input_ids=context,
             max_length=max_length,
@@ -113,12 +140,23 @@ def harness_results(model: Any, tokenizer: Any, task_folder: Path, settings: Map
     dict
         What `lm_eval.evaluate` returns, with its samples.
     """
+    return score(answering(model, tokenizer, settings["batch_size"]), task_folder, settings["max_new_tokens"])
+
+
+def answering(model: Any, tokenizer: Any, batch_size: int) -> RowwiseStop:
+    """A loaded model and its tokenizer as the harness asks it, so many prompts at a time."""
     # It warns of a model that is given and not named, as ours is.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
     if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
         tokenizer.pad_token = tokenizer.eos_token  # an added token without a row; padding is masked, but looked up
-    lm = RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=settings["batch_size"])
-    return score(lm, task_folder, settings["max_new_tokens"])
+    return RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+def answer(lm: RowwiseStop, prompt: str, stop: Sequence[str], max_new_tokens: int) -> str:
+    """The greedy answer to one prompt, as the evaluation of the test questions has it."""
+    settings = {"until": list(stop), "max_gen_toks": max_new_tokens, "do_sample": False, "temperature": 0.0}
+    request = Instance("generate_until", {}, (prompt, settings), 0)
+    return lm.generate_until([request], disable_tqdm=True)[0]
 
 
 def score(lm: LM, task_folder: Path, max_new_tokens: int) -> dict[str, Any]:

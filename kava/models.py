@@ -61,12 +61,16 @@ def load_student(source: Mapping[str, Any], device: torch.device, dtype: torch.d
 def load_for_evaluation(source: Mapping[str, Any], device: torch.device) -> Any:
     """Load any model as a user would: in the dtype of its checkpoint, or quantised if it is a teacher."""
     model = load_teacher(source, device) if "quantization" in source else _load(source, device, dtype="auto").eval()
-    # Plain greedy: instruct models ship a repetition penalty, which would punish arithmetic for repeating numbers.
-    stops = model.generation_config
-    model.generation_config = GenerationConfig(
-        bos_token_id=stops.bos_token_id, eos_token_id=stops.eos_token_id, pad_token_id=stops.pad_token_id
-    )
+    model.generation_config = plain_greedy(model.generation_config)
     return model
+
+
+def plain_greedy(own: GenerationConfig) -> GenerationConfig:
+    """A model's special tokens, and nothing else of its settings.
+
+    Instruct models ship a repetition penalty, which would punish arithmetic for repeating numbers.
+    """
+    return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
 
 
 def load_model_config(source: Mapping[str, Any]) -> Any:

@@ -39,8 +39,8 @@ def test_the_demo_runs_on_a_machine_without_gpu_and_network(capsys, monkeypatch)
     assert found["can_run"]
     checks = {check["name"]: check for check in found["checks"]}
     assert list(checks) == [
-        "python", "packages", "snakemake", "configuration", "teacher", "student", "data", "hub", "pair", "torch", "gpu",
-        "bitsandbytes", "memory", "disk",
+        "python", "packages", "snakemake", "configuration", "teacher", "student", "data", "hub", "pair", "prompts",
+        "torch", "gpu", "bitsandbytes", "memory", "disk",
     ]  # fmt: skip
     assert {check["status"] for check in found["checks"]} <= {"ok", "warning"}
     assert checks["hub"]["told"].startswith("not needed")

@@ -193,7 +193,7 @@ def test_bf16_vectors_are_widened_before_anything_is_summed() -> None:
 
 def test_grades_begin_at_their_limits() -> None:
     grades = [grade(value) for value in (1.0, 0.95, 0.94, 0.90, 0.89, 0.80, 0.79, -1.0, None)]
-    assert grades == ["excellent", "excellent", "good", "good", "pass", "pass", "fail", "fail", None]
+    assert grades == ["excellent", "excellent", "good", "good", "pass", "pass", "low", "low", None]
 
 
 def test_nested_lists_have_none_where_a_value_is_not_defined() -> None:

@@ -36,10 +36,11 @@ def test_a_record_tells_what_the_runs_reached_and_took(folder: Path, told: dict[
     assert told["notes"] == "Läuft: “good”\nsecond line"
     flat, sft = told["results"]["flat"], told["results"]["sft"]
     assert flat["seeds"]["42"]["cos_sim_centered"] == 0.8
-    assert flat["grade"] == grade(0.8) == "pass"
+    assert flat["alignment"]["grade"] == grade(0.8) == "pass"
     assert flat["train_seconds"] == 2 * 41.5
     assert flat["peak_memory_mib"] == 900.1
-    assert (sft["control"], sft["grade"], sft["alignment"]) == (True, None, None)
+    assert (sft["control"], sft["alignment"]) == (True, None)
+    assert "grade" not in flat.keys() | sft.keys()
     assert flat["strict_match_mean"] == flat["seeds"]["42"]["strict_match"]
     assert [row["a"] for row in told["comparisons"]] == ["structured", "flat", "structured"]
     assert told["models"]["teacher"]["model"] == "demo-teacher"

@@ -26,8 +26,8 @@ def run(alignment: dict[str, Any] | None = None, pretrain: dict[str, Any] | None
         (0.9499, "good"),
         (0.90, "good"),
         (0.80, "pass"),
-        (0.799, "fail"),
-        (-1, "fail"),
+        (0.799, "low"),
+        (-1, "low"),
         (None, None),
     ],
 )

@@ -54,8 +54,8 @@ def test_one_seed_tells_of_these_students_and_never_that_an_arm_beats_another() 
     ahead = decide(arms(seeds=1), rows, ["sft"])
     assert ahead.outcome == TOO_FEW_SEEDS
     assert ahead.headline == (
-        "A is not shown to beat its control; B scored higher than sft in these students; structured scored higher "
-        "than flat in these students (with one seed this shows nothing about the arms)"
+        "A is not shown to beat its control; B scored higher than sft in these students, by 10.0 points; structured "
+        "scored higher than flat in these students (with one seed this shows nothing about the arms)"
     )
     assert "+7.0 points" in ahead.sentence
     behind = decide(arms(seeds=1), [rows[0], rows[1], row("B", "sft", -0.1, seeds=1)], ["sft"])
@@ -70,13 +70,13 @@ def test_one_seed_tells_of_these_students_and_never_that_an_arm_beats_another() 
         assert "better" not in verdict.sentence
 
 
-def test_one_seed_answers_the_question_first_where_all_arms_scored_higher_than_their_control() -> None:
+def test_one_seed_tells_of_the_controls_first_where_all_arms_scored_higher_than_their_control() -> None:
     rows = [row("B", "A", 0.0, 0.9, seeds=1), row("A", "sft", 0.1, seeds=1), row("B", "sft", 0.1, seeds=1)]
     verdict = decide(arms(seeds=1), rows, ["sft"])
     assert verdict.outcome == TOO_FEW_SEEDS
     assert verdict.headline == (
-        "No difference shown between structured and flat; A and B scored higher than sft in these students "
-        "(with one seed this shows nothing about the arms)"
+        "A and B scored higher than sft in these students, by 10.0 points (with one seed this shows nothing about the "
+        "arms); no difference shown between structured and flat"
     )
 
 
@@ -85,8 +85,8 @@ def test_enough_seeds_that_do_not_confirm_it_put_the_controls_first() -> None:
     verdict = decide(arms(), rows, ["sft"])
     assert verdict.outcome == NO_CONTROL_BEATEN
     assert verdict.headline == (
-        "A and B scored higher than sft in these students (not shown for students trained anew: Holm-adjusted p = 0.3 "
-        "over 3 seeds); structured beats flat"
+        "A and B scored higher than sft in these students, by 7.0 points (not shown for students trained anew: "
+        "Holm-adjusted p = 0.3 over 3 seeds); structured beats flat"
     )
 
 

@@ -14,7 +14,7 @@ from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed
 
 from kava import losses
 from kava.report import ReportInputs, build_report, glossary, render_html
-from kava.report.question import question
+from kava.report.question import ALONE, question
 
 
 class Page(HTMLParser):
@@ -132,7 +132,10 @@ def test_every_loss_has_its_word() -> None:
 
 def test_the_question_stands_above_the_verdict_and_the_words_at_the_end(report: dict[str, Any]) -> None:
     html = render_html(report)
-    asked = "Does keeping the structure of the KV cache (layers × heads × time × dim) beat flattening it?"
+    asked = (
+        "Does distilling the KV cache help, and does keeping its structure (layers × heads × time × dim) beat "
+        "flattening it?"
+    )
     assert report["question"] == asked
     assert 0 < html.index(asked) < html.index("<h1")
     words = html[html.index('id="words"') : html.index("<footer>")]
@@ -147,7 +150,8 @@ def test_the_question_stands_above_the_verdict_and_the_words_at_the_end(report: 
     [
         ([("flat", "sft")], "Does flat beat sft?"),
         ([("sft", "flat")], "Does flat beat sft?"),
-        ([("flat", "linear"), ("linear", "sft")], "Does flat beat linear?"),
+        ([("flat", "linear"), ("linear", "sft")], "Does distilling the KV cache help, and does flat beat linear?"),
+        ([("structured", "flat")], ALONE),
         ([(f"x{i}", "sft") for i in range(5)], "Which of the 5 arms beat sft?"),
         ([], ""),
     ],
@@ -183,7 +187,8 @@ def test_a_grade_is_no_alarm_and_said_to_be_of_alignment(report: dict[str, Any])
     html = render_html(report)
     assert "Grade of alignment" in html
     assert "nothing of accuracy" in html
-    assert ".grade.fail" not in html
+    assert ">fail<" not in html
+    assert ", fail" not in html
 
 
 def test_sizes_on_disk_are_decimal_and_memory_is_binary(report: dict[str, Any]) -> None:

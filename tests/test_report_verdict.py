@@ -13,7 +13,7 @@ from kava.report.verdict import decide as decide_by_configs
 def test_structured_beats_flat_with_the_numbers_in_one_sentence() -> None:
     verdict = decide(arms(), [row("B", "A", 0.07, 0.012), *BOTH_BEAT_SFT], ["sft"])
     assert verdict.outcome == STRUCTURED
-    assert verdict.sentence.startswith("structured beats flat; A and B beat sft: ")
+    assert verdict.sentence.startswith("A and B beat sft by 10.0 points; structured beats flat: ")
     for part in ("+7.0 points", "+4.0 to +10.0", "p = 0.012", "500 questions", "3 seeds"):
         assert part in verdict.sentence
     assert verdict.sentence.count(". ") == 0
@@ -33,7 +33,7 @@ def test_no_difference_at_five_per_cent_or_more(p: float) -> None:
     assert decide(arms(), [row("B", "A", 0.07, p)], ["sft"]).outcome == NO_DIFFERENCE
     verdict = decide(arms(), [row("B", "A", 0.07, p), *BOTH_BEAT_SFT], ["sft"])
     assert verdict.outcome == "A and B beat sft"
-    assert verdict.headline == "No difference shown between structured and flat; A and B beat sft"
+    assert verdict.headline == "A and B beat sft by 10.0 points; no difference shown between structured and flat"
 
 
 def test_control_message_goes_first_even_if_structured_beats_flat() -> None:
@@ -62,11 +62,11 @@ def test_shuffled_structured_arm_is_a_control_and_no_structure_pair() -> None:
 def test_arm_that_missed_its_control_is_named() -> None:
     rows = [row("B", "A", 0.1), row("A", "sft", 0.0, 0.9), row("B", "sft", 0.1)]
     verdict = decide(arms(), rows, ["sft"])
-    assert verdict.headline == "A is not shown to beat its control; B beats sft; structured beats flat"
+    assert verdict.headline == "A is not shown to beat its control; B beats sft by 10.0 points; structured beats flat"
     assert "not shown to beat" not in " ".join(verdict.numbers)
     apart = decide(arms(names="A B matched sft"), [*rows[1:], row("B", "matched", 0.1)], ["sft"])
     # The answer is of other arms, so that the headline need not begin with this one.
-    assert apart.headline == "structured beats flat; B beats sft"
+    assert apart.headline == "B beats sft by 10.0 points; structured beats flat"
     assert apart.numbers[0] == "A is not shown to beat its control"
 
 
@@ -75,7 +75,7 @@ def test_structure_needs_all_its_pairs() -> None:
     mixed = [row("B", "A", 0.01, 0.7), row("B", "matched", 0.1), *BOTH_BEAT_SFT]
     assert decide(table, mixed[:2], ["sft"]).outcome == NO_DIFFERENCE
     assert decide(table, mixed, ["sft"]).outcome == "A and B beat sft"
-    assert "No consistent difference" in decide(table, mixed, ["sft"]).headline
+    assert "no consistent difference" in decide(table, mixed, ["sft"]).headline
     agreed = [row("B", "A", 0.08), row("B", "matched", 0.1), *BOTH_BEAT_SFT]
     assert decide(table, agreed, ["sft"]).outcome == STRUCTURED
 
@@ -96,7 +96,7 @@ def test_many_arms_those_that_beat_all_their_controls_are_the_headline_and_numbe
         f"of 8 KV arms compared with {control}, 2 are better (A, B) and the other 6 show no difference"
         for control in ("sft", "shuffled")
     ]
-    assert "points" not in verdict.sentence
+    assert verdict.headline == "A and B beat sft and shuffled by 10.0 points"
 
 
 def test_many_arms_an_arm_that_misses_one_control_is_no_winner_and_a_worse_one_is_named() -> None:
@@ -116,11 +116,11 @@ def test_many_arms_winners_over_different_controls_are_named_apart() -> None:
     assert verdict.outcome == "A beats sft; B beats shuffled"
 
 
-def test_many_arms_what_kv_arms_show_among_themselves_goes_before_the_controls() -> None:
+def test_many_arms_what_kv_arms_show_among_themselves_comes_after_the_controls() -> None:
     rows = [*BOTH_BEAT_SFT, row("B", "A", 0.1), row("x0", "x1", 0.1), row("x2", "x1", 0.0, 0.9)]
     verdict = decide(many(6, "A B sft shuffled"), [*ALIKE, *rows], ["sft", "shuffled"])
     assert verdict.outcome == STRUCTURED
-    assert verdict.headline == "structured beats flat; A and B beat sft"
+    assert verdict.headline == "A and B beat sft by 10.0 points; structured beats flat"
     assert verdict.numbers[-1] == (
         "among the KV arms, structured beats flat, x0 beats x1 and no difference shown in 1 other comparison"
     )
@@ -142,18 +142,20 @@ def test_many_arms_without_controls_name_only_the_differences() -> None:
     )
 
 
-def test_the_question_is_answered_first_and_then_the_controls_with_few_and_with_many_comparisons() -> None:
+def test_controls_first_then_what_kv_arms_show_among_themselves_with_few_and_with_many_comparisons() -> None:
     few = [row("A", "sft", 0.1), row("matched", "sft", 0.1), row("A", "matched", 0.0, 0.9)]
     alone = decide(arms(names="A matched sft"), few[:2], ["sft"])
     assert alone.outcome == "A and matched beat sft"
     verdict = decide(arms(names="A matched sft"), few, ["sft"])
     assert verdict.outcome == alone.outcome
-    assert verdict.headline == "No difference shown between A and matched; A and matched beat sft"
+    assert verdict.headline == "A and matched beat sft by 10.0 points; no difference shown between A and matched"
     assert len(verdict.numbers) == 3
     more = [*few, *(row(f"x{i}", "sft", 0.1) for i in range(4))]
     said = decide(many(4, "A matched sft"), more, ["sft"])
     assert said.outcome == "A, matched, x0, x1, x2 and x3 beat sft"
-    assert said.headline.startswith("No difference shown between A and matched; A, ")
+    assert said.headline.startswith(
+        "A, matched, x0, x1, x2 and x3 beat sft by 10.0 points; no difference shown between A"
+    )
 
 
 def test_controls_compared_with_each_other_are_told_of() -> None:
@@ -203,14 +205,16 @@ def test_across_experiments_a_claim_names_both_and_its_points_and_is_kept_from_t
     assert verdict.outcome == STRUCTURED
     assert verdict.headline == (
         "A beats matched by 10.0 points, 95% interval +7.0 to +13.0; no difference shown between x0 and B, "
-        "+2.0 points, 95% interval −1.0 to +5.0; B beats A; A and B beat sft"
+        "+2.0 points, 95% interval −1.0 to +5.0; A and B beat sft by 10.0 points; B beats A"
     )
     # A control that is not beaten still comes first.
     missed = [*rows[:2], row("A", "sft", 0.0, 0.9), row("B", "sft", 0.0, 0.9)]
     verdict = decide(arms(names=names), missed, ["sft"], across=pairs)
     assert verdict.headline.startswith("No KV arm is shown to beat its control; A beats matched by 10.0 points")
     one = decide(arms(names=names), [*rows[:2], row("A", "sft", 0.0, 0.9), rows[3]], ["sft"], across=pairs)
-    assert one.headline.startswith("A is not shown to beat its control; B beats sft; A beats matched by 10.0 points")
+    assert one.headline.startswith(
+        "A is not shown to beat its control; B beats sft by 10.0 points; A beats matched by 10.0 points"
+    )
 
 
 def test_only_runs_that_are_the_same_leave_nothing_to_show() -> None:
@@ -220,3 +224,15 @@ def test_only_runs_that_are_the_same_leave_nothing_to_show() -> None:
         "Nothing shown: only runs that are the same were compared",
     )
     assert "B and A" in verdict.numbers[0]
+
+
+def test_the_controls_they_beat_are_named_with_the_gain_of_each_of_few_arms_else_the_range() -> None:
+    few = [row("B", "A", 0.0, 0.9), row("A", "sft", 0.08), row("B", "sft", 0.15)]
+    assert decide(arms(), few, ["sft"]).headline.startswith("A and B beat sft by 8.0 and 15.0 points; ")
+    # Whichever way the pair was declared.
+    turned = [few[0], row("sft", "A", -0.08), few[2]]
+    assert decide(arms(), turned, ["sft"]).headline.startswith("A and B beat sft by 8.0 and 15.0 points; ")
+    both = [row("A", "sft", 0.08), row("A", "shuffled", 0.2), row("B", "sft", 0.15), row("B", "shuffled", 0.17)]
+    verdict = decide(arms(names="A B sft shuffled"), both, ["sft", "shuffled"])
+    assert verdict.headline == "A and B beat sft and shuffled by 8.0 to 20.0 points"
+    assert verdict.outcome == "A and B beat sft and shuffled"

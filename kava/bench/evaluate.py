@@ -49,6 +49,7 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     from kava.device import choose_device
     from kava.harness import harness_results
     from kava.models import load_for_evaluation, load_tokenizer
+    from kava.plan.positions import check_prompts
 
     small = prepared(config, arguments, folder, log.info)
     rows = load_splits(small.data)["test"][: arguments.questions]
@@ -57,8 +58,10 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     write_task(folder / "task", rows, template)
     source, settings = small.student.model_dump(), small.evaluation.model_dump()
     device = choose_device(small.device)
-    model, tokenizer = load_for_evaluation(source, device), load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
     prompts = [template.prompt(row["question"]) for row in rows]
+    check_prompts(tokenizer, prompts, {source["model"]: source}, settings["max_new_tokens"])
+    model = load_for_evaluation(source, device)
 
     ways: list[tuple[str, Callable[[], object]]] = [
         ("harness", lambda: harness_results(model, tokenizer, folder / "task", settings)),

@@ -4,7 +4,8 @@
     kava doctor --preset qwen2.5-8gb --json
 
 One line for each thing that a run needs, with what mends it: Python and packages against their pins, Snakemake, models
-and data, the hub if something has to come from it, whether teacher and student go together, torch and CUDA, the GPU and
+and data, the hub if something has to come from it, whether teacher and student go together and the test questions fit
+their positions, torch and CUDA, the GPU and
 its free memory, bitsandbytes by a real 4-bit product, memory and disk against what the run takes and downloads. Nothing
 is downloaded. Exit status 1 if the preset cannot run here, else 0. Whether every stage fits the GPU is what `kava plan`
 tells.
@@ -65,12 +66,15 @@ def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
 
     try:
         from kava.doctor import machine
+        from kava.doctor.prompts import prompts
         from kava.doctor.sources import sources
     except (ImportError, OSError) as error:  # a driver or library that torch was built for is not there
         yield fail("torch", f"cannot be imported ({error})", software.INSTALL)
         return
     found = sources(plan.config, same_configuration("kava fetch", arguments))
     yield from found.checks
+    if all(check.status == "ok" for check in found.checks):
+        yield prompts(plan.config)
     yield from machine.gpu(plan.config)
     yield machine.bitsandbytes(plan.config)
     yield machine.memory(plan)

@@ -4,8 +4,8 @@
     kava plan --preset qwen2.5-8gb --set distill.batch_size=1 --json
 
 A table of every stage's memory at its peak, of the arm that takes most; what breaks `vram_budget_gib`, and the settings
-that would mend it, the least harmful first; then tokens and disk. Exit status 0 if every stage of every arm fits, 1 if
-not.
+that would mend it, the least harmful first; then tokens and disk, and whether the longest test question and its answer
+fit the positions of the models. Exit status 0 if every stage of every arm fits, 1 if not.
 """
 
 import argparse

@@ -73,6 +73,8 @@ class Runtime:
         Stage → settings of its checkpoints on disk and of activations, and of its processes.
     vram_budget_gib
         GPU memory that a stage may take.
+    evaluation
+        As configured, for stages that look ahead; what an evaluation does stands in its spec.
     """
 
     device: str
@@ -82,6 +84,7 @@ class Runtime:
     data: dict[str, Any]
     execution: dict[str, dict[str, Any]]
     vram_budget_gib: float
+    evaluation: dict[str, Any]
 
     @classmethod
     def of(cls, config: Config) -> "Runtime":
@@ -96,6 +99,7 @@ class Runtime:
                 for stage, settings in (("pretrain", config.pretrain), ("distill", config.distill))
             },
             vram_budget_gib=config.vram_budget_gib,
+            evaluation=config.evaluation.model_dump(),
         )
 
     @property

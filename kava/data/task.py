@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment
 
 from kava.data.template import QUESTION, Template
 from kava.files import write_atomic
+from kava.prompt_format import PromptFormat
 
 TASK = "kava_gsm8k"
 # `lm_eval run` loads this file beside the task, so that a token set can be moved and shared: it names no path.
@@ -77,6 +79,27 @@ def as_jinja(template: Template) -> str:
 def _quoted(text: str) -> str:
     """Text with what Jinja would take for its own, or for another line break."""
     return text.replace("{", "{{ '{' }}").replace("\r", "{{ '\\r' }}")
+
+
+def read_prompt(folder: Path) -> PromptFormat:
+    """The prompt and the stop strings of a folder that `write_task` wrote."""
+    task = yaml.load((folder / f"{TASK}.yaml").read_text(encoding="utf-8"), _TaskLoader)
+    prompt = Environment(keep_trailing_newline=True).from_string(task["doc_to_text"]).render(question=QUESTION)
+    escaped = prompt.replace("{", "{{").replace("}", "}}").replace(QUESTION, "{question}")
+    return PromptFormat(escaped, list(task["generation_kwargs"]["until"]))
+
+
+def read_questions(folder: Path) -> list[str]:
+    """The test questions of a folder that `write_task` wrote."""
+    lines = (folder / "test.jsonl").read_text(encoding="utf-8").strip("\n").split("\n")
+    return [json.loads(line)["question"] for line in lines]
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """Reads the harness's `!function` as the text behind it, and runs nothing."""
+
+
+_TaskLoader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
 
 
 def harness_gsm8k() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory
 from kava.plan.mend import Mend, mends
 from kava.plan.needs import Evaluation, Extraction, Need, Training, longest_prompt
+from kava.plan.positions import Prompts, look
 from kava.plan.tokens import TokenCount, count_tokens
 from kava.plan.trace import parameter_counts
 
@@ -40,16 +41,17 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Overview:
-    """What a configuration takes; `fits` is about the memory of the GPU alone."""
+    """What a configuration takes; `fits` is about the memory of the GPU and the positions of the models."""
 
     budget_gib: float
     stages: dict[str, StagePlan]
     tokens: TokenCount
     disk: Disk
+    prompts: Prompts
 
     @property
     def fits(self) -> bool:
-        return not any(stage.too_large for stage in self.stages.values())
+        return self.prompts.lack is None and not any(stage.too_large for stage in self.stages.values())
 
 
 def overview(plan: Plan) -> Overview:
@@ -63,7 +65,7 @@ def overview(plan: Plan) -> Overview:
     config = plan.config
     count, needed = count_tokens(plan), _by_stage(config)
     stages = {stage: _stage(of_stage, config.vram_budget_gib) for stage, of_stage in needed.items()}
-    return Overview(config.vram_budget_gib, stages, count, _disk(plan, count, needed))
+    return Overview(config.vram_budget_gib, stages, count, _disk(plan, count, needed), look(config))
 
 
 def disk_alone(plan: Plan) -> Disk:

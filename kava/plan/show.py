@@ -25,6 +25,7 @@ def as_json(plan: Overview) -> dict[str, Any]:
             "free_gb": _gb(plan.disk.free),
         },
         "tokens": {"examples": plan.tokens.examples, "count": plan.tokens.tokens, "known": plan.tokens.known},
+        "prompts": {"lack": plan.prompts.lack, "unknown": plan.prompts.unknown},
         "fits": plan.fits,
     }
 
@@ -58,6 +59,7 @@ def as_text(plan: Overview) -> str:
         f"to write     {size(disk.to_write):>9}  beside downloads, which `kava fetch` tells",
         f"free         {size(disk.free):>9}",
     ]
+    lines += wrap(f"positions    {plan.prompts}", WIDTH, subsequent_indent="             ")
     if disk.to_write > disk.free:
         lines.append(f"The disk lacks {size(disk.to_write - disk.free)}; set cache_dir to another one, or make room.")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kava.report.against_base import compare_with_base
 from kava.report.alignment import first_cka, over_shuffled
 from kava.report.apart import questions_apart
 from kava.report.breakdown import break_down
@@ -14,7 +15,7 @@ from kava.report.curves import curves
 from kava.report.fairness import check_evaluations, check_training
 from kava.report.fidelity import read_fidelity
 from kava.report.inputs import ReportInputs
-from kava.report.notices import lost_numbers, merged, run_notices, token_warnings
+from kava.report.notices import inert_runs, lost_numbers, merged, run_notices, token_warnings
 from kava.report.overlap import check_overlap
 from kava.report.question import question
 from kava.report.read import read_evaluation, read_json, read_run
@@ -38,9 +39,9 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     -------
     dict
         Plain JSON types, no NaN or infinity (they become null, and `warnings` says where). Fulfils the
-        contract of `ab_report.json`; beside it stand `question`, `verdict_parts`, `fairness`, `warnings`,
-        `cost`, `cost_mean`, `fidelity`, `curves`, `kv_until`, `breakdown`, `samples`, `controls`,
-        `retrieval_over_shuffled`, `cka`, `arm_differences`, `configuration` and `provenance`.
+        contract of `ab_report.json`; beside it stand `question`, `against_base`, `inert`, `verdict_parts`,
+        `fairness`, `warnings`, `cost`, `cost_mean`, `fidelity`, `curves`, `kv_until`, `breakdown`, `samples`,
+        `controls`, `retrieval_over_shuffled`, `cka`, `arm_differences`, `configuration` and `provenance`.
 
     Raises
     ------
@@ -63,6 +64,10 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     comparisons, refusals = compare_arms(inputs.comparisons, runs, inputs.seeds)
     tokens = {name: read_json(path, lost) for name, path in inputs.tokens.items()}
     overlap = check_overlap(tokens)
+    # Experiments may have no base student in common.
+    against_base = (
+        compare_with_base(runs, evaluated["student_base"], inputs.seeds, comparisons) if inputs.across is None else []
+    )
     unequal = check_training(runs, inputs.seeds) + check_evaluations(named) + refusals
     mismatches = unequal + overlap.mismatches + inputs.mismatches
     logged, broken = curves(runs)
@@ -82,6 +87,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
             **{name: reference_row(files, evaluated[name]) for name, files in references.items()},
             "arms": arms,
             "comparisons": comparisons,
+            "against_base": against_base,
             "controls": inputs.controls,
             "retrieval_over_shuffled": over_shuffled(inputs.arms, alignments),
             "cka": first_cka(runs, inputs.arms),
@@ -105,9 +111,14 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
         lost=lost,
     )
     report["curves"] = logged
-    said = merged(run_notices(runs) + broken) + token_warnings(tokens) + overlap.warnings
+    inert = inert_runs(runs, inputs.arms, inputs.controls)
+    report["inert"] = list(dict.fromkeys(notice.arm for notice in inert))
+    said = merged(run_notices(runs) + inert + broken) + token_warnings(tokens) + overlap.warnings
     report["warnings"] = said + lost_numbers(lost)
-    verdict = decide(report["arms"], report["comparisons"], inputs.controls, inputs.arms, mismatches, inputs.across)
+    verdict = decide(
+        report["arms"], report["comparisons"], inputs.controls, inputs.arms, mismatches, inputs.across,
+        report["against_base"], report["inert"],
+    )  # fmt: skip
     return report | {"verdict": verdict.sentence, "verdict_parts": verdict.to_dict()}
 
 

@@ -48,25 +48,29 @@ def sentence(clauses: Sequence[Clause]) -> str:
 
 
 def conclude(found: Shown, configs: Configs) -> tuple[str, str]:
-    """Outcome and headline: the question's answer, then the controls; a control that is not beaten comes first."""
+    """Outcome and headline: whether distilling helped, against the controls, and by how much; then the arms' own order.
+
+    A control that is not beaten comes before all else. In a report over experiments, what differs between arms of the
+    same name comes first.
+    """
     outcome, among = among_kv(found, configs)
-    answer = across(found) + among
+    same_name = across(found)
     if not found.against:
-        return outcome, capital(sentence(answer))
+        return outcome, capital(sentence([*same_name, *among]))
     if found.better:
-        controls = Clause(victories(found, found.better))
-        outcome = outcome if outcome in (STRUCTURED, FLAT) else controls.text
+        controls = Clause(victories(found, found.better, by_how_much=True))
+        outcome = outcome if outcome in (STRUCTURED, FLAT) else victories(found, found.better)
     elif found.ahead:
         rows = [row for name in found.ahead for row in found.against[name]]
         controls = Clause(_students_ahead(found), not_anew(rows))
         outcome = TOO_FEW_SEEDS if too_few_seeds(rows) else NO_CONTROL_BEATEN
     else:
         nothing = Clause(f"No KV arm is shown to beat {found.what_is_beaten}")
-        return NO_CONTROL_BEATEN, sentence([nothing, *across(found)])
+        return NO_CONTROL_BEATEN, sentence([nothing, *same_name])
     if missed := missed_in_headline(found):
-        return outcome, capital(sentence([Clause(not_shown_to_beat(missed, found)), controls, *answer]))
-    controls_first = outcome == NO_CONTROL_BEATEN
-    return outcome, capital(sentence([controls, *answer] if controls_first else [*answer, controls]))
+        return outcome, capital(sentence([Clause(not_shown_to_beat(missed, found)), controls, *same_name, *among]))
+    first = [controls, *same_name] if outcome == NO_CONTROL_BEATEN else [*same_name, controls]
+    return outcome, capital(sentence([*first, *among]))
 
 
 def missed_in_headline(found: Shown) -> list[str]:
@@ -198,20 +202,32 @@ def not_anew(rows: Sequence[Row]) -> str:
     return f"not shown for students trained anew: {'; '.join(whys)}"
 
 
-def victories(found: Shown, names: Sequence[str]) -> str:
+def victories(found: Shown, names: Sequence[str], by_how_much: bool = False) -> str:
     """The arms `names` beat the controls they met; arms that met the same controls are named together."""
     return "; ".join(
         f"{listed(winners)} beat{'s' if len(winners) == 1 else ''} {listed(controls)}"
+        f"{_by_how_much(found, winners) if by_how_much else ''}"
         for controls, winners in _by_controls_met(found, names).items()
     )
 
 
 def _students_ahead(found: Shown) -> str:
     higher = [
-        f"{listed(winners)} scored higher than {listed(controls)} in these students"
+        f"{listed(winners)} scored higher than {listed(controls)} in these students,{_by_how_much(found, winners)}"
         for controls, winners in _by_controls_met(found, found.ahead).items()
     ]
     return "; ".join(higher)
+
+
+def _by_how_much(found: Shown, winners: Sequence[str]) -> str:
+    """The winners' differences from the controls they met: each of few with one control, else the range."""
+    rows = [row for name in winners for row in found.against[name]]
+    gains = [spread(gain) for gain in sorted(abs(row["delta"]) for row in rows)]
+    if len(set(gains)) == 1:
+        return f" by {gains[0]} points"
+    if len(rows) == len(winners) <= NAMED:
+        return f" by {listed([spread(abs(row['delta'])) for row in rows])} points"
+    return f" by {gains[0]} to {gains[-1]} points"
 
 
 def _by_controls_met(found: Shown, names: Sequence[str]) -> dict[tuple[str, ...], list[str]]:

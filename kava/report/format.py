@@ -15,6 +15,7 @@ OPENINGS = (
     "strict match is ",
     "among the ",
     "identical, ",
+    "measured from ",
     "of ",
 )
 

@@ -1,14 +1,21 @@
-"""Warnings of all runs, with those merged that differ only in their seed and their numbers; collapses first."""
+"""Warnings of all runs, with those merged that differ only in their seed and their numbers; the worst first."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kava.inert import INERT_BEGINS, inert_sentence, is_inert
 from kava.report.alignment import alignment_of, has_collapsed
 from kava.report.format import listed
 from kava.report.read import Run
+
+# What of a run tells its cross entropy at the end: the mean over this last share of its logged steps, which averages
+# out batches. They are the same batches in the same order for every arm of a seed, so that a relative difference above
+# the second number is the KV loss's doing.
+LAST_SHARE, SAME_CE = 0.25, 0.02
 
 # Not the 2 of r2, nor the number that names a layer or a head: sentences about different heads are never merged.
 NUMBER = re.compile(r"(?<![\w.])(?<!layer )(?<!head )-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
@@ -30,6 +37,8 @@ def run_notices(runs: Mapping[str, Mapping[str, Run]]) -> list[Notice]:
         for seed, run in seeds.items():
             for stage, part in (("pretrain", run.pretrain), ("distill", run.distill)):
                 carried = part.manifest.get("warnings") or [] if part else []
+                # Said by `inert_runs`, which knows the control too.
+                carried = [text for text in carried if not text.startswith(INERT_BEGINS)]
                 found += [Notice(arm, seed, stage, text) for text in carried]
             alignment = alignment_of(run)
             named = any(n[:3] == (arm, seed, "distill") and n.text.startswith("collapse") for n in found)
@@ -57,14 +66,47 @@ def token_warnings(tokens: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def inert_runs(
+    runs: Mapping[str, Mapping[str, Run]], configs: Mapping[str, Mapping[str, Any]], controls: Sequence[str]
+) -> list[Notice]:
+    """The runs whose KV loss did nothing: KV that does not follow the teacher's, and the control's cross entropy.
+
+    The control is the first one without an aligner that has the seed; where there is none, KV alone decides.
+    """
+    plain = [name for name in controls if configs[name].get("aligner") is None]
+    found = []
+    for arm, seeds in runs.items():
+        for seed, run in seeds.items():
+            alignment = alignment_of(run)
+            if not is_inert(configs[arm], alignment):
+                continue
+            control = next((name for name in plain if seed in runs.get(name, {})), None)
+            said = ""
+            if control is not None:
+                own, other = last_ce(run), last_ce(runs[control][seed])
+                if own is not None and other is not None:
+                    if abs(own - other) > SAME_CE * abs(other):
+                        continue
+                    said = f", and its cross entropy ends at {own:.3f} as that of {control} at {other:.3f}"
+            found.append(Notice(arm, seed, "distill", inert_sentence(configs[arm], alignment, said)))
+    return found
+
+
+def last_ce(run: Run) -> float | None:
+    """Mean cross entropy of the last logged steps; None where none was logged or one is not finite."""
+    logged = [row["ce"] for row in run.distill.metrics if row.get("ce") is not None]
+    last = logged[-max(1, round(LAST_SHARE * len(logged))) :]
+    return sum(last) / len(last) if last and all(math.isfinite(value) for value in last) else None
+
+
 def merged(notices: Sequence[Notice]) -> list[str]:
     """One line per arm, stage and kind of sentence, the seeds listed and differing numbers given as a range."""
     groups: dict[tuple[str, str | None, str], list[Notice]] = {}
     for notice in notices:
         groups.setdefault((notice.arm, notice.stage, NUMBER.sub("#", notice.text)), []).append(notice)
-    collapses_first = sorted(groups.items(), key=lambda item: not item[0][2].startswith("collapse"))
+    worst_first = sorted(groups.items(), key=lambda item: not item[0][2].startswith((INERT_BEGINS, "collapse")))
     lines = []
-    for (arm, stage, _), group in collapses_first:
+    for (arm, stage, _), group in worst_first:
         seeds = list(dict.fromkeys(notice.seed for notice in group))
         where = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}{f', {stage}' if stage else ''}"
         lines.append(f"{arm} ({where}): {_ranged([notice.text for notice in group])}")

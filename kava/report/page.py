@@ -20,11 +20,11 @@ from kava.report.charts import accuracy_chart, arm_styles, highlighted, many_arm
 from kava.report.clean import flatten
 from kava.report.curve_charts import curves_end, loss_charts, similarity_charts
 from kava.report.fidelity_chart import fidelity_chart
+from kava.report.first_screen import first_screen
 from kava.report.glossary import glossary
 from kava.report.heatmap import heat_map, layer_by_head
 from kava.report.samples import FIRST, embedded
-from kava.report.shown import at_floor, repeated, tested, winner_of
-from kava.report.verdict_many import FEW
+from kava.report.shown import FEW, at_floor, repeated, tested, winner_of
 from kava.report.wins_chart import wins_chart
 
 HERE = Path(__file__).parent
@@ -189,6 +189,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         aligned=[name for name in order if report["arms"][name]["aligner"]],
         curves_end=curves_end(report),
         glossary=glossary(report),
+        glance=first_screen(report, order),
         explorer=_explorer(report, order),
         first=FIRST,
         fold=FOLD,

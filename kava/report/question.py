@@ -9,7 +9,9 @@ from kava.report.format import listed
 from kava.report.inputs import ReportInputs
 from kava.report.shown import Row, about_structure
 
-STRUCTURE = "Does keeping the structure of the KV cache (layers × heads × time × dim) beat flattening it?"
+STRUCTURE = "does keeping its structure (layers × heads × time × dim) beat flattening it?"
+HELPS = "Does distilling the KV cache help, and "
+ALONE = "Does keeping the structure of the KV cache (layers × heads × time × dim) beat flattening it?"
 # Pairs, or settings, that a question can name.
 NAMED = 3
 
@@ -22,11 +24,12 @@ def question(inputs: ReportInputs, comparisons: Sequence[Row]) -> str:
         identical = {(row["a"], row["b"]) for row in comparisons if row["identical"]}
         return _between_experiments(inputs, inputs.across, [pair for pair in inputs.across if pair not in identical])
     among_kv = [pair for pair in inputs.comparisons if not set(pair) & set(inputs.controls)]
+    against = [(a, b) if b in inputs.controls else (b, a) for a, b in inputs.comparisons if (a, b) not in among_kv]
     if any(about_structure(inputs.arms[a], inputs.arms[b]) for a, b in among_kv):
-        return STRUCTURE
+        return f"{HELPS}{STRUCTURE}" if against else ALONE
     if among_kv:
-        return _beats(among_kv)
-    against = [(a, b) if b in inputs.controls else (b, a) for a, b in inputs.comparisons]
+        own = _beats(among_kv)
+        return f"{HELPS}{own[0].lower()}{own[1:]}" if against else own
     return _beats(against) if against else ""
 
 

@@ -187,13 +187,12 @@ def _model(row: Mapping[str, Any], manifest: Path) -> dict[str, Any]:
 
 
 def _result(arm: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """An arm's row of the report, with its grade and cost, without values by head."""
+    """An arm's row of the report, with its cost, without values by head."""
     row, cost = report["arms"][arm], report["cost_mean"][arm]
     alignment = row["alignment"] and {name: value for name, value in row["alignment"].items() if name != "per_head"}
     return {
         **{name: value for name, value in row.items() if name not in ("alignment", "seeds")},
         "control": arm in report["controls"],
-        "grade": row["alignment"] and row["alignment"]["grade"],
         "train_seconds": cost["train_seconds"],
         "peak_memory_mib": cost["peak_memory_mib"],
         "alignment": alignment,

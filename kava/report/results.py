@@ -45,7 +45,7 @@ def _seed_row(run: Run) -> dict[str, Any]:
         "n": scores["n"],
         **_intervals(scores, scores["n"]),
         **{name: alignment.get(name) for name in ALIGNMENT},
-        "grade": grade(alignment.get("cos_sim_centered")),
+        "alignment_grade": grade(alignment.get("cos_sim_centered")),
         "collapsed": has_collapsed(alignment),
         "train_seconds": _sum([cost.get("seconds") for cost in stages]),
         "train_tokens": manifest.get("train_tokens"),

@@ -17,6 +17,8 @@ from kava.report.effects import ALPHA
 from kava.report.statistics import RESAMPLES
 
 ENOUGH_SEEDS = 3
+# Comparisons whose numbers a sentence can hold.
+FEW = 6
 # A two-sided permutation test that draws its sign patterns can give no smaller p.
 PERMUTATION_FLOOR = 2 / (RESAMPLES + 1)
 

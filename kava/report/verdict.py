@@ -29,18 +29,20 @@ the outcome:
    difference: *a beats b* for each that is repeated; if none is, *these students differ; too few seeds to show that
    it repeats* with fewer than 3 seeds. Else *no difference shown*.
 
-The headline answers the page's question: what the pairs show, or without pairs the comparisons among KV arms, then
-which KV arms beat their controls. Where no KV arm is shown to beat its control, or one that the answer speaks of is
-not, that comes first. In a report over several experiments, arms have their full names, and arms of the same name in
-two experiments are the first part of the answer, with their differences in points. The numbers of up to 6 comparisons
-follow, and of one that shows nothing the difference that it would have shown with 80% power. Of more, it says how
-many KV arms were compared with each control, which are better, which worse, and that the others show no difference
-(`verdict_many`); the numbers stand in the table. Comparisons of controls with each other follow last.
+The headline says first whether distilling helped: which KV arms beat their controls, and by how many points. Then come
+what the pairs show, or without pairs the comparisons among KV arms. Where no KV arm is shown to beat its control, or
+one that the answer speaks of is not, that comes before all else. In a report over several experiments, arms have their
+full names, and arms of the same name in two experiments are the first part of the answer, with their differences in
+points. How the arms stand against the base student follows, told of these students alone: it is no declared comparison
+(`against_base`). The numbers of up to 6 comparisons follow, and of one that shows nothing the difference that it would
+have shown with 80% power. Of more, it says how many KV arms were compared with each control, which are better, which
+worse, and that the others show no difference (`verdict_many`); the numbers stand in the table. Comparisons of controls
+with each other follow last.
 
-The number of seeds and questions, that intervals are over questions, failed checks of fairness, comparisons that could
-not be made, declared seeds that are missing and shown differences that are not repeated are said in the same sentence.
-Where comparisons differ in their number of seeds, it is said of which. Names of arms and of aligner kinds are shown as
-they are, also where a sentence begins.
+The number of seeds and questions, arms whose KV loss did nothing (`kava.report.notices`), that intervals are over
+questions, failed checks of fairness, comparisons that could not be made, declared seeds that are missing and shown
+differences that are not repeated are said in the same sentence. Where comparisons differ in their number of seeds, it
+is said of which. Names of arms and of aligner kinds are shown as they are, also where a sentence begins.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kava.report.against_base import of_base
 from kava.report.conclusion import (
     Configs,
     among_kv,
@@ -60,6 +63,7 @@ from kava.report.conclusion import (
 from kava.report.format import listed, p_equals, percent, points, spread
 from kava.report.shown import (
     ENOUGH_SEEDS,
+    FEW,
     NO_DIFFERENCE,
     SEED_MISSING,
     Row,
@@ -74,7 +78,7 @@ from kava.report.shown import (
     unrepeated,
     winner_of,
 )
-from kava.report.verdict_many import FEW, counts
+from kava.report.verdict_many import counts
 
 FLOOR = 0.02
 ENOUGH_QUESTIONS = 200
@@ -108,6 +112,8 @@ def decide(
     configs: Configs,
     mismatches: Sequence[str] = (),
     across: Sequence[tuple[str, str]] | None = None,
+    against_base: Sequence[Row] = (),
+    inert: Sequence[str] = (),
 ) -> Verdict:
     """Apply the rules above.
 
@@ -123,23 +129,30 @@ def decide(
         Sentences of the fairness checks; their number is said in the verdict.
     across : sequence of (str, str), optional
         Pairs of arms of the same name in two experiments, in a report over experiments.
+    against_base : sequence of mappings
+        Rows of `compare_with_base`.
+    inert : sequence of str
+        Arms whose KV loss did nothing.
     """
     usable = [row for row in comparisons if tested(row)]
     identical = [row for row in comparisons if row["identical"]]
     caveats = _caveats(arms, comparisons, controls, len(mismatches))
+    if inert:
+        caveats.insert(0, f"the KV loss of {listed(inert)} was inert (see the warnings), so it has shown nothing of KV")
     if _about_zero(arms):
         top = max(run["strict_match"] for arm in arms.values() for run in arm["seeds"].values())
         caveats.insert(0, f"the best run has a strict match of {percent(top)}")
         headline = "No arm answers these questions: nothing can be concluded from accuracy"
         return Verdict(NO_DIFFERENCE, headline, [], caveats)
     same = [same_runs_in_words(identical)] if identical else []
+    base = of_base(against_base)
     if not usable:
         why = "only runs that are the same were compared" if identical else "no declared comparison could be made"
-        return Verdict(NO_DIFFERENCE, f"Nothing shown: {why}", same, caveats)
+        return Verdict(NO_DIFFERENCE, f"Nothing shown: {why}", base + same, caveats)
     found = sort_out(usable, controls, configs, across)
     outcome, headline = conclude(found, configs)
     numbers = counts(found, configs) if len(usable) > FEW else _few(found, arms, configs)
-    return Verdict(outcome, headline, same + numbers, caveats)
+    return Verdict(outcome, headline, base + same + numbers, caveats)
 
 
 def _few(found: Shown, arms: Mapping[str, Row], configs: Configs) -> list[str]:
@@ -149,14 +162,11 @@ def _few(found: Shown, arms: Mapping[str, Row], configs: Configs) -> list[str]:
     if found.better and (missed := [name for name in found.ahead + found.missed if name not in said]):
         lines.append(not_shown_to_beat(missed, found))
     against = [_numbers(row, arms, name) for name, rows in found.against.items() for row in rows]
-    among = _claim(found.across, arms) + _claim(found.between, arms)
+    across, among = _claim(found.across, arms), _claim(found.between, arms)
     controls = [f"among the controls: {line}" for line in _claim(found.among_controls, arms)]
-    if found.missed and not found.better and not found.ahead:
-        if found.between:
-            place = len(found.across)
-            among[place] = f"among the KV arms: {sentence(among_kv(found, configs)[1])}, {among[place]}"
-        return lines + against + among + controls
-    return lines + among + against + controls
+    if found.missed and not found.better and not found.ahead and among:
+        among[0] = f"among the KV arms: {sentence(among_kv(found, configs)[1])}, {among[0]}"
+    return lines + across + against + among + controls
 
 
 def _claim(rows: Sequence[Row], arms: Mapping[str, Row]) -> list[str]:

@@ -8,8 +8,6 @@ from kava.report.conclusion import NAMED, Configs, beats, not_anew, scored_highe
 from kava.report.format import listed
 from kava.report.shown import Row, Shown, repeated, unrepeated, winner_of
 
-# Declared comparisons whose numbers a sentence can hold.
-FEW = 6
 HIGHER_HERE = "higher in these students only"
 LOWER_HERE = "lower in these students only"
 

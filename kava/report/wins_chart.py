@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kava.report.charts import Chart, colour_of, finish
-from kava.report.verdict_many import FEW
+from kava.report.shown import FEW
 
 # Height of a row, and of the bar in it: of few comparisons, and of many.
 ROW, BAR = 42, 15

@@ -27,8 +27,11 @@ def run(job: Job, runtime: Runtime) -> None:
     import torch
 
     from kava.card import write_card
+    from kava.data.task import read_prompt
     from kava.files import read_json
     from kava.plan.check import check_fits
+    from kava.plan.positions import check_positions
+    from kava.training.export import export
     from kava.training.finish import finish
     from kava.training.lora import merge_lora
     from kava.training.phase import run_phase
@@ -36,9 +39,10 @@ def run(job: Job, runtime: Runtime) -> None:
 
     if is_main_process():
         check_fits(job, runtime)
+        check_positions(job, runtime)
         job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     folder = job.output.parent
-    end_token_id = read_json(job.inputs["tokens"])["end_token_id"]
+    tokens, prompt = read_json(job.inputs["tokens"]), read_prompt(job.inputs["tokens"].parent / "task")
     model, tokenizer, manifest = run_phase(job, runtime)
     if not is_main_process():
         return
@@ -46,11 +50,12 @@ def run(job: Job, runtime: Runtime) -> None:
     if model.projector is not None:
         model.projector.save(folder / "projector")
         files.append("projector/projector.safetensors")
-    stop_at(model.student, end_token_id)
+    manifest |= {"prompt": prompt.to_dict()}
+    stop_at(model.student, tokens["end_token_id"])
     if job.spec["lora"]:
         merge_lora(model.student)
-    model.student.to(getattr(torch, job.spec["export_dtype"])).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    student = model.student.to(getattr(torch, job.spec["export_dtype"]))
+    export(student, tokenizer, prompt, tokens["spec"], folder)
     write_card(folder, manifest, runtime.sources)
     finish(job.output, manifest, files, model)
 

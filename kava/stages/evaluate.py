@@ -38,8 +38,10 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.harness import FLEXIBLE, STRICT, harness_results, samples
     from kava.models import load_for_evaluation, load_model_config, load_tokenizer
     from kava.plan.check import check_fits
+    from kava.plan.positions import check_positions
 
     check_fits(job, runtime)
+    check_positions(job, runtime)
     device = use_device(runtime)
     tokens = TokenSet(job.inputs["tokens"])
     job.output.unlink(missing_ok=True)  # what it vouches for is about to change
@@ -78,6 +80,9 @@ def run(job: Job, runtime: Runtime) -> None:
         if read_json(job.inputs["student"]) != distilled:
             raise UserError(f"{student} was trained anew while it was evaluated; evaluate it again")
         if own:
+            # What `generate` takes for the longest answer, whoever calls it.
+            generation = student / "generation_config.json"
+            write_json(generation, read_json(generation) | {"max_new_tokens": settings["max_new_tokens"]})
             write_card(student, distilled, runtime.sources, manifest)
     write_json(job.output, manifest)
     log.info("strict match %.4f, flexible extract %.4f, n %d", manifest["strict_match"],

@@ -54,6 +54,7 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
     from kava.locks import PRESENCE, present
     from kava.models import load_model_config, load_teacher, load_tokenizer
     from kava.plan.check import check_fits
+    from kava.plan.positions import check_positions
 
     own = _parse_part(part) if part else (1, 1)
     marker = job.output if job.output.name != "manifest.json" else None  # Snakemake's, for a part
@@ -76,6 +77,7 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
 
         def load(shards: list[Shard]) -> Any:
             check_fits(job, runtime)
+            check_positions(job, runtime)
             examples = [(s, example) for s, shard in shards for example in writer.packings[s].members(shard)]
             bar.total = sum(len(segments[split][example]) for split, example in examples)
             input_ids = {split: tokens.input_ids[split] for split in splits}

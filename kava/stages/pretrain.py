@@ -23,12 +23,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(job: Job, runtime: Runtime) -> None:
     from kava.plan.check import check_fits
+    from kava.plan.positions import check_positions
     from kava.training.finish import finish
     from kava.training.phase import run_phase
     from kava.training.processes import is_main_process
 
     if is_main_process():
         check_fits(job, runtime)
+        check_positions(job, runtime)
         job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     folder = job.output.parent
     model, _, manifest = run_phase(job, runtime)

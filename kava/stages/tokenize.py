@@ -38,6 +38,7 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.data.tokens import require_same_tokenizer, vocabulary_sha256
     from kava.files import read_json, sha256_json, write_json
     from kava.models import load_tokenizer
+    from kava.plan.positions import check_before_a_run
 
     key = job.spec["key"]
     loaded = load_rows(TypeAdapter(Data).validate_python(runtime.data))
@@ -48,6 +49,7 @@ def run(job: Job, runtime: Runtime) -> None:
     template = template_for(teacher, key["template"], key.get("chat"))
     texts = [template.fill(row) for row in rows["validation"]]
     require_same_tokenizer(teacher, load_tokenizer(runtime.student), texts)
+    check_before_a_run(teacher, [template.prompt(row["question"]) for row in rows["test"]], runtime)
 
     splits: dict[str, dict[str, Any]] = {}
     examples = DatasetDict()

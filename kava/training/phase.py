@@ -17,6 +17,7 @@ from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.device import use_device
 from kava.errors import UserError
 from kava.files import sha256_json
+from kava.inert import inert_sentence, is_inert
 from kava.metrics import warnings_for
 from kava.models import load_model_config, load_student, load_tokenizer
 from kava.training.batches import Batches
@@ -95,6 +96,9 @@ def run_phase(
     if projector is not None:
         alignment = measure_alignment(model, measured["train"], measured["validation"], settings["batch_size"])
         warnings = warnings + judge(alignment)
+        if trained and is_inert(arm, alignment):
+            warnings.append(inert_sentence(arm, alignment))
+            log.warning("warning: %s", warnings[-1])
         facts["cka"] = dict(zip(TENSORS, projector.cka.tolist(), strict=True))
     manifest = {
         "stage": stage,

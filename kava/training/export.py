@@ -1,0 +1,47 @@
+"""A trained student as it leaves KAVA: what `generate` needs to answer as in evaluation, and no template beside it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kava.data.template import template_for
+from kava.errors import UserError
+from kava.models import plain_greedy
+from kava.prompt_format import KEY, PromptFormat
+
+PROBE = "How many?"
+
+
+def export(student: Any, tokenizer: Any, prompt: PromptFormat, text: Mapping[str, Any], folder: Path) -> None:
+    """Save a student and its tokenizer for `from_pretrained`, with the prompt that it was trained on.
+
+    Parameters
+    ----------
+    student, tokenizer
+        A causal language model in the dtype that it is to have, and its tokenizer.
+    prompt
+        What it was asked.
+    text
+        `template`, and `chat` where the run spoke by a chat template, as in the key of the token set.
+    folder
+        Of the student.
+    """
+    student.config.update({KEY: prompt.to_dict()})
+    student.generation_config = plain_greedy(student.generation_config)
+    student.save_pretrained(folder)
+    if not speaks(tokenizer, prompt, text):
+        tokenizer.chat_template = None
+        # Of an earlier export to this folder.
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+
+
+def speaks(tokenizer: Any, prompt: PromptFormat, text: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer's own chat template makes the prompt that was trained; a base model's may be another one."""
+    chat = text.get("chat")
+    if chat is None or tokenizer.chat_template is None:
+        return False
+    try:
+        return template_for(tokenizer, text["template"], chat).prompt(PROBE) == prompt.fill(PROBE)
+    except UserError:  # it refuses these turns
+        return False
