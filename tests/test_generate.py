@@ -63,7 +63,7 @@ def asked(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, str
 
 
 def type_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
 
 
 def test_the_command_answers_as_the_evaluation_did(run: Any, capsys, monkeypatch) -> None:

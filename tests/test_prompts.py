@@ -86,15 +86,6 @@ def test_an_answer_that_spells_its_end_token_out_has_one(tmp_path: Path) -> None
         assert ids == encode_example(tokenizer, TEMPLATE, ROWS[0] | {"answer": "#### 6"})["input_ids"]
 
 
-def test_a_prompt_without_room_for_an_answer_is_refused_and_never_cut(model: Any, tmp_path: Path) -> None:
-    harness = RowwiseStop(pretrained=model, tokenizer=tokenizer_of("eos_appending", tmp_path), batch_size=1)
-    prompt = TEMPLATE.prompt("How many?")
-    tokens = len(harness.tok_encode(prompt))
-    assert harness.tok_batch_encode([prompt], left_truncate_len=tokens)[0].shape == (1, tokens)
-    with pytest.raises(UserError, match=rf"{tokens} tokens leaves .* lower evaluation\.max_new_tokens by 2 or more"):
-        harness.tok_batch_encode([prompt], left_truncate_len=tokens - 2)
-
-
 @pytest.mark.parametrize("name", [*zoo.GOOD, *REAL])
 def test_a_tokenizer_that_can_write_answers_is_not_doubted(name: str, tmp_path: Path) -> None:
     found = tokenizer_doubts(tokenizer_of(name, tmp_path), TEMPLATE, ROWS)

@@ -12,7 +12,7 @@ from typing import Any
 
 from kava.config.jobs import Job, Runtime
 from kava.config.schema import Config
-from kava.data.task import read_questions, read_prompt
+from kava.data.task import read_prompt, read_questions
 from kava.errors import UserError
 
 log = logging.getLogger("kava")
