@@ -1,16 +1,16 @@
 """What a model directory must hold, and what is wrong with one that does not."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 INDEX = "model.safetensors.index.json"
 # Each is a vocabulary. Without one transformers may make an empty tokenizer, and say nothing.
-VOCABULARIES = (
-    ("tokenizer.json",), ("tokenizer.model",), ("spiece.model",), ("vocab.json", "merges.txt"), ("vocab.txt",),
-    ("*.tiktoken",),
-)  # fmt: skip
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",), ("*.tiktoken",))
+SENTENCEPIECE = (("tokenizer.model",), ("spiece.model",), ("sentencepiece.bpe.model",))
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 CONVERT = (
     "from transformers import AutoModelForCausalLM as M; M.from_pretrained('{0}').save_pretrained('{0}-safetensors')"
 )
@@ -48,10 +48,40 @@ def weights_fault(folder: Path, again: str) -> str | None:
 
 
 def tokenizer_fault(folder: Path, again: str) -> str | None:
-    """As `weights_fault`, of the tokenizer."""
-    if any(all(next(folder.glob(name), None) for name in names) for names in VOCABULARIES):
+    """As `weights_fault`, of the tokenizer; only names of files are looked at."""
+    if _has_one(folder, VOCABULARIES):
         return None
+    if _has_one(folder, SENTENCEPIECE):
+        if find_spec("sentencepiece"):
+            return None
+        return (
+            "its tokenizer is a SentencePiece model alone, and the package sentencepiece, which reads it, is missing; "
+            "`pip install sentencepiece`, or save a tokenizer.json beside it where that is installed, with "
+            f"`AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')`"
+        )
     return (
         "its tokenizer is missing or not whole: neither tokenizer.json nor tokenizer.model is there, nor vocab.json "
         f"with merges.txt; {again}"
     )
+
+
+def tokenizer_damage(folder: Path, again: str) -> str | None:
+    """As `tokenizer_fault`, of files that are there and cannot be read; they are read whole."""
+    if fault := tokenizer_fault(folder, again):
+        return fault
+    for name in ("tokenizer.json", *TOKENIZER_SETTINGS):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            return f"{name} is damaged or was not copied to its end ({error}); {again}"
+        needed = {"model", "added_tokens"} if name == "tokenizer.json" else set()
+        if not isinstance(settings, dict) or not needed <= settings.keys():
+            return f"{name} is JSON, and not what a tokenizer keeps there; {again}"
+    return None
+
+
+def _has_one(folder: Path, files: tuple[tuple[str, ...], ...]) -> bool:
+    return any(all(next(folder.glob(name), None) for name in names) for names in files)

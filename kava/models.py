@@ -27,7 +27,7 @@ from kava.config.identity import model_path
 from kava.errors import UserError
 from kava.faults import machine_fault
 from kava.hub import FETCH, NO_SAFETENSORS, Repository, hub_fault
-from kava.model_files import tokenizer_fault, weights_fault
+from kava.model_files import tokenizer_damage, tokenizer_fault, weights_fault
 from kava.text import first_line
 
 # What transformers raises of files that are missing, damaged, gated or out of reach.
@@ -83,14 +83,19 @@ def load_model_config(source: Mapping[str, Any]) -> Any:
 
 
 def load_tokenizer(source: Mapping[str, Any]) -> Any:
-    """Load a fast tokenizer; `UserError` if it has no vocabulary or no end token."""
+    """Load a fast tokenizer; `UserError` if it cannot be read, is slow, or has no vocabulary or no end token."""
     path = _path(source)
+    _require_vocabulary(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **_which(source))
-    except FAILURES as error:
+    except Exception as error:  # of files that are no tokenizer, transformers and tokenizers raise anything
         raise UserError(_loading_failed("tokenizer of", source, error)) from None
-    if fault := _fault(source, tokenizer_fault):
-        raise UserError(f"cannot load the tokenizer of {source['model']}: {fault}")
+    _require_vocabulary(source)  # it may have come only now
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer of {source['model']} ({type(tokenizer).__name__}) does not tell which characters a token "
+            "stands for, and segments need that; choose a model with a tokenizer.json"
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source['model']} has no end token; set eos_token in its files")
     if tokenizer.pad_token_id is None:
@@ -199,11 +204,21 @@ def _loading_failed(what: str, source: Mapping[str, Any], error: Exception) -> s
         )
     if what == "model" and "does not appear to have a file named" in str(error):
         return f"{start}: {NO_SAFETENSORS.format(repository)}"
-    if fault := _fault(source, weights_fault if what == "model" else tokenizer_fault):
+    if what.startswith("tokenizer") and "instantiate the backend tokenizer" in str(error):
+        return (
+            f"{start}: without a tokenizer.json its files need the class that tokenizer_config.json names, and "
+            "transformers has none of that name; choose a model with a tokenizer.json"
+        )
+    if fault := _fault(source, weights_fault if what == "model" else tokenizer_damage):
         return f"{start}: {fault}"
     if Path(model_path(source["model"])).is_dir():
         return f"{start} ({first_line(error)}); check the files in that directory"
     return f"{start} at revision {source.get('revision')} ({first_line(error)}); check the revision"
+
+
+def _require_vocabulary(source: Mapping[str, Any]) -> None:
+    if fault := _fault(source, tokenizer_fault):
+        raise UserError(f"cannot load the tokenizer of {source['model']}: {fault}")
 
 
 def _fault(source: Mapping[str, Any], find: Callable[[Path, str], str | None]) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from kava.errors import UserError
+from kava.text import first_line
 
 # Stand-ins that no tokenizer's chat template takes for anything but text.
 QUESTION, ANSWER = "\ue000question\ue000", "\ue000answer\ue000"
@@ -69,6 +70,11 @@ def template_for(tokenizer: Any, template: str, chat: Mapping[str, Any] | None) 
         text = tokenizer.apply_chat_template(turns, chat_template=chat_template, tokenize=False)
     except TemplateError as error:
         raise UserError(f"the chat template of {name} refuses these turns ({error}); set chat.system: null") from None
+    except Exception as error:  # a template is somebody else's program, and may fail in any way
+        raise UserError(
+            f"the chat template of {name} fails ({type(error).__name__}: {first_line(error)}); set chat: null, or mend "
+            "the template"
+        ) from None
     before = text.split(ANSWER)[0]
     if before.count(QUESTION) != 1 or text.count(ANSWER) != 1:
         raise UserError(f"the chat template of {name} does not show each turn once; set chat: null")

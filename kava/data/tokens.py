@@ -98,14 +98,15 @@ def vocabulary_sha256(tokenizer: Any) -> str:
 def require_same_tokenizer(teacher: Any, student: Any, texts: list[str]) -> None:
     """Raise `UserError` unless both tokenizers give the same ids, since KV is compared token by token."""
     ours, theirs = teacher.get_vocab(), student.get_vocab()
-    different = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    if different:
+    if different := sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)):
+        shared = len(ours.keys() | theirs.keys()) - len(different)
+        sizes = " and ".join(f"{size:,}" for size in dict.fromkeys((len(ours), len(theirs))))
         raise UserError(
-            f"teacher and student tokenizers differ in {len(different)} of {len(ours)} tokens (for example "
-            f"{different[0]!r}); choose two models of one family, with one tokenizer"
+            f"teacher and student tokenizers share {shared:,} of {sizes} tokens (not, for example, {different[0]!r}); "
+            "choose two models of one family, with one tokenizer"
         )
     for text in texts:
-        if teacher(text)["input_ids"] != student(text)["input_ids"]:
+        if text_ids(teacher, text).ids != text_ids(student, text).ids:
             raise UserError(
                 f"teacher and student tokenizers split {text[:60]!r} differently; choose two models with one tokenizer"
             )

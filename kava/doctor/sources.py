@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from huggingface_hub import constants
 
@@ -9,7 +10,11 @@ from kava.cache.capture import require_known_rotation
 from kava.config.identity import model_path
 from kava.config.schema import Config, DemoData, Gsm8kData
 from kava.config.splits import split_files
-from kava.data.tokens import require_same_tokenizer
+from kava.data import load_splits
+from kava.data.doubts import tokenizer_doubts
+from kava.data.fit import embedding_rows, reach, require_a_row_for_each_token, require_fit, require_more_tokens
+from kava.data.template import template_for
+from kava.data.tokens import ANSWER_MARK, encode_example, require_same_tokenizer
 from kava.doctor.check import Check, fail, ok, warning
 from kava.doctor.data import data_check
 from kava.errors import UserError
@@ -17,6 +22,8 @@ from kava.hub import Repository, cached, measure, repositories
 from kava.model_files import tokenizer_fault, weights_fault
 from kava.models import load_model_config, load_tokenizer
 from kava.text import size
+
+SAMPLE_ROWS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -53,22 +60,51 @@ def sources(config: Config, fetch: str) -> Sources:
             lines.append(ok(role, f"{repository or _name(config, role)}, on this machine" if folder else "generated"))
     hub, to_come = _hub(missing, fetch)
     here = all(line.status == "ok" for line in lines if line.name != "data")
-    return Sources([*lines, hub, *([_pair(config)] if here else [])], to_come)
+    return Sources([*lines, hub, *(_pair(config) if here else [])], to_come)
 
 
-def _pair(config: Config) -> Check:
-    """Whether teacher and student are of families that KAVA knows, with one tokenizer."""
+def _pair(config: Config) -> list[Check]:
+    """Whether teacher and student are of families that KAVA knows, with one tokenizer, and can read the data."""
     teacher, student = config.teacher.model_dump(), config.student.model_dump()
     try:
-        families = [load_model_config(source).model_type for source in (teacher, student)]
+        configs = {role: load_model_config(of) for role, of in (("teacher", teacher), ("student", student))}
+        families = [of_role.model_type for of_role in configs.values()]
         if config.kv.keys == "pre_rope":
             for family in families:
                 require_known_rotation(family)
-        require_same_tokenizer(load_tokenizer(teacher), load_tokenizer(student), [])
+        tokenizer = load_tokenizer(teacher)
+        require_same_tokenizer(tokenizer, load_tokenizer(student), [])
+        doubts = _reading(config, tokenizer, configs)
     except UserError as error:
         told, _, fix = str(error).partition("; ")
-        return fail("pair", told, fix)
-    return ok("pair", f"{families[0]} teaches {families[1]}, with one tokenizer")
+        return [fail("pair", told, fix)]
+    warnings = [warning("tokens", told, fix) for told, _, fix in (doubt.partition("; ") for doubt in doubts)]
+    return [ok("pair", f"{families[0]} teaches {families[1]}, with one tokenizer"), *warnings]
+
+
+def _reading(config: Config, tokenizer: Any, configs: dict[str, Any]) -> list[str]:
+    """Doubts about the tokenizer; `UserError` for what teacher or student cannot read of some rows of the data."""
+    if top := config.kv.signals.topk_logits:
+        require_more_tokens(tokenizer, top)
+    rows = embedding_rows(configs["student"])
+    if rows is not None and any(arm.auxiliary.logit_kd for arm in config.arms.values()):
+        require_a_row_for_each_token(config.student.model, tokenizer, rows)
+    template = template_for(tokenizer, config.template, config.chat.model_dump() if config.chat else None)
+    sample = _sample(config)
+    encoded = [encode_example(tokenizer, template, row)["input_ids"] for row in sample]
+    seen = reach([ids for ids in encoded if len(ids) <= config.max_length] or [[tokenizer.eos_token_id]])
+    for role, model in (("teacher", config.teacher.model), ("student", config.student.model)):
+        require_fit(role, model, configs[role], seen)
+    return tokenizer_doubts(tokenizer, template, sample)
+
+
+def _sample(config: Config) -> list[dict[str, str]]:
+    """Some training rows, evenly spread; none where the data cannot be read, of which its own line tells."""
+    try:
+        rows = load_splits(config.data)["train"]
+    except UserError:
+        return []
+    return [row for row in rows[:: max(1, len(rows) // SAMPLE_ROWS)] if ANSWER_MARK in row["answer"]]
 
 
 def _name(config: Config, role: str) -> str:

@@ -139,10 +139,16 @@ def only_sentencepiece_model(folder: Path) -> Path:
 
 
 def unknown_class(folder: Path) -> Path:
-    """`tokenizer_class` names a class that nobody has."""
-    byte_level(folder)
-    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
-    _write(folder / "tokenizer_config.json", {"tokenizer_class": "NoSuchTokenizer", "eos_token": EOS})
+    """`vocab.json` and `merges.txt` of a class that nobody has."""
+    _as_vocabulary_and_merges(byte_level(folder))
+    _change(folder / "tokenizer_config.json", tokenizer_class="NoSuchTokenizer")
+    return folder
+
+
+def slow(folder: Path) -> Path:
+    """A class in Python alone, which knows no offsets."""
+    _as_vocabulary_and_merges(byte_level(folder))
+    _change(folder / "tokenizer_config.json", tokenizer_class="CTRLTokenizer")
     return folder
 
 
@@ -151,6 +157,14 @@ def truncated(folder: Path) -> Path:
     byte_level(folder)
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     (folder / "tokenizer.json").write_text(text[: len(text) // 2], encoding="utf-8")
+    return folder
+
+
+def pointer(folder: Path) -> Path:
+    """`tokenizer.json` is what Git LFS leaves where it was not fetched."""
+    byte_level(folder)
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 11422166\n"
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -168,16 +182,52 @@ def damaged_settings(folder: Path) -> Path:
     return folder
 
 
+def without_model(folder: Path) -> Path:
+    """`tokenizer.json` has lost its vocabulary."""
+    path = byte_level(folder) / "tokenizer.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    del state["model"]
+    _write(path, state)
+    return folder
+
+
+def unknown_model(folder: Path) -> Path:
+    """`tokenizer.json` of a version to come."""
+    _change(byte_level(folder) / "tokenizer.json", model={"type": "Later", "vocab": {}})
+    return folder
+
+
+def settings_of_another_kind(folder: Path) -> Path:
+    """`tokenizer_config.json` is a list."""
+    _write(byte_level(folder) / "tokenizer_config.json", [])
+    return folder
+
+
+def end_that_is_no_text(folder: Path) -> Path:
+    """`eos_token` is a number."""
+    _change(byte_level(folder) / "tokenizer_config.json", eos_token=2)
+    return folder
+
+
+def without_end(folder: Path) -> Path:
+    """No token ends an answer."""
+    byte_level(folder)
+    _write(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": UNK})
+    return folder
+
+
 UNREADABLE: dict[str, Callable[[Path], Path]] = {
     build.__name__: build
-    for build in (only_sentencepiece_model, unknown_class, truncated, another_file, damaged_settings)
-}
+    for build in (
+        only_sentencepiece_model, unknown_class, slow, truncated, pointer, another_file, without_model, unknown_model,
+        damaged_settings, settings_of_another_kind, end_that_is_no_text, without_end,
+    )
+}  # fmt: skip
 
 
 def configure(folder: Path, **settings: Any) -> None:
     """Change settings of the model that a tokenizer lies beside."""
-    path = folder / "config.json"
-    _write(path, json.loads(path.read_text(encoding="utf-8")) | settings)
+    _change(folder / "config.json", **settings)
 
 
 def _byte_level(texts: Any = TEXTS) -> Tokenizer:
@@ -242,3 +292,15 @@ def _save(tokenizer: Tokenizer, folder: Path, **settings: Any) -> Path:
 
 def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _change(path: Path, **settings: Any) -> None:
+    _write(path, json.loads(path.read_text(encoding="utf-8")) | settings)
+
+
+def _as_vocabulary_and_merges(folder: Path) -> None:
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    _write(folder / "vocab.json", model["vocab"])
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    (folder / "merges.txt").write_text(merges, encoding="utf-8")
+    (folder / "tokenizer.json").unlink()
