@@ -17,7 +17,6 @@ from kava.data.doubts import tokenizer_doubts
 from kava.data.prompt import prompt_ids, text_ids
 from kava.data.template import Template
 from kava.data.tokens import Segment, encode_example
-from kava.errors import UserError
 from kava.harness import RowwiseStop
 from kava.models import load_tokenizer
 from kava.report.notices import token_warnings

@@ -72,6 +72,14 @@ def test_a_token_set_that_records_no_overlap_is_said_to_record_none(runs: Report
         assert "none of which stands" not in render_html(report)
 
 
+def test_what_a_token_set_says_of_its_rows_is_a_notice(runs: ReportInputs, tmp_path: Path) -> None:
+    manifest = write_tokens(tmp_path, TRAINING, APART)
+    edit_json(manifest, warnings=["train: 4 of 9 answers are spelled anew."])
+    report = build_report(replace(runs, tokens={"demo": manifest}))
+    assert report["warnings"] == ["Data: train: 4 of 9 answers are spelled anew."]
+    assert "Data: train: 4 of 9 answers are spelled anew." in render_html(report)
+
+
 def test_other_settings_of_an_evaluation_are_a_mismatch_but_for_the_batch_size(runs: ReportInputs) -> None:
     def evaluated(**settings: int) -> list[str]:
         manifest = runs.runs["flat"]["42"].evaluation / "manifest.json"

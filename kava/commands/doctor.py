@@ -3,12 +3,11 @@
     kava doctor
     kava doctor --preset qwen2.5-8gb --json
 
-One line for each thing that a run needs, with what mends it: Python and packages against their pins, Snakemake, models
-and data, the hub if something has to come from it, whether teacher and student go together and the test questions fit
-their positions, torch and CUDA, the GPU and
-its free memory, bitsandbytes by a real 4-bit product, memory and disk against what the run takes and downloads. Nothing
-is downloaded. Exit status 1 if the preset cannot run here, else 0. Whether every stage fits the GPU is what `kava plan`
-tells.
+One line for each thing that a run needs, with what fixes it: Python and packages against their pins, Snakemake, models,
+data and its rows, the hub if something has to come from it, whether teacher and student go together and the test
+questions fit their positions, torch and CUDA, the GPU and its free memory, bitsandbytes by a real 4-bit product, memory
+and disk against what the run takes and downloads. Nothing is downloaded. Exit status 1 if the preset cannot run here,
+else 0. Whether every stage fits the GPU is what `kava plan` tells.
 """
 
 import argparse

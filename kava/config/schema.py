@@ -103,7 +103,7 @@ class DemoData(Settings):
 
 
 class Gsm8kData(Settings):
-    """GSM8K (Cobbe et al. 2021, arXiv 2110.14168), or data in its format."""
+    """GSM8K (Cobbe et al. 2021, arXiv 2110.14168), or data in its format: every `answer` ends in `#### <number>`."""
 
     kind: Literal["gsm8k"] = "gsm8k"
     path: Place = Field(
@@ -169,7 +169,8 @@ class Config(Settings):
     student: Student
     data: Data
     template: str = Field(
-        "Question: {question}\nAnswer: {answer}", description="text of one example; must end in {answer}"
+        "Question: {question}\nAnswer: {answer}",
+        description="text of one example; must end in {answer}, and braces that are text are written twice",
     )
     chat: Chat | None = Field(
         None, description="speak by the chat template of the teacher's tokenizer; null: the template as it stands"
