@@ -3,6 +3,8 @@
 # make test     the fast tests
 # make check    linters, types and all tests (the fast ones only if anything changed since they passed) but one, the
 #               teacher's recipe: `pytest -m recipe`, ten minutes
+# Snakemake wants a home folder, which a container's user may lack.
+export HOME ?= /tmp
 PYTHON ?= python3
 CORES ?= 1
 VENV := .venv

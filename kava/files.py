@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist; run the stage that makes it, or `snakemake {path}`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and rerun the stage that makes it") from None
+
+
+def paths_below(folder: Path, pattern: str) -> list[Path]:
+    """As `Path.glob`, sorted; but a folder that cannot be read raises `PermissionError`, and is not an empty one."""
+    found = [folder]
+    for part in pattern.split("/"):
+        inside = (path for above in found if above.is_dir() for path in above.iterdir())
+        found = [path for path in inside if fnmatchcase(path.name, part)]
+    return sorted(found)
 
 
 def nearest_folder(folder: Path) -> Path:

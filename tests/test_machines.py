@@ -252,3 +252,34 @@ def test_ctrl_c_is_one_sentence_and_status_130(
     assert capsys.readouterr().err.splitlines()[-1] == (
         "kava tokenize: interrupted; what is finished is kept: run again to go on"
     )
+
+
+@pytest.mark.slow
+def test_a_finished_store_serves_who_may_only_read_it_and_what_cannot_be_read_is_no_damage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = [*SMALL, "--set", "kv.shard_tokens=1024", "--set", "evaluation.max_new_tokens=4"]
+    stages = (["tokenize"], ["extract"], ["evaluate", "--reference", "student_base"])
+    for stage in stages:
+        assert main([*stage, *options]) == 0
+    (store,) = Path("results/teacher_kv").iterdir()
+    verify = ["store", "verify", str(store)]
+    with read_only(Path("results")):
+        for stage in (*stages, ["store", "ls"]):
+            assert main([*stage, *options]) == 0
+        assert main(verify) == 0
+        assert "references cannot be written" not in capsys.readouterr().err
+        assert "results/references" in sentence(capsys, "evaluate", "--reference", "teacher", *options)
+    before = sorted(store.rglob("*"))
+    shard = next(path for path in before if "/c/" in str(path) and path.is_file())
+    for path in (shard, store / "store.zarr", store.parent):
+        with with_mode(path, 0):
+            for arguments in (verify, ["extract", *options], ["pretrain", "--arm", "flat", *options]):
+                assert "cannot be re" in sentence(capsys, *arguments)
+    with with_mode(store.parent, 0):
+        assert "teacher_kv cannot be read" in sentence(capsys, "store", "ls", *options)
+    assert sorted(store.rglob("*")) == before
+    (store / "manifest.json").unlink()
+    of_another_user(store)
+    with permissions_count():
+        assert f"{store} cannot be written" in sentence(capsys, "extract", *options)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from kava.cache.describe import finished_shards, read_begun
 from kava.errors import UserError
-from kava.files import read_json
+from kava.files import paths_below, read_json
 from kava.locks import live_holder
 
 KINDS: Final = ("teacher_kv", "tokens", "references")
@@ -73,7 +73,7 @@ def entries(cache: Path) -> list[Entry]:
     return [
         _entry(kind, folder)
         for kind in KINDS
-        for folder in sorted((cache / kind).glob("*"))
+        for folder in paths_below(cache / kind, "*")
         if folder.is_dir() and KEYED.fullmatch(folder.name)
     ]
 

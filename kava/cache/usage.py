@@ -9,7 +9,7 @@ from kava.cache.describe import read_begun
 from kava.cache.inventory import Entry
 from kava.config.jobs import REFERENCES, Plan, as_the_teacher_reads
 from kava.errors import UserError
-from kava.files import read_json, sha256_json
+from kava.files import paths_below, read_json, sha256_json
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def usage(plan: Plan) -> Usage:
     jobs = [plan.tokenize, plan.extract, *(plan.reference(role) for role in REFERENCES)]
     recorded: dict[str, list[str]] = {}
     silent = []
-    for run in sorted(plan.results.glob("*/*/seed-*/*")):
+    for run in paths_below(plan.results, "*/*/seed-*/*"):
         if run.name not in ("projector", "student"):
             continue
         inputs = _inputs(run / "manifest.json")
@@ -68,7 +68,7 @@ def usage(plan: Plan) -> Usage:
 def token_sets_of_stores(cache: Path) -> set[str]:
     """What every store of a cache, finished or not, was made from, as `token_set` names it."""
     found = set()
-    for folder in cache.glob("teacher_kv/*"):
+    for folder in paths_below(cache, "teacher_kv/*"):
         with suppress(UserError, KeyError):
             found.add(sha256_json(read_begun(folder)["spec"]["tokens"]))
     return found

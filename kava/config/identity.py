@@ -68,6 +68,7 @@ def model_identity(settings: ModelSettings, patterns: tuple[str, ...] = WEIGHTS)
         return _hub_identity(path, settings.revision, "model") | code
     if code:
         patterns += ("*.py",)
+    os.listdir(path)  # to `glob`, a folder that cannot be read is an empty one
     files = sorted({file for pattern in patterns for file in Path(path).glob(pattern)})
     return {"files": {file.name: _cached_sha256(file) for file in files}} | code
 

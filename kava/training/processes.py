@@ -16,6 +16,8 @@ from types import FrameType
 import psutil
 import torch
 from torch import distributed
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.run import main as torchrun
 
 from kava.commandline import exit_status
 from kava.config.jobs import Job, Runtime, for_another_process, from_another_process
@@ -62,7 +64,7 @@ def run_in_processes(job: Job, runtime: Runtime, processes: int, lock: int) -> N
             f"{job.stage}.num_processes is {processes}, and torch sees {torch.cuda.device_count()} GPU(s); each "
             "process takes one: set it to at most that, or device: cpu"
         )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, "-m", __name__, "--standalone", "--nproc_per_node", str(processes)]
     # A step, and writing the checkpoint of it, may take longer than the 30 seconds that torchrun waits otherwise.
     command += ["--shutdown-timeout", "600", "-m", __name__]
     environment = os.environ | {JOB_VARIABLE: for_another_process(job, runtime)}
@@ -72,7 +74,7 @@ def run_in_processes(job: Job, runtime: Runtime, processes: int, lock: int) -> N
     with _signals_passed_on(process) as passed:
         status = process.wait()
     if signal.SIGINT in passed:
-        raise Interrupted(f"{job.stage} was interrupted; the step that was computed then is saved; run again to go on")
+        raise Interrupted(f"{job.stage} was interrupted; the steps that were computed are saved; run again to go on")
     if passed:
         raise Terminated(f"{job.stage} was ended by SIGTERM; the step that was computed then is saved; run again")
     if status:
@@ -93,6 +95,15 @@ def main() -> int:
     if status == 0 and distributed.is_initialized():
         distributed.destroy_process_group()
     return status
+
+
+def launch(arguments: list[str]) -> int:
+    """torchrun, without the traceback that it prints of a signal."""
+    try:
+        torchrun(arguments)
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
 
 
 @contextmanager
@@ -120,4 +131,4 @@ def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(launch(sys.argv[1:]) if sys.argv[1:] else main())

@@ -13,10 +13,13 @@ from kava.commandline import print_whatever_the_locale
 from kava.config import Plan, Runtime, load_config
 from kava.config.load import check_typed
 from kava.errors import UserError
-from kava.faults import faults_as_sentences
+from kava.faults import faults_as_sentences, user_name
 from kava.files import canonical_json, read_json
 
 STARTED = time.time()
+# Snakemake asks for the user's name, which a container's may lack.
+if not any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+    os.environ["LOGNAME"] = user_name(os.getuid()).replace(" ", "-")
 print_whatever_the_locale()
 try:
     with faults_as_sentences():
