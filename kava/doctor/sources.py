@@ -14,7 +14,7 @@ from kava.doctor.check import Check, fail, ok, warning
 from kava.errors import UserError
 from kava.hub import Repository, cached, measure, repositories
 from kava.model_files import tokenizer_fault, weights_fault
-from kava.models import load_model_config, load_tokenizer
+from kava.models import check_model, load_model_config, load_tokenizer
 from kava.text import size
 
 
@@ -36,11 +36,18 @@ class Sources:
 
 def sources(config: Config, fetch: str) -> Sources:
     """Look for them here, and at the hub for what is not here; `fetch` is the command that downloads them."""
-    lines, missing = [], []
+    lines: list[Check] = []
+    missing: list[Repository] = []
+    absent = False
     for role, repository in repositories(config).items():
         folder = cached(repository) if repository else _local(config, role)
         fault = _fault(role, folder) if folder else None
-        if repository and (folder is None or fault):
+        # A download mends what is not whole, and no model that is the wrong one.
+        wrong = _unusable(config, role) if folder and role != "data" and (repository or not fault) else None
+        absent |= role != "data" and bool(folder is None or fault)
+        if wrong:
+            lines.append(wrong)
+        elif repository and (folder is None or fault):
             missing.append(repository)
             lines.append(warning(role, f"{repository} is not in the hub's cache, or not whole", f"run `{fetch}`"))
         elif fault:
@@ -49,8 +56,21 @@ def sources(config: Config, fetch: str) -> Sources:
         else:
             lines.append(ok(role, f"{repository or _name(config, role)}, on this machine" if folder else "generated"))
     hub, to_come = _hub(missing, fetch)
-    here = all(line.status == "ok" for line in lines if line.name != "data")
-    return Sources([*lines, hub, *([_pair(config)] if here else [])], to_come)
+    pair = None if absent else _pair(config)
+    if pair and any(line.told == pair.told for line in lines):
+        pair = None  # a model that cannot be read is no pair, and was named
+    return Sources([*lines, hub, *([pair] if pair else [])], to_come)
+
+
+def _unusable(config: Config, role: str) -> Check | None:
+    """What keeps a model that is here from its part, by its settings and the headers of its weights."""
+    settings = config.teacher if role == "teacher" else config.student
+    try:
+        check_model(settings.model_dump())
+    except UserError as error:
+        what, _, fix = str(error).partition("; ")
+        return fail(role, what, fix)
+    return None
 
 
 def _pair(config: Config) -> Check:

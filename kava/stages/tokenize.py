@@ -35,8 +35,10 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.data.template import template_for
     from kava.data.tokens import check_rows, require_same_tokenizer, vocabulary_sha256
     from kava.files import read_json, sha256_json, write_json
-    from kava.models import load_tokenizer
+    from kava.models import check_model, load_tokenizer
 
+    for source in (runtime.teacher, runtime.student):
+        check_model(source)
     key = job.spec["key"]
     rows = load_splits(TypeAdapter(Data).validate_python(runtime.data))
     for split, of_split in rows.items():
