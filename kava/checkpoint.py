@@ -7,7 +7,7 @@ older names, merged experts), so that its own code is run over the headers, with
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,11 @@ DERIVED = re.compile(
 CAUSAL_MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
 LAYER = re.compile(r"\.(layers|h|blocks)\.\d+\.")
 OF_ADAPTER = re.compile(r"\.(lora_[AB]|base_layer|modules_to_save)\b|^base_model\.")
+# `transformers` raises, and names nothing, where it merges or splits tensors.
+CONVERSION = (
+    "its files lack some of the tensors that are merged into those of the model (such as an expert's), or hold them in "
+    "another shape; copy or download the files again"
+)
 SHOWN = 3
 
 
@@ -60,18 +65,15 @@ class Holes:
         """What is wrong, and what to do, as `what; fix`; None if nothing is."""
         said = []
         if self.missing:
-            said.append(f"{_count(self.missing)} of the model are not in its files, and would be made up: "
-                        f"{_some(self.missing)}")  # fmt: skip
+            said.append(f"lack {_count(self.missing)} of the model, which would be made up ({_some(self.missing)})")
         if self.mismatched:
-            name, stored, expected = self.mismatched[0]
-            said.append(
-                f"{_count(self.mismatched)} have another shape in its files than by config.json: {name} is "
-                f"{list(stored)} and not {list(expected)}{_and_more(len(self.mismatched) - 1)}"
-            )
+            shapes = [
+                f"{name} is {list(stored)} and not {list(by_config)}" for name, stored, by_config in self.mismatched
+            ]
+            said.append(f"hold {_count(shapes)} of another shape than config.json says ({_some(shapes, 1)})")
         if self.unexpected:
-            said.append(f"{_count(self.unexpected)} in its files belong to no part of the model: "
-                        f"{_some(self.unexpected)}")  # fmt: skip
-        return f"{', and '.join(said)}; {self._fix()}" if said else None
+            said.append(f"hold {_count(self.unexpected)} that no part of the model reads ({_some(self.unexpected)})")
+        return f"its files {', and '.join(said)}; {self._fix()}" if said else None
 
     def _fix(self) -> str:
         if kind := quantised_names(self.unexpected):
@@ -83,7 +85,7 @@ class Holes:
                 "the model was saved without its head: save the causal language model, or, if its head is its "
                 "embedding, set tie_word_embeddings: true in its config.json"
             )
-        if not self.missing and all(LAYER.search(name) for name in self.unexpected):
+        if self.unexpected and not self.missing and all(LAYER.search(name) for name in self.unexpected):
             return "its files have more layers than its config.json: copy the config.json that belongs to them"
         if prefix := _foreign_prefix(self.missing, self.unexpected):
             return f"the names of its files begin with {prefix!r}: save the model without that wrapper"
@@ -121,11 +123,11 @@ def headers_fault(folder: Path, model: Any) -> str | None:
                 None, config=model.config, state_dict=state, dtype=model.dtype, device_map={"": "meta"},
                 output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
-    except RuntimeError as error:  # of tensors that `transformers` merges or splits
-        return f"its tensors cannot be made those of the model ({error}); copy the files again"
+    except RuntimeError:
+        return CONVERSION
     if fault := holes(report, model, stored).fault():
         return fault
-    return _dtype_fault(model, stored)
+    return codes_fault(model, stored)
 
 
 def holes(report: Mapping[str, Any], model: Any, stored: Mapping[str, Stored]) -> Holes:
@@ -175,8 +177,11 @@ def _is_no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
-def _dtype_fault(model: Any, stored: Mapping[str, Stored]) -> str | None:
-    """Integers and float8 are codes: as numbers, and without their scales, they are other weights."""
+def codes_fault(model: Any, stored: Mapping[str, Stored]) -> str | None:
+    """Why the dtypes of a checkpoint are not those of weights; None if they are.
+
+    Integers and float8 are codes: taken for numbers, without their scales, they are other weights.
+    """
     floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     codes = [
         name for name, of in stored.items() if of.dtype not in FLOATS and floating.intersection(_forms(name, model))
@@ -184,8 +189,8 @@ def _dtype_fault(model: Any, stored: Mapping[str, Stored]) -> str | None:
     if not codes:
         return None
     return (
-        f"{_count(codes)} of its weights are stored as {stored[codes[0]].dtype}: {_some(codes)}; weights are read from "
-        f"{', '.join(FLOATS)}: take the checkpoint that was not quantised"
+        f"its files hold weights as {stored[codes[0]].dtype} ({_some(codes)}), and only {', '.join(FLOATS)} are read; "
+        "take the checkpoint that was not quantised"
     )
 
 
@@ -214,14 +219,10 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _count(tensors: Any) -> str:
+def _count(tensors: Sequence[str]) -> str:
     return "1 tensor" if len(tensors) == 1 else f"{len(tensors)} tensors"
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + _and_more(len(names) - SHOWN)
-
-
-def _and_more(count: int) -> str:
-    return f" and {count} more" if count > 0 else ""
+def _some(names: Sequence[str], shown: int = SHOWN) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

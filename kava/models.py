@@ -24,10 +24,11 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from kava.cache.capture import NO_ROPE, ROTATE_HALF, geometry
-from kava.cache.families import require_readable_cache
-from kava.checkpoint import headers_fault, holes, read_headers, without_report
+from kava.cache.families import require_readable, require_readable_cache
+from kava.checkpoint import CONVERSION, codes_fault, headers_fault, holes, read_headers, without_report
 from kava.config.identity import model_path
 from kava.errors import UserError
+from kava.files import read_json
 from kava.hub import FETCH, NO_SAFETENSORS, Repository, hub_fault
 from kava.model_files import adapter_fault, settings_fault, tokenizer_fault, weights_fault
 from kava.quantised import require_unquantised
@@ -77,8 +78,10 @@ def load_for_evaluation(source: Mapping[str, Any], device: torch.device) -> Any:
 def load_model_config(source: Mapping[str, Any]) -> Any:
     """The configuration of a model, without its weights; `UserError` for weights that are quantised already."""
     path = _path(source)
-    if (folder := _folder(source)) and (fault := settings_fault(folder)):
-        raise UserError(f"cannot load the configuration of {source['model']}: {fault}")
+    if folder := _folder(source):
+        if fault := settings_fault(folder):
+            raise UserError(f"cannot load the configuration of {source['model']}: {fault}")
+        require_unquantised(source, read_json(folder / "config.json"))  # before a class stumbles over it
     try:
         config = AutoConfig.from_pretrained(path, **_which(source))
     except Exception as error:  # config.json is anybody's, and its class may stumble over it with anything
@@ -103,8 +106,10 @@ def check_model(source: Mapping[str, Any]) -> bool:
     config = load_model_config(source)
     known = require_readable_model(config, source["model"])
     if folder := _folder(source):
-        fault = adapter_fault(folder)
-        if fault is None and weights_fault(folder, "") is None:
+        fault = weights_fault(folder, f"copy the file to {folder}")
+        if fault and folder != Path(model_path(source["model"])):
+            fault = adapter_fault(folder)  # what else is missing comes from the hub
+        elif fault is None:
             fault = headers_fault(folder, _empty(config, source["model"]))
         if fault:
             raise UserError(f"cannot load the model {source['model']}: {fault}")
@@ -113,12 +118,12 @@ def check_model(source: Mapping[str, Any]) -> bool:
 
 def require_readable_model(config: Any, name: str) -> bool:
     """Raise `UserError` for a model without KV that KAVA can read; whether no weights are needed to know it."""
-    shape = geometry(config)
-    if config.model_type in ROTATE_HALF + NO_ROPE:
-        return True
     settings = config.to_json_string()
     if settings not in _looked_at:
-        _looked_at[settings] = require_readable_cache(_empty(config, name), **shape.to_dict())
+        require_readable(config, name)
+        model = _empty(config, name)
+        known = config.model_type in ROTATE_HALF + NO_ROPE
+        _looked_at[settings] = known or require_readable_cache(model, name, **geometry(config).to_dict())
     return _looked_at[settings]
 
 
@@ -151,7 +156,8 @@ def _empty(config: Any, name: str) -> Any:
             return build(config, dtype=torch.bfloat16).eval()
     except Exception as error:  # config.json is anybody's, and its model may stumble over it with anything
         raise UserError(
-            f"no model can be made of the config.json of {name} ({first_line(error)}); copy or download it again"
+            f"no model can be made of the config.json of {name} ({type(error).__name__}: {first_line(error)}); copy or "
+            "download it again"
         ) from None
 
 
@@ -204,16 +210,21 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
             )
     except FAILURES as error:
         raise UserError(_loading_failed("model", source, error)) from None
+    except RuntimeError as error:
+        if "automatic conversion" not in str(error):
+            raise
+        raise UserError(f"cannot load the model {source['model']}: {CONVERSION}") from None
     folder = _folder(source)
     assert folder is not None, "what was loaded is on this machine"
-    if fault := holes(report, model, read_headers(folder)).fault():
+    stored = read_headers(folder)
+    if fault := holes(report, model, stored).fault() or codes_fault(model, stored):
         raise UserError(f"cannot load the model {source['model']}: {fault}")
     if device.type == "cpu" and source.get("quantization") == "nf4":
         from kava.nf4 import serve_any_shape  # imports bitsandbytes
 
         serve_any_shape(model)
     if not without_weights:
-        require_readable_cache(model, **geometry(model.config).to_dict())
+        require_readable_cache(model, source["model"], **geometry(model.config).to_dict())
     _resident.add(model)
     return model
 
@@ -270,7 +281,9 @@ def _loading_failed(what: str, source: Mapping[str, Any], error: Exception) -> s
     if what in faults and (fault := _fault(source, faults[what])):
         return f"{start}: {fault}"
     if Path(model_path(source["model"])).is_dir():
-        return f"{start} ({first_line(error)}); check the files in that directory"
+        # A validator says in its second line what is wrong.
+        said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or first_line(error)
+        return f"{start} ({said}); check the files in that directory"
     return f"{start} at revision {source.get('revision')} ({first_line(error)}); check the revision"
 
 

@@ -19,10 +19,10 @@ class _AsOneRow(bnb.nn.Linear4bit):
     """A 4-bit layer that dequantises its weight as one row, and multiplies by it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = self.weight.quant_state.shape
         state = copy.copy(self.weight.quant_state)
-        state.shape = torch.Size((1, rows * columns))
-        weight = bnb.functional.dequantize_4bit(self.weight.reshape(-1, 1), state).reshape(rows, columns)
+        count = state.shape.numel()
+        shape, state.shape = state.shape, torch.Size((1, count + count % 2))  # two codes to a byte
+        weight = bnb.functional.dequantize_4bit(self.weight.reshape(-1, 1), state).flatten()[:count].reshape(shape)
         x_computed = x if self.compute_dtype is None else x.to(self.compute_dtype)
         bias = None if self.bias is None else self.bias.to(x_computed.dtype)
         return torch.nn.functional.linear(x_computed, weight.to(x_computed.dtype), bias).to(x.dtype)

@@ -56,10 +56,10 @@ def unreadable(config: Any) -> str | None:
     return None
 
 
-def require_readable(config: Any) -> None:
-    """Raise `UserError` where `unreadable` has a reason."""
+def require_readable(config: Any, name: str = "the model") -> None:
+    """Raise `UserError` that names the model where `unreadable` has a reason."""
     if reason := unreadable(config):
-        raise UserError(f"{reason}; {READS}: choose another model")
+        raise _refused(name, reason)
 
 
 def unreadable_cache(model: Any, layers: int, kv_heads: int, head_dim: int) -> str | None:
@@ -83,7 +83,7 @@ def unreadable_cache(model: Any, layers: int, kv_heads: int, head_dim: int) -> s
     mode = model.training
     try:
         with torch.no_grad():
-            output = model.base_model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+            output = model.base_model.eval()(input_ids=ids, use_cache=True)
     finally:
         model.base_model.train(mode)
     cache = output.get("past_key_values")
@@ -104,7 +104,7 @@ def unreadable_cache(model: Any, layers: int, kv_heads: int, head_dim: int) -> s
     return None
 
 
-def require_readable_cache(model: Any, layers: int, kv_heads: int, head_dim: int) -> bool:
+def require_readable_cache(model: Any, name: str, layers: int, kv_heads: int, head_dim: int) -> bool:
     """Raise `UserError` where `unreadable_cache` has a reason; whether a model on the meta device let itself be run."""
     try:
         reason = unreadable_cache(model, layers, kv_heads, head_dim)
@@ -115,5 +115,9 @@ def require_readable_cache(model: Any, layers: int, kv_heads: int, head_dim: int
             return False
         reason = f"model type {model.config.model_type!r} cannot run over two tokens ({first_line(error)})"
     if reason:
-        raise UserError(f"{reason}; {READS}: choose another model")
+        raise _refused(name, reason)
     return True
+
+
+def _refused(name: str, reason: str) -> UserError:
+    return UserError(f"KV of {name} cannot be read: {reason}; {READS}: choose another model")

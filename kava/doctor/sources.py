@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from kava.cache.capture import require_known_rotation
+from kava.cache.families import require_readable
 from kava.config.identity import model_path
 from kava.config.schema import Config, DemoData
 from kava.config.splits import split_files
@@ -77,7 +78,10 @@ def _pair(config: Config) -> Check:
     """Whether teacher and student are of families that KAVA knows, with one tokenizer."""
     teacher, student = config.teacher.model_dump(), config.student.model_dump()
     try:
-        families = [load_model_config(source).model_type for source in (teacher, student)]
+        configs = [load_model_config(source) for source in (teacher, student)]
+        for settings, read in zip((config.teacher, config.student), configs, strict=True):
+            require_readable(read, settings.model)
+        families = [read.model_type for read in configs]
         if config.kv.keys == "pre_rope":
             for family in families:
                 require_known_rotation(family)
