@@ -23,11 +23,16 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
+from kava.cache.capture import NO_ROPE, ROTATE_HALF, geometry
+from kava.cache.families import require_readable, require_readable_cache
+from kava.checkpoint import CONVERSION, codes_fault, headers_fault, holes, read_headers, without_report
 from kava.config.identity import model_path
 from kava.errors import UserError
 from kava.faults import machine_fault
+from kava.files import read_json
 from kava.hub import FETCH, NO_SAFETENSORS, Repository, hub_fault
-from kava.model_files import tokenizer_damage, tokenizer_fault, weights_fault
+from kava.model_files import adapter_fault, settings_fault, tokenizer_damage, tokenizer_fault, weights_fault
+from kava.quantised import require_unquantised
 from kava.text import first_line
 
 # What transformers raises of files that are missing, damaged, gated or out of reach.
@@ -35,6 +40,8 @@ FAILURES = (OSError, ValueError, ImportError, SafetensorError)
 SETTINGS = ("config.json", "tokenizer_config.json")
 _resident: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _guarded = True
+# Configurations whose cache was looked at, as JSON, and whether that could be done without weights.
+_looked_at: dict[str, bool] = {}
 
 
 def load_teacher(source: Mapping[str, Any], device: torch.device) -> Any:
@@ -74,12 +81,55 @@ def plain_greedy(own: GenerationConfig) -> GenerationConfig:
 
 
 def load_model_config(source: Mapping[str, Any]) -> Any:
-    """The configuration of a model, without its weights."""
+    """The configuration of a model, without its weights; `UserError` for weights that are quantised already."""
     path = _path(source)
+    if folder := _folder(source):
+        if fault := settings_fault(folder):
+            raise UserError(f"cannot load the configuration of {source['model']}: {fault}")
+        require_unquantised(source, read_json(folder / "config.json"))  # before a class stumbles over it
     try:
-        return AutoConfig.from_pretrained(path, **_which(source))
-    except FAILURES as error:
+        config = AutoConfig.from_pretrained(path, **_which(source))
+    except Exception as error:  # config.json is anybody's, and its class may stumble over it with anything
         raise UserError(_loading_failed("configuration of", source, error)) from None
+    require_unquantised(source, config.to_dict())
+    return config
+
+
+def check_model(source: Mapping[str, Any]) -> bool:
+    """Read a model's settings, and the headers of its weights where they are on this machine; takes a second.
+
+    Returns
+    -------
+    bool
+        Whether it is known already, without weights, that its KV can be read.
+
+    Raises
+    ------
+    UserError
+        It keeps no KV that KAVA can read, is quantised already, or its files are not the weights of its `config.json`.
+    """
+    config = load_model_config(source)
+    known = require_readable_model(config, source["model"])
+    if folder := _folder(source):
+        fault = weights_fault(folder, f"copy the file to {folder}")
+        if fault and folder != Path(model_path(source["model"])):
+            fault = adapter_fault(folder)  # what else is missing comes from the hub
+        elif fault is None:
+            fault = headers_fault(folder, _empty(config, source["model"]))
+        if fault:
+            raise UserError(f"cannot load the model {source['model']}: {fault}")
+    return known
+
+
+def require_readable_model(config: Any, name: str) -> bool:
+    """Raise `UserError` for a model without KV that KAVA can read; whether no weights are needed to know it."""
+    settings = config.to_json_string()
+    if settings not in _looked_at:
+        require_readable(config, name)
+        model = _empty(config, name)
+        known = config.model_type in ROTATE_HALF + NO_ROPE
+        _looked_at[settings] = known or require_readable_cache(model, name, **geometry(config).to_dict())
+    return _looked_at[settings]
 
 
 def load_tokenizer(source: Mapping[str, Any]) -> Any:
@@ -107,6 +157,18 @@ def build(config: Any, **options: Any) -> Any:
     """A model with random weights; from code of its repository only where its configuration came from there."""
     remote = type(config).__module__.startswith("transformers_modules.")
     return AutoModelForCausalLM.from_config(config, trust_remote_code=remote, **options)
+
+
+def _empty(config: Any, name: str) -> Any:
+    """A model without data: names and shapes of its weights."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return build(config, dtype=torch.bfloat16).eval()
+    except Exception as error:  # config.json is anybody's, and its model may stumble over it with anything
+        raise UserError(
+            f"no model can be made of the config.json of {name} ({type(error).__name__}: {first_line(error)}); copy or "
+            "download it again"
+        ) from None
 
 
 @contextmanager
@@ -144,16 +206,35 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     path = _path(source)
+    without_weights = check_model(source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            **_which(source),
-            use_safetensors=True,
-            device_map={"": device},
-            **options,
-        )
+        with without_report():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path,
+                **_which(source),
+                use_safetensors=True,
+                device_map={"": device},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the report names them
+                **options,
+            )
     except FAILURES as error:
         raise UserError(_loading_failed("model", source, error)) from None
+    except RuntimeError as error:
+        if "automatic conversion" not in str(error):
+            raise
+        raise UserError(f"cannot load the model {source['model']}: {CONVERSION}") from None
+    folder = _folder(source)
+    assert folder is not None, "what was loaded is on this machine"
+    stored = read_headers(folder)
+    if fault := holes(report, model, stored).fault() or codes_fault(model, stored):
+        raise UserError(f"cannot load the model {source['model']}: {fault}")
+    if device.type == "cpu" and source.get("quantization") == "nf4":
+        from kava.nf4 import serve_any_shape  # imports bitsandbytes
+
+        serve_any_shape(model)
+    if not without_weights:
+        require_readable_cache(model, source["model"], **geometry(model.config).to_dict())
     _resident.add(model)
     return model
 
@@ -197,6 +278,8 @@ def _loading_failed(what: str, source: Mapping[str, Any], error: Exception) -> s
     repository = Repository("model", source["model"], source.get("revision"))
     if fault := hub_fault(repository, error) or machine_fault(error):
         return f"{start}: {fault}"
+    if "does not recognize this architecture" in str(error):
+        return f"{start}: {first_line(error).split('. ')[0]}; choose a model of another family"
     if "trust_remote_code" in str(error):
         return (
             f"{start}: it needs Python code of its own repository; if you have read and trust that code at this "
@@ -209,10 +292,13 @@ def _loading_failed(what: str, source: Mapping[str, Any], error: Exception) -> s
             f"{start}: without a tokenizer.json its files need the class that tokenizer_config.json names, and "
             "transformers has none of that name; choose a model with a tokenizer.json"
         )
-    if fault := _fault(source, weights_fault if what == "model" else tokenizer_damage):
+    faults = {"model": weights_fault, "tokenizer of": tokenizer_damage}
+    if what in faults and (fault := _fault(source, faults[what])):
         return f"{start}: {fault}"
     if Path(model_path(source["model"])).is_dir():
-        return f"{start} ({first_line(error)}); check the files in that directory"
+        # A validator says in its second line what is wrong.
+        said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or first_line(error)
+        return f"{start} ({said}); check the files in that directory"
     return f"{start} at revision {source.get('revision')} ({first_line(error)}); check the revision"
 
 
@@ -223,9 +309,14 @@ def _require_vocabulary(source: Mapping[str, Any]) -> None:
 
 def _fault(source: Mapping[str, Any], find: Callable[[Path, str], str | None]) -> str | None:
     """What is wrong with a model's files on this machine, and what mends it."""
+    folder, local = _folder(source), Path(model_path(source["model"])).is_dir()
+    return find(folder, f"copy the file to {folder}" if local else f"download it with {FETCH}") if folder else None
+
+
+def _folder(source: Mapping[str, Any]) -> Path | None:
+    """Directory of a model's files on this machine; None while nothing of it has come from the hub."""
     path = model_path(source["model"])
     if Path(path).is_dir():
-        return find(Path(path), f"copy the file to {path}")
+        return Path(path)
     found = [try_to_load_from_cache(path, name, revision=source.get("revision")) for name in SETTINGS]
-    folder = next((Path(file).parent for file in found if isinstance(file, str)), None)
-    return find(folder, f"download it with {FETCH}") if folder else None
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kava.cache.families import require_readable
 from kava.errors import UserError
 
 # Families whose rotary embedding turns the pair (d, d + rotary/2), as `rotate_half` does.
@@ -58,7 +59,9 @@ class KeysValues(NamedTuple):
 
 
 def geometry(config: Any) -> Geometry:
-    """Read the KV geometry from a `transformers` configuration."""
+    """Read the KV geometry from a `transformers` configuration; `UserError` if KAVA cannot read its model's KV."""
+    if config.model_type not in ROTATE_HALF + NO_ROPE:
+        require_readable(config)
     heads = config.num_attention_heads
     return Geometry(
         layers=config.num_hidden_layers,

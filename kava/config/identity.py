@@ -39,6 +39,11 @@ def model_path(model: str) -> str:
         return str(directory)
     if Path(model).is_dir():
         if not (Path(model) / "config.json").is_file():
+            if (Path(model) / "adapter_config.json").is_file():
+                raise UserError(
+                    f"model directory {model} holds an adapter and no model; merge it into its base model with peft's "
+                    "`merge_and_unload()`, save that with `save_pretrained`, and give that directory"
+                )
             raise UserError(f"model directory {model} has no config.json; give a directory in transformers format")
         return model
     if model.startswith((".", "/", "~")) or not HUB_ID.fullmatch(model):

@@ -7,6 +7,7 @@ from typing import Any, Final
 from huggingface_hub import constants
 
 from kava.cache.capture import require_known_rotation
+from kava.cache.families import require_readable
 from kava.config.identity import model_path
 from kava.config.schema import Config, DemoData, Gsm8kData
 from kava.config.splits import split_files
@@ -20,7 +21,7 @@ from kava.doctor.data import data_check
 from kava.errors import UserError
 from kava.hub import Repository, cached, measure, repositories
 from kava.model_files import tokenizer_fault, weights_fault
-from kava.models import load_model_config, load_tokenizer
+from kava.models import check_model, load_model_config, load_tokenizer
 from kava.text import size
 
 SAMPLE_ROWS: Final = 64
@@ -44,11 +45,18 @@ class Sources:
 
 def sources(config: Config, fetch: str) -> Sources:
     """Look for them here, and at the hub for what is not here; `fetch` is the command that downloads them."""
-    lines, missing = [], []
+    lines: list[Check] = []
+    missing: list[Repository] = []
+    absent = False
     for role, repository in repositories(config).items():
         folder = cached(repository) if repository else _local(config, role)
         fault = _fault(role, folder) if folder else None
-        if repository and (folder is None or fault):
+        # A download mends what is not whole, and no model that is the wrong one.
+        wrong = _unusable(config, role) if folder and role != "data" and (repository or not fault) else None
+        absent |= role != "data" and bool(folder is None or fault)
+        if wrong:
+            lines.append(wrong)
+        elif repository and (folder is None or fault):
             missing.append(repository)
             lines.append(warning(role, f"{repository} is not in the hub's cache, or not whole", f"run `{fetch}`"))
         elif fault:
@@ -59,8 +67,21 @@ def sources(config: Config, fetch: str) -> Sources:
         else:
             lines.append(ok(role, f"{repository or _name(config, role)}, on this machine" if folder else "generated"))
     hub, to_come = _hub(missing, fetch)
-    here = all(line.status == "ok" for line in lines if line.name != "data")
-    return Sources([*lines, hub, *(_pair(config) if here else [])], to_come)
+    pair = [] if absent else _pair(config)
+    # A model that cannot be read is no pair, and was named.
+    named = {line.told for line in lines}
+    return Sources([*lines, hub, *(line for line in pair if line.told not in named)], to_come)
+
+
+def _unusable(config: Config, role: str) -> Check | None:
+    """What keeps a model that is here from its part, by its settings and the headers of its weights."""
+    settings = config.teacher if role == "teacher" else config.student
+    try:
+        check_model(settings.model_dump())
+    except UserError as error:
+        what, _, fix = str(error).partition("; ")
+        return fail(role, what, fix)
+    return None
 
 
 def _pair(config: Config) -> list[Check]:
@@ -68,6 +89,8 @@ def _pair(config: Config) -> list[Check]:
     teacher, student = config.teacher.model_dump(), config.student.model_dump()
     try:
         configs = {role: load_model_config(of) for role, of in (("teacher", teacher), ("student", student))}
+        for role, settings in (("teacher", config.teacher), ("student", config.student)):
+            require_readable(configs[role], settings.model)
         families = [of_role.model_type for of_role in configs.values()]
         if config.kv.keys == "pre_rope":
             for family in families:

@@ -35,12 +35,12 @@ def read_geometry(source: Mapping[str, Any]) -> Any:
     Raises
     ------
     UserError
-        The model is neither a directory, nor packaged, nor in the hub's cache.
+        The model is neither a directory, nor packaged, nor in the hub's cache; or KAVA cannot read its KV.
     """
     from huggingface_hub import try_to_load_from_cache
     from transformers import AutoConfig
 
-    from kava.models import load_model_config
+    from kava.models import load_model_config, require_readable_model
 
     model, revision = source["model"], source.get("revision")
     path = model_path(model)
@@ -53,4 +53,6 @@ def read_geometry(source: Mapping[str, Any]) -> Any:
                 f"the geometry of {model} is not known: it is not in the hub's cache, and `kava plan` downloads "
                 f"nothing; fetch its config.json with `{known}`, or give a local directory"
             )
-    return load_model_config(source)
+    config = load_model_config(source)
+    require_readable_model(config, model)
+    return config

@@ -52,7 +52,7 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
     from kava.data.tokens import TokenSet
     from kava.device import peak_memory_mib, use_device
     from kava.locks import PRESENCE, present
-    from kava.models import load_model_config, load_teacher, load_tokenizer
+    from kava.models import check_model, load_model_config, load_teacher, load_tokenizer
     from kava.plan.check import check_fits
     from kava.plan.positions import check_positions
 
@@ -78,6 +78,7 @@ def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
         def load(shards: list[Shard]) -> Any:
             check_fits(job, runtime)
             check_positions(job, runtime)
+            check_model(runtime.student)  # or hours would be spent on a store that no student can read
             examples = [(s, example) for s, shard in shards for example in writer.packings[s].members(shard)]
             bar.total = sum(len(segments[split][example]) for split, example in examples)
             input_ids = {split: tokens.input_ids[split] for split in splits}

@@ -37,9 +37,11 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.data.template import template_for
     from kava.data.tokens import require_same_tokenizer, vocabulary_sha256
     from kava.files import read_json, sha256_json, write_json
-    from kava.models import load_tokenizer
+    from kava.models import check_model, load_tokenizer
     from kava.plan.positions import check_before_a_run
 
+    for source in (runtime.teacher, runtime.student):
+        check_model(source)
     key = job.spec["key"]
     loaded = load_rows(TypeAdapter(Data).validate_python(runtime.data))
     rows = loaded.splits

@@ -1,0 +1,303 @@
+"""A checkpoint that is not its model is refused by name, from its headers and by the report of a load."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from zoo.models import (
+    as_awq,
+    as_bitsandbytes,
+    as_compressed_tensors,
+    as_float8_alone,
+    as_fp8,
+    as_gptq,
+    as_integers,
+    as_lora,
+    change_config,
+    change_tensors,
+    in_shards,
+    with_prefix,
+    with_tensors,
+    without,
+    write_config,
+    write_model,
+)
+
+from kava import models
+from kava.cli import main
+from kava.config import load_config
+from kava.config.load import REPOSITORY
+from kava.doctor.sources import sources
+from kava.errors import UserError
+from kava.models import check_model, load_for_evaluation, load_student, load_teacher, second_model_allowed
+
+CPU = torch.device("cpu")
+CONFIG = str(REPOSITORY / "config.yaml")
+
+Build = Callable[[Path], Path]
+
+
+def teacher(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {"model": str(folder), "revision": None, "quantization": "none", "dtype": "float32"} | changes
+
+
+def student(folder: Path) -> dict[str, Any]:
+    return {"model": str(folder), "revision": None}
+
+
+def of_tensors(change: Callable[..., Any], family: str = "llama", **settings: Any) -> Build:
+    return lambda folder: change_tensors(write_model(folder, family, **settings), change)
+
+
+def with_other_shape(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return tensors | {"model.embed_tokens.weight": torch.zeros(500, 32)}
+
+
+def with_more_layers(folder: Path) -> Path:
+    return change_config(write_model(folder, num_hidden_layers=2), num_hidden_layers=1)
+
+
+HOLES: dict[str, tuple[Build, str]] = {
+    "gptq": (of_tensors(as_gptq), r"lack 7 tensors .* made up .*down_proj\.weight.* and 4 more.*those of GPTQ or AWQ"),
+    "awq": (of_tensors(as_awq), r"hold 21 tensors .*qweight.*those of GPTQ or AWQ"),
+    "fp8": (of_tensors(as_fp8), r"weight_scale_inv.*those of FP8"),
+    "compressed-tensors": (of_tensors(as_compressed_tensors), r"weight_packed.*those of compressed-tensors"),
+    "bitsandbytes": (of_tensors(as_bitsandbytes), r"another shape.*absmax.*those of bitsandbytes"),
+    "lora": (of_tensors(as_lora), r"those of an adapter: merge it"),
+    "a layer": (of_tensors(without("layers.1."), num_hidden_layers=2), r"lack 9 tensors of the model, which would be made up \(model\.layers\.1"
+    ),
+    "one tensor": (of_tensors(without("k_proj")), r"lack 1 tensor .*\(model\.layers\.0\.self_attn\.k_proj\.weight\)"),
+    "a bias": (of_tensors(without("k_proj.bias"), "qwen2"), r"lack 1 tensor .*k_proj\.bias"),
+    "a part of gpt2": (of_tensors(without("c_fc.weight"), "gpt2"), r"lack 1 tensor .*h\.0\.mlp\.c_fc\.weight"),
+    "an expert": (of_tensors(without("experts.1.w1"), "mixtral"), r"another shape|tensors that are merged"),
+    "a foreign prefix": (of_tensors(with_prefix("module.")), r"lack 12 .* hold 12 .*begin with 'module\.'"),
+    "a compiled model": (of_tensors(with_prefix("_orig_mod.")), r"begin with '_orig_mod\.'"),
+    "a head": (of_tensors(without("lm_head")), r"lack 1 tensor .*lm_head\.weight.*saved without its head"),
+    "a shape": (of_tensors(with_other_shape), r"embed_tokens\.weight is \[500, 32\] and not \[417, 32\]"),
+    "more layers": (with_more_layers, r"hold 9 tensors that no part .*layers\.1\..*more layers than its config\.json"),
+    "a value head": (of_tensors(with_tensors(v_head__weight=torch.zeros(1, 32))), r"hold 1 tensor .*v_head\.weight"),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def models_of_other_tests() -> Iterator[None]:
+    with second_model_allowed():
+        yield
+
+
+@pytest.mark.parametrize("name", HOLES)
+def test_what_would_be_made_up_is_named_by_headers_and_by_load(name: str, monkeypatch, tmp_path: Path) -> None:
+    build, message = HOLES[name]
+    folder = build(tmp_path / "model")
+    with pytest.raises(UserError, match=message):
+        check_model(teacher(folder))
+    # The report of the load stands alone where headers were not at hand: a download.
+    monkeypatch.setattr(models, "headers_fault", lambda *_: None)
+    for load in (lambda: load_teacher(teacher(folder), CPU), lambda: load_student(student(folder), CPU),
+                 lambda: load_for_evaluation(student(folder), CPU)):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            load()
+
+
+@pytest.mark.parametrize(("change", "dtype"), [(as_float8_alone, "F8_E4M3"), (as_integers, "I8")])
+def test_codes_are_not_taken_for_weights(change: Callable[..., Any], dtype: str, monkeypatch, tmp_path: Path) -> None:
+    folder = change_tensors(write_model(tmp_path), change)
+    with pytest.raises(UserError, match=f"hold weights as {dtype} .*only F64, F32, F16, BF16 are read"):
+        check_model(student(folder))
+    monkeypatch.setattr(models, "headers_fault", lambda *_: None)
+    with pytest.raises(UserError, match=f"hold weights as {dtype}"):
+        load_student(student(folder), CPU)
+
+
+def test_an_index_that_names_what_no_shard_holds(tmp_path: Path) -> None:
+    folder = in_shards(write_model(tmp_path), "model.norm.weight")
+    with pytest.raises(UserError, match=r"names 1 tensor that no shard holds: model\.norm\.weight; copy or download"):
+        check_model(teacher(folder))
+
+
+@pytest.mark.parametrize("index", ["[]", '{"weight_map": []}', "{", "{}"])
+def test_an_index_that_is_none(index: str, tmp_path: Path) -> None:
+    (in_shards(write_model(tmp_path)) / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=r"index\.json is not whole; copy the file"):
+        load_student(student(tmp_path), CPU)
+
+
+def _old_masks(name: str, **more: torch.Tensor) -> Callable[..., Any]:
+    masks = {f"{name}.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool), f"{name}.masked_bias": torch.tensor(-1e4)}
+    return lambda tensors: tensors | masks | more
+
+
+HARMLESS: dict[str, Build] = {
+    "llama": write_model,
+    "mistral": lambda folder: write_model(folder, "mistral"),
+    "qwen2": lambda folder: write_model(folder, "qwen2"),
+    "qwen3": lambda folder: write_model(folder, "qwen3"),
+    "gpt2": lambda folder: write_model(folder, "gpt2"),
+    "merged experts": lambda folder: write_model(folder, "mixtral"),
+    "shards": lambda folder: in_shards(write_model(folder)),
+    "a tied head": lambda folder: write_model(folder, tie_word_embeddings=True),
+    "a tied head that is stored": of_tensors(
+        lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
+        tie_word_embeddings=True,
+    ),
+    "no prefix": of_tensors(lambda tensors: {name.removeprefix("model."): t for name, t in tensors.items()}),
+    "inv_freq": of_tensors(with_tensors(model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(4))),
+    "masks of gpt2": of_tensors(_old_masks("transformer.h.0.attn"), "gpt2"),
+    "masks of gpt2's body": of_tensors(
+        lambda tensors: {
+            name.removeprefix("transformer."): t for name, t in _old_masks("h.0.attn")(tensors).items()
+        },
+        "gpt2",
+    ),
+    "masks of gpt_neox": of_tensors(
+        _old_masks("gpt_neox.layers.0.attention", **{"gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(2)}),
+        "gpt_neox",
+        num_key_value_heads=4,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_is_derived_or_tied_or_named_otherwise_loads(name: str, tmp_path: Path, caplog) -> None:
+    folder = HARMLESS[name](tmp_path)
+    with safe_open(next(folder.glob("*.safetensors")), "pt") as file:
+        stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    assert check_model(teacher(folder))
+    model = load_student(student(folder), CPU)
+    loaded = {key.rpartition("model.")[2]: tensor for key, tensor in model.state_dict().items()}
+    norms = [key for key in stored if key.endswith("layernorm.weight")]
+    assert all(torch.equal(stored[key], loaded[key.rpartition("model.")[2]]) for key in norms)
+    assert "LOAD REPORT" not in caplog.text
+
+
+def test_the_models_that_come_with_kava_load(tinystories: Path) -> None:
+    for name in ("kava:teacher", "kava:student", str(tinystories)):
+        assert check_model({"model": name, "revision": None})
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    adapter = json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"})
+    whole, alone = write_model(tmp_path / "whole"), tmp_path / "alone"
+    (whole / "adapter_config.json").write_text(adapter)
+    # transformers would load org/base in its place
+    with pytest.raises(UserError, match=r"is an adapter .* merge it into org/base with peft's"):
+        load_student(student(whole), CPU)
+    alone.mkdir()
+    (alone / "adapter_config.json").write_text(adapter)
+    with pytest.raises(UserError, match="holds an adapter and no model; merge it"):
+        load_student(student(alone), CPU)
+
+
+def test_gguf_files_are_no_safetensors(tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    (folder / "model.safetensors").rename(folder / "model-Q4_K_M.gguf")
+    with pytest.raises(UserError, match=r"weights are model-Q4_K_M\.gguf, and only safetensors are read"):
+        check_model(teacher(folder))
+
+
+QUANTISED: dict[str, tuple[Any, str]] = {
+    "gptq": ({"quant_method": "gptq", "bits": 4}, "GPTQ"),
+    "awq": ({"quant_method": "awq", "bits": 4}, "AWQ"),
+    "fp8": ({"quant_method": "fp8"}, "FP8"),
+    "mxfp4": ({"quant_method": "mxfp4"}, "MXFP4"),
+    "compressed": ({"quant_method": "compressed-tensors", "config_groups": {}}, "compressed-tensors"),
+    "gguf": ({"quant_method": "gguf"}, "GGUF"),
+    "fp4": ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bitsandbytes, fp4"),
+    "nf4": ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes, nf4"),
+    "int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, int8"),
+    "another": ({"quant_method": "hqq"}, "hqq"),
+    "no method": ({"bits": 4}, "a quantization_config without quant_method"),
+    "a word": ("gptq", "quantization_config 'gptq'"),
+}
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_a_checkpoint_quantised_already_is_refused_as_teacher_and_as_student(name: str, tmp_path: Path) -> None:
+    settings, method = QUANTISED[name]
+    folder = change_config(write_model(tmp_path / "model"), quantization_config=settings)
+    for asked in ("nf4", "int8", "none"):
+        with pytest.raises(UserError) as refused:
+            load_teacher(teacher(folder, quantization=asked), CPU)
+        assert f"is quantised already ({method}), and would stay so whatever teacher.quantization ({asked})" in str(
+            refused.value
+        )
+    with pytest.raises(UserError) as refused:
+        load_student(student(folder), CPU)
+    assert f"is quantised already ({method}), and a student's own weights are trained" in str(refused.value)
+    change_config(folder, quantization_config=None)
+    load_student(student(folder), CPU)
+
+
+def test_the_older_key_of_compressed_tensors_counts(tmp_path: Path) -> None:
+    folder = change_config(write_model(tmp_path), compression_config={"quant_method": "compressed-tensors"})
+    with pytest.raises(UserError, match=r"quantised already \(compressed-tensors\)"):
+        check_model(student(folder))
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_the_doctor_says_it_of_both_models(role: str, tmp_path: Path) -> None:
+    holed = change_tensors(write_model(tmp_path / "holed"), without("k_proj"))
+    quantised = change_config(write_model(tmp_path / "quantised"), quantization_config={"quant_method": "gptq"})
+    for folder, message in ((holed, "lack 1 tensor"), (quantised, "is quantised already (GPTQ)")):
+        checks = sources(load_config(None, {"preset": "demo", role: {"model": str(folder)}}), "kava fetch").checks
+        (line,) = (check for check in checks if check.name == role)
+        assert line.status == "fail"
+        assert message in line.told
+        assert line.fix
+
+
+def test_tokenize_and_extract_stop_before_they_compute(capsys, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--configfile", CONFIG, "--set", "data.train=8", "--set", "data.validation=2", "--set", "data.test=2"]
+    assert main(["tokenize", *options]) == 0
+    (tokens,) = tmp_path.glob("results/tokens/*/manifest.json")
+    for role, name in (("teacher", "a head"), ("student", "gptq")):
+        folder = HOLES[name][0](tmp_path / role)
+        bad = [*options, "--set", f"{role}.model={folder}"]
+        capsys.readouterr()
+        for command in (["tokenize"], ["extract", "--input", f"tokens={tokens}"]):
+            assert main([*command, *bad]) == 1
+            lines = capsys.readouterr().err.splitlines()
+            (line,) = (line for line in lines if "error:" in line)
+            assert f"cannot load the model {folder}: its files lack" in line
+    assert not list(tmp_path.glob("results/teacher_kv/*/manifest.json")), "nothing is sealed"
+
+
+def test_a_quantised_student_stops_at_the_start_of_training(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    folder = change_config(write_model(tmp_path / "s"), quantization_config={"load_in_4bit": True})
+    shutil.copytree(REPOSITORY / "kava" / "demo" / "student", tmp_path / "like")
+    for command in (["tokenize"], ["plan"], ["doctor"], ["init-student", "--like", str(folder), "--output", "x"]):
+        options = [] if command[0] == "init-student" else ["--set", f"student.model={folder}"]
+        assert main([*command, *options]) == 1
+        said = capsys.readouterr()
+        assert "is quantised already (bitsandbytes, fp4)" in said.out + said.err
+        assert "Traceback" not in said.out + said.err
+
+
+def test_headers_of_a_real_size_take_well_under_a_second(tmp_path: Path) -> None:
+    """Qwen2.5-1.5B in names and shapes: 338 tensors, 3 GB of zeros that no disk holds."""
+    settings = {
+        "model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 1536, "intermediate_size": 8960,
+        "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
+    }  # fmt: skip
+    folder = write_config(tmp_path, settings)
+    config = models.load_model_config(student(folder))
+    shapes = {n: t.shape for n, t in models._empty(config, "it").state_dict().items() if n != "lm_head.weight"}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * shape.numel()
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    started = time.process_time()
+    assert check_model(teacher(folder))
+    assert time.process_time() - started < 1
