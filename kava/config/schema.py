@@ -122,6 +122,14 @@ class Evaluation(Settings):
     max_new_tokens: Positive = Field(256, description="longest answer in tokens")
 
 
+class Report(Settings):
+    codecs: bool = Field(
+        False,
+        description="measure size and fidelity of every codec on a few of the run's tokens (`bench_store`), for a "
+        "chart and a table of the report; `transform` only where the teacher has at most 1,024 channels of K",
+    )
+
+
 class Config(Settings):
     """One experiment: a teacher store, arms, seeds, and the report over them."""
 
@@ -150,6 +158,7 @@ class Config(Settings):
     pretrain: Pretrain = Pretrain()
     distill: Distill = Distill()
     evaluation: Evaluation = Evaluation()
+    report: Report = Report()
     arms: dict[Name, Arm] = Field(min_length=1, description="name → arm; null removes an arm of the preset")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         min_length=1, description="every arm is trained once with each seed"
