@@ -9,6 +9,7 @@ from collections.abc import Callable
 from kava.config.jobs import Plan
 from kava.config.load import load_config, parse_assignments
 from kava.errors import UserError
+from kava.noise import leave_out_noise
 
 CONFIGFILE = "config.yaml"
 
@@ -47,6 +48,7 @@ def same_configuration(command: str, arguments: argparse.Namespace) -> str:
 
 def exit_status(program: str, work: Callable[[], None]) -> int:
     """Run a command; what a user can mend is printed as one line, without a traceback, and gives status 1."""
+    leave_out_noise()
     try:
         work()
     except UserError as error:

@@ -8,13 +8,24 @@ from dataclasses import asdict
 from shlex import join, quote
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from kava.config import Plan, Runtime, load_config
+from kava.config.load import read_yaml
 from kava.errors import UserError
 from kava.files import canonical_json, read_json
+from kava.terminal.lines import show_jobs
+
+# A line per job; a job of a cluster, in which Snakemake runs again, keeps all that Snakemake says.
+if workflow.is_main_process:
+    show_jobs(logger, workflow.output_settings)
 
 STARTED = time.time()
 try:
+    # Snakemake has read them, and takes the second of two equal keys, among others.
+    for file in workflow.overwrite_configfiles:
+        if file.suffix != ".json":
+            read_yaml(file)
     PLAN = Plan(load_config(f"{workflow.basedir}/config.yaml", config))
     PLAN.report
 except UserError as error:
