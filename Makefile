@@ -19,7 +19,7 @@ PASSED := $(VENV)/.passed-$(shell printf '%s\n' $(FILES) | sort | sha256sum | cu
 
 report: $(VENV)/.run
 	$(BIN)/kava unlock
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs results/ab_report.html
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete results/ab_report.html
 
 env: $(VENV)/.run
 

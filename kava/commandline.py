@@ -14,6 +14,7 @@ from kava.config.jobs import Plan
 from kava.config.load import load_config, parse_assignments
 from kava.errors import Interrupted, UserError
 from kava.faults import faults_as_sentences
+from kava.noise import leave_out_noise
 
 INTERRUPTED: Final = 128 + signal.SIGINT
 CONFIGFILE = "config.yaml"
@@ -71,6 +72,7 @@ def exit_status(program: str, work: Callable[[], None]) -> int:
 
     Ctrl-C gives status 130, as shells have it.
     """
+    leave_out_noise()
     try:
         with faults_as_sentences():
             work()

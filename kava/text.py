@@ -14,6 +14,15 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def duration(seconds: float) -> str:
+    """Whole seconds, minutes and seconds, or hours and minutes."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = whole // 60
+    return f"{minutes} min {whole % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, without the rest of a long message; its name and arguments if it says nothing."""
     return (str(error).strip() or repr(error)).splitlines()[0]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from kava.bench.bound import Bound, rate
 from kava.bench.codecs import measure_codec, read_amplification
 from kava.bench.fidelity import Fidelity, summary
 from kava.bench.source import synthetic
+from kava.bench.workspace import quiet
 from kava.cache.capture import Geometry
 from kava.cache.codecs import KvBlock
 from kava.cache.layout import Packing
 from kava.cli import main
+from kava.config import Plan, Runtime, load_config
+from kava.config.benchmark import REPORT_ROTATED, codecs_for_report, too_wide
+from kava.stages import bench_store, tokenize
 
 CODEC_FIGURES = {
     *("ratio", "bits_per_value", "encode_mb_s", "decode_mb_s", "write_mb_s", "read_mb_s", "read_amplification"),
@@ -130,6 +135,30 @@ def test_a_format_whose_library_is_missing_is_left_out_and_the_reason_told(capsy
 def test_a_wrong_option_is_one_sentence(capsys: Any, arguments: list[str], said: str) -> None:
     assert main(["bench", "store", *arguments]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_wide_teachers_transforms_are_left_out_with_the_reason() -> None:
+    codecs = codecs_for_report({"kind": "int8"})
+    assert too_wide(codecs, REPORT_ROTATED, REPORT_ROTATED) == {}
+    left_out = too_wide(codecs, 5760, REPORT_ROTATED)
+    assert set(left_out) == {"transform-0.99", "transform-0.95"}
+    assert "rotates all 5,760 channels together" in left_out["transform-0.99"]
+
+
+@pytest.mark.slow
+def test_the_reports_measurement_is_bounded_by_bytes_and_channels(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(None, {"data": {"train": 64, "validation": 12, "test": 12}, "report": {"codecs": True}})
+    plan, runtime = Plan(config), Runtime.of(config)
+    of_token = 2 * 256 * 4
+    small = {"measured_bytes": 1000 * of_token, "rotated_channels": 255}
+    with quiet():
+        tokenize.run(plan.tokenize, runtime)
+        bench_store.run(replace(plan.bench, spec={"key": plan.bench.spec["key"] | small}), runtime)
+    figures = json.loads(plan.bench.output.read_text())
+    assert set(figures["codecs"]) == {"bf16", "int8", "int4"}
+    assert 800 < figures["setup"]["tokens"] <= 1000
+    assert {"transform-0.99", "transform-0.95"} <= set(figures["skipped"])
 
 
 @pytest.mark.parametrize(("kind", "most", "least_cos"), [("int8", 0.52, 0.9999), ("int4", 0.27, 0.99)])

@@ -200,6 +200,46 @@ def test_hub_models_need_a_pinned_revision() -> None:
         _ = Plan(config).extract
 
 
+@pytest.mark.parametrize(
+    ("place", "named", "of_it"),
+    [("teacher", "model", "revision"), ("student", "model", "trust_remote_code"), ("data", "path", "revision")],
+)
+def test_another_model_or_data_set_does_not_keep_the_revision_of_the_former(place: str, named: str, of_it: str) -> None:
+    base = {place: {named: "a/b", of_it: "0" * 40, "train": 3}}
+    assert merge(base, {place: {named: "c/d"}}) == {place: {named: "c/d", "train": 3}}
+    assert merge(base, {place: {named: "c/d", of_it: "1" * 40}})[place][of_it] == "1" * 40
+    for same in ({named: "a/b"}, {"train": 4}):
+        assert merge(base, {place: same})[place][of_it] == "0" * 40
+
+
+def test_a_model_in_place_of_a_presets_needs_a_revision_of_its_own() -> None:
+    with pytest.raises(UserError, match="model someone/another needs `revision:` with the 40 hex digits"):
+        _ = Plan(load("preset=qwen2.5-8gb", "teacher.model=someone/another")).extract
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("arms", "{structured:"), ("seeds", "[1"), ("kv", "{codec: {kind: int4}"), ("data", "{path: 'a}")],
+)
+def test_a_value_of_snakemakes_that_is_no_yaml_is_one_sentence(key: str, value: str) -> None:
+    with pytest.raises(UserError, match=rf"configuration: {key}=.* is not valid YAML .*; close every bracket"):
+        load_config(None, {key: value})
+
+
+def test_text_of_ones_own_need_not_be_yaml() -> None:
+    assert load_config(None, {"notes": "[draft"}).notes == "[draft"
+
+
+def test_codecs_are_measured_for_who_asks_and_change_no_other_job() -> None:
+    plain, asked = Plan(load()), Plan(load("report.codecs=true"))
+    assert "bench" not in plain.report.inputs
+    assert asked.report.inputs["bench"] == plain.bench.output
+    for job in ("tokenize", "extract", "bench"):
+        assert getattr(plain, job) == getattr(asked, job)
+    for stage in ("pretrain", "distill", "evaluate"):
+        assert getattr(plain, stage)("flat", 42) == getattr(asked, stage)("flat", 42)
+
+
 def test_missing_model_directory_is_named() -> None:
     with pytest.raises(UserError, match=r"\./nowhere does not exist"):
         _ = Plan(load("teacher.model=./nowhere")).extract

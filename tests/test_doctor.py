@@ -14,7 +14,7 @@ from kava.config import load_config
 from kava.config.jobs import Plan
 from kava.config.load import REPOSITORY
 from kava.device import GIB
-from kava.doctor import machine, software
+from kava.doctor import cpu_time, machine, software
 from kava.doctor.check import Check
 from kava.doctor.sources import sources
 
@@ -131,7 +131,9 @@ def test_missing_cuda_fails_where_the_configuration_needs_a_gpu(monkeypatch) -> 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(machine, "_driver", lambda: "580.95")
     assert by_name(machine.gpu(config()))["gpu"].status == "ok"
-    assert by_name(machine.gpu(config(REFERENCE, device="cpu")))["gpu"].told == "not needed: device is cpu"
+    on_cpu = by_name(machine.gpu(config(REFERENCE, device="cpu")))["gpu"]
+    assert on_cpu.told.startswith("not needed: device is cpu; the run takes about ")
+    assert (on_cpu.status, on_cpu.fix) == ("warning", "set device: auto on a machine with a GPU")
     named = by_name(machine.gpu(config(device="cuda")))["gpu"]
     assert named.status == "fail"
     assert "driver 580.95, and no GPU that torch sees, and device is cuda; look with `nvidia-smi`" in str(named)
@@ -142,9 +144,47 @@ def test_missing_cuda_fails_where_the_configuration_needs_a_gpu(monkeypatch) -> 
     assert "torch is built without CUDA" in str(by_name(machine.gpu(config(device="cuda")))["gpu"])
     monkeypatch.setattr(machine, "_driver", lambda: None)
     assert "no NVIDIA GPU that a driver shows" in str(by_name(machine.gpu(config(device="cuda")))["gpu"])
-    large = by_name(machine.gpu(config("gpt2")))["gpu"]
-    assert large.status == "warning"
-    assert "models of 0.4 and 0.1 billion parameters take days or weeks on a CPU" in large.told
+
+
+@pytest.mark.parametrize(
+    ("gflops", "steps", "seconds", "status", "said"),
+    [
+        # At half of 10 GFLOP/s: 611 s for the teacher over 60 examples of 71.8 tokens, 815 for four models' answers,
+        # 5,718 for two arms' steps at 8 operations per parameter and token, 160 for ten processes and 100 forwards.
+        (10, 25, 7304, "ok", "about 2 hours"),
+        (1000, 25, 231, "ok", "about 4 minutes"),
+        (10, 250, 58_900, "warning", "about 16 hours"),
+        (1, 250, 588_000, "warning", "about 7 days"),
+    ],
+)
+def test_a_run_on_a_cpu_is_told_in_minutes_hours_or_days(
+    monkeypatch, gflops: float, steps: int, seconds: float, status: str, said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "_driver", lambda: None)
+    monkeypatch.setattr(cpu_time, "flops_per_second", lambda _: 1e9 * gflops)
+    data = {"kind": "demo", "train": 50, "validation": 10, "test": 10}
+    arms = {"flat": None, "structured": {"pretrain_projector": False}}
+    settings = config("gpt2", data=data, arms=arms, distill={"steps": steps})
+    assert cpu_time.run_seconds(settings) == pytest.approx(seconds, rel=0.01)
+    found = by_name(machine.gpu(settings))["gpu"]
+    assert found.status == status
+    assert f"the run takes {said} on this CPU" in found.told
+
+
+def test_a_rate_is_measured_once_and_is_that_of_some_cpu() -> None:
+    rate = cpu_time.flops_per_second("float32")
+    assert 1e8 < rate < 1e13
+    assert cpu_time.flops_per_second("float32") == rate
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(5, "about 2 minutes"), (18 * 60, "about 18 minutes"), (5000, "about 83 minutes"), (5500, "about 2 hours"),
+     (9e4, "about 25 hours"), (3e5, "about 3 days"), (1.2e7, "about 140 days")],
+)  # fmt: skip
+def test_an_estimate_has_no_more_digits_than_it_is_worth(seconds: float, said: str) -> None:
+    assert cpu_time.roughly(seconds) == said
 
 
 @pytest.mark.parametrize(

@@ -105,10 +105,13 @@ def test_a_lossless_codec_has_no_place_on_a_logarithmic_scale_and_is_named(runs:
     assert "Lossless here, so not on this scale: bf16." in render_html(report)
 
 
-def test_without_a_bench_file_the_report_says_nothing_of_fidelity(runs: ReportInputs) -> None:
+def test_without_a_bench_file_the_report_says_how_to_get_the_fidelity_of_codecs(runs: ReportInputs) -> None:
     report = build_report(replace(runs, bench=None))
     assert report["fidelity"] is None
-    assert "Size against fidelity" not in render_html(report)
+    html = render_html(report)
+    assert "Size against fidelity" not in html
+    assert "spec-fidelity" not in html
+    assert html.count("report={codecs: true}") == 1
 
 
 def test_same_files_give_the_same_report(runs: ReportInputs) -> None:

@@ -10,9 +10,9 @@ import pytest
 from report_files import edit_lines
 from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed  # noqa: F401
 
-from kava.report import ReportInputs, build_report
+from kava.report import ReportInputs, build_report, render_html
 from kava.report.charts import arm_styles
-from kava.report.curve_charts import curves_end, loss_charts
+from kava.report.curve_charts import curves_end, loss_charts, similarity_charts, single_points
 from kava.report.wins_chart import wins_chart
 
 
@@ -47,6 +47,22 @@ def test_an_arm_whose_seeds_did_not_all_log_a_quantity_has_its_lines_but_no_mean
     assert [row["arm"] for row in rows if "low" in row] == ["structured"]
     assert [row["seed"] for row in rows if row["arm"] == "flat"] == ["42"]
     assert "Without a mean, as not every seed logged it: flat." in chart.caption
+
+
+def test_a_single_logged_point_is_a_sentence_and_no_empty_chart(runs: ReportInputs) -> None:
+    for seeds in runs.runs.values():
+        for files in seeds.values():
+            edit_lines(files.student / "metrics.jsonl", lambda rows: rows[-1:])
+    report = build_report(runs)
+    assert {chart.name for chart in loss_charts(report)} <= {"pretrain"}
+    assert not similarity_charts(report)
+    assert single_points(report).startswith("Not drawn, since each run logged one point: cross entropy")
+    assert "A lower distill.log_every logs more." in render_html(report)
+
+
+def test_curves_need_no_sentence_on_single_points(report: dict[str, Any]) -> None:
+    assert loss_charts(report)
+    assert single_points(report) == ""
 
 
 def test_wins_and_losses_are_the_discordant_questions_mean_over_seeds(report: dict[str, Any]) -> None:

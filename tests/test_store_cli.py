@@ -73,6 +73,21 @@ def test_a_folder_that_is_no_store_is_one_sentence(capsys, command: str) -> None
     assert "nothing is no KV store" in err
 
 
+@pytest.mark.parametrize("command", ["info", "verify"])
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [("tokenize", "a token set"), ("evaluate", "an evaluation"), ("pretrain", "a projector"), ("distill", "a student")],
+)
+def test_a_manifest_of_another_stage_is_said_to_be_what_it_is(capsys, command: str, stage: str, said: str) -> None:
+    folder = Path("results/tokens/demo-0123")
+    write_json(folder / "manifest.json", {"stage": stage, "splits": {}})
+    for given in (folder, folder / "manifest.json"):
+        status, out, err = kava(capsys, "store", command, given)
+        assert (status, out) == (1, "")
+        assert f"{folder} is {said} and no KV store; `kava store ls` shows which folders are stores" in err
+        assert "run extract" not in err
+
+
 def test_verify_says_in_one_line_that_all_is_good(capsys) -> None:
     write(store_folder(), INT8)
     status, out, err = kava(capsys, "store", "verify", store_folder())

@@ -90,7 +90,7 @@ def test_snakemakes_report_holds_the_page_and_every_run_and_needs_no_network(fin
     output = snakemake(finished[0], "--report", str(page))
     assert "Missing metadata" not in output
     text = page.read_text()
-    for told in ("ab_report.html", "ab_report.json", "Does keeping the structure of the KV cache", "size and fidelity"):
+    for told in ("ab_report.html", "ab_report.json", "Does keeping the structure of the KV cache"):
         assert told in text
     labels = {
         (found["model"], found["seed"])
@@ -102,9 +102,29 @@ def test_snakemakes_report_holds_the_page_and_every_run_and_needs_no_network(fin
 
 def test_one_gpu_job_at_a_time_unless_raised(finished) -> None:
     # Run on two cores: once the tokens are there, extract, two references and the SFT arm are ready together.
-    _, output = finished
-    assert output.count("Execute 1 jobs") >= 12
+    (log,) = sorted((finished[0] / ".snakemake/log").glob("*.log"))[:1]
+    output = log.read_text()
+    assert output.count("Execute 1 jobs") >= 11
     assert "Execute 2 jobs" not in output
+
+
+def test_the_terminal_has_a_line_per_job_at_its_start_and_at_its_end(finished) -> None:
+    _, output = finished
+    jobs = [("tokenize", 1), ("extract", 1), ("evaluate_teacher", 1), ("distill flat, seed 42", 1), ("report", 1)]
+    for name, times in jobs:
+        started = re.findall(rf"^\d\d:\d\d:\d\d  {name}: started, log in results/\S+\.log$", output, re.MULTILINE)
+        done = re.findall(rf"^\d\d:\d\d:\d\d  {name}: done in .* \(\d+ of 13\)", output, re.MULTILINE)
+        assert (len(started), len(done)) == (times, times), name
+    assert "evaluate_teacher: warning: the teacher answered none of 12 questions right" in output
+    assert output.index("evaluate_teacher: done") < output.index("distill flat, seed 42: started")
+    for noise in ("resources:", "jobid:", "Select jobs", "SNAKEMAKE", "reason:", "gemm_4bit"):
+        assert noise not in output
+
+
+def test_codecs_are_measured_for_who_asks_and_nothing_else_runs_again(finished) -> None:
+    assert not list(finished[0].glob("results/bench"))
+    assert "report.codecs: true" in (finished[0] / "results/ab_report.html").read_text()
+    assert planned(finished[0], "--config", "report={codecs: true}") == {"bench_store", "report", "all"}
 
 
 def test_nothing_is_to_be_done_after_a_run(finished) -> None:
@@ -261,7 +281,7 @@ def test_a_kill_in_extract_and_in_distill_loses_no_finished_work(finished, tmp_p
 
 def test_slurm_gives_the_same_numbers_and_ends_a_job_that_it_killed(finished, slurm_variables, tmp_path) -> None:
     whole, run = finished[0], "results/demo/sft/seed-42"
-    for shared in ("tokens", "references", "bench"):  # from here on every stage runs as a job of Slurm
+    for shared in ("tokens", "references"):  # from here on every stage runs as a job of Slurm
         shutil.copytree(whole / "results" / shared, tmp_path / "results" / shared)
     process = start_on_slurm(tmp_path, slurm_variables, {"arms": {"flat": None}})
     wait_until(lambda: bool(list(tmp_path.glob(f"{run}/student/checkpoints/*/checkpoint-2"))), process)

@@ -51,7 +51,8 @@ def snakemake(folder: Path, *arguments: str, settings: dict | None = None) -> st
 def run_in_this_process(plan: Plan, runtime: Runtime) -> None:
     """All stages of a plan, one after the other; as processes of their own they would import for minutes."""
     runs = [(arm, seed) for arm in plan.config.arms for seed in plan.config.seeds]
-    jobs = [(tokenize.run, plan.tokenize), (extract.run, plan.extract), (bench_store.run, plan.bench)]
+    jobs = [(tokenize.run, plan.tokenize), (extract.run, plan.extract)]
+    jobs += [(bench_store.run, plan.bench)] if plan.config.report.codecs else []
     jobs += [(evaluate.run, plan.reference(role)) for role in REFERENCES]
     for arm, seed in runs:
         if plan.config.arms[arm].aligner:

@@ -6,6 +6,14 @@ from typing import Any
 from kava.errors import UserError
 from kava.files import read_json
 
+# What the manifest of another stage vouches for.
+OTHERS = {
+    "tokenize": "a token set",
+    "evaluate": "an evaluation",
+    "pretrain": "a projector",
+    "distill": "a student",
+}
+
 
 def store_folder(path: Path) -> Path:
     """Folder of a store, given that or its `manifest.json`.
@@ -13,14 +21,25 @@ def store_folder(path: Path) -> Path:
     Raises
     ------
     UserError
-        No store is there.
+        No store is there, or something else.
     """
     folder = path.parent if path.name == "manifest.json" else path
+    if not (folder / "store.zarr").is_dir() and (other := _other(folder / "manifest.json")):
+        raise UserError(f"{folder} is {other} and no KV store; `kava store ls` shows which folders are stores")
     if not (folder / "store.zarr").is_dir() and not (folder / "manifest.json").is_file():
         raise UserError(
             f"{folder} is no KV store: it has neither manifest.json nor store.zarr; `kava store ls` shows all"
         )
     return folder
+
+
+def _other(manifest: Path) -> str | None:
+    """What a manifest of another stage is of; None of a store's, and of one that is not there or damaged."""
+    try:
+        stage = read_json(manifest).get("stage")
+    except (UserError, AttributeError):
+        return None
+    return OTHERS.get(str(stage))
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Which codecs a benchmark of stores compares, by the names under which it reports them."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from kava.config.kv import TransformCodec
@@ -14,11 +15,24 @@ CODECS: Final[dict[str, dict[str, Any]]] = {
     "transform-0.95": TransformCodec(target_cos=0.95).model_dump(),
     LIKE_INT4: {},
 }
-# Enough for the parameters of a transform to be spread as in a real store, and half a minute for the demo.
+# Enough for the parameters of a transform to be spread as in a real store, and half a minute for the demo. A larger
+# teacher's KV is measured on as many tokens as these bytes hold in fp32; the measurement needs a few times as many.
 REPORT_TOKENS: Final = 16384
+REPORT_BYTES: Final = 2**27
+# A transform turns all layers and heads together: beyond so many channels its calibration alone takes minutes and
+# gigabytes, and a few tokens would not pay for its parameters.
+REPORT_ROTATED: Final = 1024
 
 
 def codecs_for_report(configured: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """All but the one that takes a search, and the configured codec where it is none of them."""
     codecs = {name: settings for name, settings in CODECS.items() if name != LIKE_INT4}
     return codecs if configured in codecs.values() else codecs | {f"{configured['kind']}, as configured": configured}
+
+
+def too_wide(codecs: Mapping[str, dict[str, Any]], channels: int, most: int) -> dict[str, str]:
+    """Name → why it is left out, for each transform of a teacher with more than `most` channels of K (or V)."""
+    if channels <= most:
+        return {}
+    why = f"rotates all {channels:,} channels together, which takes minutes; `kava bench store` measures it"
+    return {name: why for name, settings in codecs.items() if settings["kind"] == "transform"}

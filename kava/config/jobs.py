@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kava.config.benchmark import REPORT_TOKENS, codecs_for_report
+from kava.config.benchmark import REPORT_BYTES, REPORT_ROTATED, REPORT_TOKENS, codecs_for_report
 from kava.config.code import code_digest
 from kava.config.identity import ANSWERS, TOKENIZER, data_identity, display_name, model_identity
 from kava.config.schema import Config, ModelSettings
@@ -225,6 +225,8 @@ class Plan:
             "read": {name: kv[name] for name in ("keys", "batch_tokens")},
             "codecs": codecs_for_report(kv["codec"]),
             "measured_tokens": REPORT_TOKENS,
+            "measured_bytes": REPORT_BYTES,
+            "rotated_channels": REPORT_ROTATED,
         }
         folder = _keyed(self.cache / "bench", _short_name(self.config.teacher), key)
         return Job("bench_store", {"key": key}, folder / "store.json", {"tokens": self.tokenize.output})
@@ -235,7 +237,8 @@ class Plan:
         inputs: dict[str, Path] = {role: self.reference(role).output for role in REFERENCES}
         inputs["tokens"] = self.tokenize.output
         inputs["store"] = self.extract.output
-        inputs["bench"] = self.bench.output
+        if config.report.codecs:
+            inputs["bench"] = self.bench.output
         for arm, settings in config.arms.items():
             for seed in config.seeds:
                 run = f"{arm}/seed-{seed}"

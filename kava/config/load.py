@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -35,6 +35,7 @@ def load_config(file: Path | str | None = "config.yaml", overrides: Mapping[str,
     UserError
         A file that is missing or not YAML, an unknown preset or key, a value out of range.
     """
+    _refuse_broken_yaml(overrides or {})
     settings = merge(read_settings(Path(file)) if file else {}, _with_nulls(overrides or {}))
     preset = settings.get("preset", "demo")
     settings = merge({"preset": preset, **read_preset(preset)}, settings)
@@ -55,13 +56,21 @@ def read_preset(name: str) -> dict[str, Any]:
     return merge(read_preset(base), settings) if base else settings
 
 
+# Where a model or data set comes from → what is said of that one, and of no other.
+OF_THE_SAME: Final = {"model": ("revision", "trust_remote_code"), "path": ("revision",)}
+
+
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     """Merge mappings deeply.
 
     An override that changes a ``kind`` replaces that whole mapping, since the settings of one kind mean nothing to
-    another (``{kind: mse, alpha: 1.0}`` would arise).
+    another (``{kind: mse, alpha: 1.0}`` would arise). One that names another ``model`` or ``path`` does not keep the
+    ``revision`` of the former, which would be a commit of another repository.
     """
     merged = dict(base)
+    for place, of_it in OF_THE_SAME.items():
+        if place in override and override[place] != base.get(place):
+            merged = {key: value for key, value in merged.items() if key not in of_it}
     for key, value in override.items():
         old = merged.get(key)
         if not isinstance(value, Mapping) or not isinstance(old, Mapping):
@@ -106,7 +115,8 @@ def check_typed(files: Iterable[Path], arguments: Iterable[str]) -> None:
         As `read_settings`; or a setting of the command line holds a key twice.
     """
     for file in files:
-        read_settings(file)
+        if file.suffix != ".json":  # whose tabs are no YAML
+            read_settings(file)
     for argument in arguments:
         if not re.match(r"\w[\w-]*=\s*[{\[]", argument):
             continue
@@ -115,6 +125,21 @@ def check_typed(files: Iterable[Path], arguments: Iterable[str]) -> None:
                 parse_yaml(argument.partition("=")[2])
         except UserError as error:
             raise UserError(f"--config {argument!r}: the value {error}") from None
+
+
+def _refuse_broken_yaml(overrides: Mapping[str, Any]) -> None:
+    """Snakemake's `--config` takes a value that is no YAML for text; say so, where the setting is no text."""
+    for key, value in overrides.items():
+        field = Config.model_fields.get(key)
+        if field is None or field.annotation is str or not isinstance(value, str):
+            continue
+        try:
+            parse_yaml(value)
+        except UserError as error:
+            raise UserError(
+                f"configuration: {key}={value} {error}; close every bracket, and put the whole assignment in quotes: "
+                "--config 'arms={structured: {loss: {kind: mse}}}'"
+            ) from None
 
 
 def _with_nulls(value: Any) -> Any:

@@ -153,6 +153,14 @@ def _check_template(template: str) -> None:
         )
 
 
+class Report(Settings):
+    codecs: bool = Field(
+        False,
+        description="measure size and fidelity of every codec on a few of the run's tokens (`bench_store`), for a "
+        "chart and a table of the report; `transform` only where the teacher has at most 1,024 channels of K",
+    )
+
+
 class Config(Settings):
     """One experiment: a teacher store, arms, seeds, and the report over them."""
 
@@ -183,6 +191,7 @@ class Config(Settings):
     pretrain: Pretrain = Pretrain()
     distill: Distill = Distill()
     evaluation: Evaluation = Evaluation()
+    report: Report = Report()
     arms: dict[Name, Arm] = Field(min_length=1, description="name → arm; null removes an arm of the preset")
     seeds: list[Seed] = Field(
         min_length=1, description="every arm is trained once with each seed, from 0 to 4294967295 (2**32 - 1)"

@@ -13,6 +13,7 @@ from kava.config.jobs import Plan
 from kava.config.schema import Config
 from kava.device import GIB
 from kava.doctor.check import Check, fail, ok, warning
+from kava.doctor.cpu_time import roughly, run_seconds
 from kava.errors import UserError
 from kava.files import nearest_folder
 from kava.text import first_line, size
@@ -21,8 +22,8 @@ from kava.text import first_line, size
 TRAINED = 16
 # NF4 against the same weights dequantised: products of bf16 or fp32 of 64 terms, relative to the largest.
 TOLERANCE = 0.02
-# Parameters of both models that a CPU is not to be asked for.
-LARGE = 100e6
+# Seconds of a run on a CPU from which on somebody may want to know before it starts.
+LONG = 12 * 3600
 WITH_CUDA = "python -m pip install --force-reinstall --constraint constraints.txt torch"
 
 
@@ -32,7 +33,7 @@ def gpu(config: Config) -> list[Check]:
     built = torch.version.cuda
     found = ok(name, f"{torch.__version__}, {f'for CUDA {built}' if built else 'built without CUDA'}")
     if config.device == "cpu":
-        return [found, ok("gpu", "not needed: device is cpu")]
+        return [found, _on_cpu(config, "not needed: device is cpu", "set device: auto on a machine with a GPU")]
     if torch.cuda.is_available():
         return [found, _memory(config)]
     return [found, _without_gpu(config, built)]
@@ -52,11 +53,16 @@ def _without_gpu(config: Config, built: str | None) -> Check:
     paged = [stage for stage, settings in stages.items() if settings.optimizer == "paged_adamw_8bit"]
     if paged:
         return fail("gpu", f"{told}, and paged_adamw_8bit in {' and '.join(paged)} needs one", fix)
-    parameters = _parameters(config)
-    if parameters and sum(parameters) > LARGE:
-        models = " and ".join(f"{count / 1e9:.1f}" for count in parameters)
-        return warning("gpu", f"{told}: models of {models} billion parameters take days or weeks on a CPU", fix)
-    return ok("gpu", "none, and this runs on the CPU")
+    return _on_cpu(config, told if driver else "none, and this runs on the CPU", fix)
+
+
+def _on_cpu(config: Config, told: str, fix: str) -> Check:
+    """How long the run takes there; a warning if that is half a day or more."""
+    seconds = run_seconds(config)
+    if seconds is None:
+        return ok("gpu", told)
+    told = f"{told}; the run takes {roughly(seconds)} on this CPU, by its operations and a measured rate"
+    return ok("gpu", told) if seconds < LONG else warning("gpu", told, fix)
 
 
 def _memory(config: Config) -> Check:

@@ -9,7 +9,7 @@ from kava.report.clean import flatten
 from kava.report.record import record_as_written, without_places
 
 # What follows from other settings, or changes the report alone.
-SAID_BY_OTHERS = ("preset", "comparisons", "controls", "notes")
+SAID_BY_OTHERS = ("preset", "comparisons", "controls", "notes", "report")
 SHOWN = 4
 
 

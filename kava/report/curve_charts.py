@@ -80,19 +80,41 @@ def curves_end(report: Mapping[str, Any]) -> str:
     return f"The KV loss is off after {listed(shares)} (kv_until), so its curves and the cosines’ end there. {measured}"
 
 
+def single_points(report: Mapping[str, Any]) -> str:
+    """A sentence on the quantities that every run logged once, which make no curve; empty if there are none."""
+    single = [curve for curve in (*LOSSES, *SIMILARITIES) if _longest(_logged(curve, report)) == 1]
+    if not single:
+        return ""
+    stages = listed(list(dict.fromkeys(f"{curve.stage}.log_every" for curve in single)))
+    return (
+        f"Not drawn, since each run logged one point: {listed([curve.title.lower() for curve in single])}. A lower "
+        f"{stages} logs more."
+    )
+
+
+def _logged(curve: Curve, report: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
+    """Arm → seed → step → value, where it was logged."""
+    runs: dict[str, dict[str, dict[int, float]]] = {}
+    for row in report["curves"]:
+        if row["stage"] == curve.stage and row[curve.field] is not None:
+            runs.setdefault(row["arm"], {}).setdefault(row["seed"], {})[row["step"]] = row[curve.field]
+    return runs
+
+
+def _longest(runs: Mapping[str, Mapping[str, Mapping[int, float]]]) -> int:
+    return max((len(line) for seeds in runs.values() for line in seeds.values()), default=0)
+
+
 def curve_chart(curve: Curve, report: Mapping[str, Any], domain: tuple[float, float] | None = None) -> Chart | None:
-    """One logged quantity against the optimizer step; None where no arm logged it."""
+    """One logged quantity against the optimizer step; None where no run logged two values."""
     import altair as alt
 
-    runs: dict[str, dict[str, dict[int, float]]] = {}
+    runs = _logged(curve, report)
     logged: dict[str, set[str]] = {}
     for row in report["curves"]:
-        if row["stage"] != curve.stage:
-            continue
-        logged.setdefault(row["arm"], set()).add(row["seed"])
-        if row[curve.field] is not None:
-            runs.setdefault(row["arm"], {}).setdefault(row["seed"], {})[row["step"]] = row[curve.field]
-    if not runs:
+        if row["stage"] == curve.stage:
+            logged.setdefault(row["arm"], set()).add(row["seed"])
+    if _longest(runs) < 2:
         return None
     # Given, not derived: a layer whose arms are not chosen has no values to derive it from.
     seen = [value for seeds in runs.values() for line in seeds.values() for value in line.values()]

@@ -18,7 +18,7 @@ from kava.report import format as formats
 from kava.report.breakdown_chart import breakdown_charts
 from kava.report.charts import accuracy_chart, arm_styles, highlighted, many_arms, ranked
 from kava.report.clean import flatten
-from kava.report.curve_charts import curves_end, loss_charts, similarity_charts
+from kava.report.curve_charts import curves_end, loss_charts, similarity_charts, single_points
 from kava.report.fidelity_chart import fidelity_chart
 from kava.report.first_screen import first_screen
 from kava.report.glossary import glossary
@@ -188,6 +188,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         provenance=flatten(report["provenance"]),
         aligned=[name for name in order if report["arms"][name]["aligner"]],
         curves_end=curves_end(report),
+        single_points=single_points(report),
         glossary=glossary(report),
         glance=first_screen(report, order),
         explorer=_explorer(report, order),

@@ -10,6 +10,8 @@ card of an arm's student, student/README.md.
 import argparse
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 from kava.config.jobs import Job, Plan, Runtime
 from kava.data.task import TASK
@@ -87,6 +89,29 @@ def run(job: Job, runtime: Runtime) -> None:
     write_json(job.output, manifest)
     log.info("strict match %.4f, flexible extract %.4f, n %d", manifest["strict_match"],
              manifest["flexible_extract"], manifest["n"])  # fmt: skip
+    if role == "teacher" and (sentence := hopeless(lines, folder / "samples.jsonl")):
+        log.warning("warning: %s", sentence)
+
+
+def hopeless(samples: list[dict[str, Any]], file: Path) -> str | None:
+    """A sentence on a teacher that answers nothing, for who is about to train students on it; None if it does.
+
+    Parameters
+    ----------
+    samples
+        A row per question: `answer`, and the marks `strict_match` and `flexible_extract`.
+    file
+        Where they stand.
+    """
+    if any(sample["strict_match"] or sample["flexible_extract"] for sample in samples):
+        return None
+    unmarked = sum("####" not in sample["answer"] for sample in samples)
+    return (
+        f"the teacher answered none of {len(samples)} questions right under either filter, {unmarked} without `####`; "
+        f"its answers are in {file}. Students can hardly do better, and arms that all score nothing are not compared: "
+        "if answers are cut, raise evaluation.max_new_tokens; if they have another form, change template or chat, or "
+        "take a teacher that follows it. Ctrl-C now trains nothing in vain."
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from shlex import join, quote
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from kava.commandline import print_whatever_the_locale
 from kava.config import Plan, Runtime, load_config
@@ -15,6 +16,11 @@ from kava.config.load import check_typed
 from kava.errors import UserError
 from kava.faults import faults_as_sentences, user_name
 from kava.files import canonical_json, read_json
+from kava.terminal.lines import show_jobs
+
+# A line per job; a job of a cluster, in which Snakemake runs again, keeps all that Snakemake says.
+if workflow.is_main_process:
+    show_jobs(logger, workflow.output_settings)
 
 STARTED = time.time()
 # Snakemake asks for the user's name, which a container's may lack.

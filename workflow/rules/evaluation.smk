@@ -47,6 +47,8 @@ for role in ("teacher", "student_base"):
             reference.output.with_name("evaluate.log"),
         benchmark:
             reference.output.with_name("evaluate.benchmark.jsonl")
+        # Before any student is trained: a teacher that answers nothing is known at once.
+        priority: 10
         resources:
             gpu=1,
             mem_mb=memory(MODEL_MB),

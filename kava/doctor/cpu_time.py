@@ -1,0 +1,112 @@
+"""How long a run would take on this machine's CPU: its floating-point operations over a rate that is measured."""
+
+import time
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from kava.config.jobs import Plan
+from kava.config.schema import Config, DemoData
+from kava.errors import UserError
+from kava.plan.geometry import read_geometry
+from kava.plan.tokens import count_tokens
+from kava.plan.trace import parameter_counts
+
+# Share of the rate of one large product that a model's forwards and backwards reach.
+REACHED: Final = 0.5
+# What whole models gain at most from units for bf16, however fast one product is: the rest is bound by memory.
+BF16_GAIN: Final = 4.0
+# Of a stage's process before it computes, and of a forward and backward of a model of any size; the demo's, measured.
+STAGE_SECONDS, FORWARD_SECONDS = 15.0, 0.1
+GSM8K_QUESTIONS: Final = 1319
+UNITS: Final = ((86400, "days"), (3600, "hours"), (60, "minutes"))
+
+
+def run_seconds(config: Config) -> float | None:
+    """Seconds of all stages, one after the other in one thread each, as Snakemake runs them; None if not to be known.
+
+    An estimate, good to a factor of two or three: projectors are not counted, and answers are as long as they may be.
+    """
+    plan = Plan(config)
+    try:
+        teacher, student = (
+            parameter_counts(read_geometry(settings.model_dump())).all for settings in (config.teacher, config.student)
+        )
+        count = count_tokens(plan)
+        tokens = count.tokens / max(1, count.examples)
+        questions = _questions(config)
+    except UserError:
+        return None
+    seconds = _seconds(2 * teacher * count.tokens, config.teacher.dtype)
+    answers = questions * (tokens / 3 + config.evaluation.max_new_tokens)
+    seconds += _seconds(2 * teacher * answers, config.teacher.dtype)
+    runs, stages = len(config.seeds), 5
+    seconds += _seconds(2 * student * answers, "float32") * (1 + runs * len(config.arms))
+    for arm in config.arms.values():
+        phases = [("distill", _trained(config))]
+        if arm.aligner:
+            phases += [("pretrain", 2)] if arm.pretrain_projector else []
+            stages += runs
+        stages += 2 * runs
+        for phase, of_parameter in phases:
+            settings = config.distill if phase == "distill" else config.pretrain
+            forwards = settings.steps * settings.accumulation
+            flops = of_parameter * student * forwards * settings.batch_size * tokens
+            seconds += runs * (_seconds(flops, settings.precision) + FORWARD_SECONDS * forwards)
+    return seconds + STAGE_SECONDS * stages
+
+
+def roughly(seconds: float) -> str:
+    """`about 20 minutes`, `about 3 hours`, `about 12 days`: no more digits than an estimate has."""
+    size, unit = next((u for u in UNITS if seconds >= 1.5 * u[0]), UNITS[-1])
+    number = max(2, round(seconds / size))
+    digits = len(str(number)) - 2
+    return f"about {round(number, -digits) if digits > 0 else number} {unit}"
+
+
+def _trained(config: Config) -> int:
+    """Operations per parameter and token of a step: forward 2, backward 4 or (frozen weights) 2, forward again 2."""
+    return (4 if config.student.lora else 6) + 2 * config.distill.gradient_checkpointing
+
+
+def _questions(config: Config) -> int:
+    data = config.data
+    if isinstance(data, DemoData):
+        return data.test
+    if data.test is not None:
+        return data.test
+    from kava.data.gsm8k import read_split
+
+    local = Path(data.path)
+    return len(read_split(local, "test")) if local.is_dir() else GSM8K_QUESTIONS
+
+
+def _seconds(flops: float, dtype: str) -> float:
+    rate = flops_per_second(dtype)
+    if dtype != "float32":
+        rate = min(rate, BF16_GAIN * flops_per_second("float32"))
+    return flops / (REACHED * rate)
+
+
+_measured: dict[str, float] = {}
+
+
+def flops_per_second(dtype: str) -> float:
+    """Rate of a product of large matrices in one thread, measured once; CPUs without bf16 units emulate it."""
+    if dtype not in _measured:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            a, b = torch.randn(256, 1024), torch.randn(1024, 1024)
+            a, b = a.to(getattr(torch, dtype)), b.to(getattr(torch, dtype))
+            a @ b  # the first one allocates
+            times = []
+            for _ in range(3):
+                started = time.perf_counter()
+                a @ b
+                times.append(time.perf_counter() - started)
+        finally:
+            torch.set_num_threads(threads)
+        _measured[dtype] = 2 * 256 * 1024 * 1024 / min(times)
+    return _measured[dtype]
