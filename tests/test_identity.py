@@ -368,19 +368,18 @@ def test_an_edited_generator_makes_other_problems(base: dict[str, Any], monkeypa
 
 
 @pytest.mark.parametrize(
-    ("version", "expected"),
+    ("what", "value", "expected"),
     [
-        ("TOKENS_FORMAT", EVERYTHING),
-        ("STORE_FORMAT", READ_KV | {"extract", "bench"}),
-        ("BENCH_FORMAT", {"bench"}),
+        ("TOKENS_FORMAT", 99, EVERYTHING),
+        ("STORE_FORMAT", 99, READ_KV | {"extract", "bench"}),
+        ("BENCH_FORMAT", 99, {"bench"}),
+        ("code_digest", lambda: "other code", ARMS),
     ],
 )
-def test_another_format_is_another_key(
-    version: str, expected: set[str], base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_another_format_and_other_code_run_again_what_depends_on_them(
+    what: str, value: Any, expected: set[str], base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Config.model_validate(base)
     before = all_jobs(config)
-    monkeypatch.setattr(jobs, version, 99)
-    after = all_jobs(config)
-    moved = {name for name, seed in after if after[name, seed].output != before[name, seed].output}
-    assert moved == expected - ARMS
+    monkeypatch.setattr(jobs, what, value)
+    assert reruns(before, all_jobs(config)) - {"report"} == expected
