@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from store_fixtures import BF16, CODECS_UNDER_TEST, INT8, LENGTHS, key, open_writer, segments, write
+from store_fixtures import BF16, CODECS_UNDER_TEST, GEOMETRY, INT8, LENGTHS, key, open_writer, segments, write
 
 from kava.cache.capture import Geometry
 from kava.cache.codecs import KvBlock, TokenInfo
 from kava.cache.contents import Contents
 from kava.cache.layout import TENSORS, Packing, open_group
 from kava.cache.reader import StoreReader
+from kava.cache.select import make_selector
 from kava.cache.shard import ShardContent
 from kava.cache.writer import StoreWriter
 from kava.errors import UserError
@@ -71,6 +72,21 @@ def test_examples_that_fit_a_shard_exactly_fill_it_and_one_more_token_is_refused
     assert [packing.tokens.used(packing.members(shard)) for shard in range(4)] == [128, 128, 128, 1]
     with pytest.raises(UserError, match="an example of 129 tokens does not fit a shard of 128"):
         Packing.pack([64, 129], 128)
+
+
+def test_another_axis_has_room_for_the_fullest_shard_wherever_it_is() -> None:
+    rows = Packing.pack([100, 100, 100], 128).axis([3, 130, 70], multiple_of=64)
+    assert rows.per_shard == 192
+    assert rows.start.tolist() == [0, 192, 384]
+
+
+def test_a_draw_on_reading_is_that_of_its_example(tmp_path: Path) -> None:
+    write(tmp_path, INT8)
+    select = key(INT8, select={"kind": "random", "budget": 5, "candidates": "all"})["select"]
+    store = StoreReader(tmp_path / "manifest.json", select=select)
+    for example, length in enumerate(LENGTHS["train"]):
+        expected = make_selector(select).select(np.arange(length), None, example, GEOMETRY)
+        assert store.kept("train", example).position.tolist() == expected.tolist()
 
 
 def store_of(
