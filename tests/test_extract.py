@@ -94,8 +94,11 @@ def test_a_store_of_selected_tokens_keeps_their_kv_ids_positions_and_scores(tmp_
             rows = min(9, len(x) - 9)
             assert stored.info.position.shape == ((rows,) if scope == "example" else (rows, 3, 2))
             assert torch.equal(stored.info.id, torch.from_numpy(x)[stored.info.position])
-            for a, b in zip((*read.kv, *read.info), (*stored.kv, *stored.info), strict=True):
+            for a, b in zip(read.info, stored.info, strict=True):
                 assert torch.equal(a, b)
+            for a, b in zip(read.kv, stored.kv, strict=True):
+                # The shards of the two stores, and so their batches, differ: some machines round otherwise in them.
+                torch.testing.assert_close(a, b, rtol=2**-7, atol=1e-6)
             assert torch.isfinite(at_extraction.scores("train", example).importance).all()
 
 

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from kava.cache.capture import KeysValues
+from kava.align.projector import ChannelStatistics, Projector
+from kava.cache.capture import Geometry, KeysValues
 from kava.grades import grade
 from kava.metrics import NAMES, Pair, alignment_metrics, nested, warnings_for
 
@@ -198,3 +199,99 @@ def test_grades_begin_at_their_limits() -> None:
 
 def test_nested_lists_have_none_where_a_value_is_not_defined() -> None:
     assert nested(torch.tensor([[1.0, math.nan]]), torch.tensor([[True, False]])) == [[1.0, None]]
+
+
+def retrieval(student: list[list[float]], projected: list[list[float]], ids: list[int], tokens: int) -> float:
+    """`retrieval_at_1` of one example of one head, whose slices for the means are centred already."""
+    s, p = (torch.tensor(x)[None, None, None] for x in (student, projected))
+    row, mask = torch.tensor([ids]), (torch.arange(len(ids)) < tokens)[None].long()
+
+    def predict(sign: int) -> Pair:
+        return Pair(KeysValues(sign * s, sign * s), KeysValues(sign * p, sign * p), row, mask)
+
+    return alignment_metrics(predict, [1, -1], [1])["retrieval_at_1"]
+
+
+def test_padding_is_not_found_however_near_it_is() -> None:
+    student = [[1.0, 0.0], [0.0, 1.0], [0.7, 0.7], [0.8, 0.9]]
+    projected = [[1.0, 0.1], [0.1, 1.0], [0.8, 0.9], [1.0, 0.0]]
+    assert retrieval(student, projected, [5, 6, 7, 0], tokens=3) == 1
+    # Were the last a token, the third would find it in place of itself, and the last would find the first.
+    assert retrieval(student, projected, [5, 6, 7, 0], tokens=4) == pytest.approx(0.5)
+
+
+def test_a_projected_vector_finds_a_student_vector_and_not_the_other_way_round() -> None:
+    """Two projected tokens say what the student says at one: one of them is wrong. Each student token finds its own."""
+    student = [[1.0, 0.0], [0.6, 0.8], [-1.0, 0.2]]
+    projected = [[1.0, 0.0], [1.0, 0.3], [-1.0, 0.2]]
+    assert retrieval(student, projected, [5, 6, 7], tokens=3) == pytest.approx(2 / 3)
+
+
+def test_a_token_with_the_same_id_is_as_good_and_length_is_no_reason_to_be_found() -> None:
+    student = [[1.0, 0.0], [0.9, 0.1], [0.0, 9.0]]
+    projected = [[0.9, 0.1], [1.0, 0.0], [0.1, 1.0]]
+    assert retrieval(student, projected, [5, 5, 7], tokens=3) == 1
+    assert retrieval(student, projected, [5, 6, 7], tokens=3) == pytest.approx(1 / 3)
+
+
+def test_a_channel_without_variance_changes_no_metric_of_its_head() -> None:
+    def dead(student: torch.Tensor) -> torch.Tensor:
+        changed = student.clone()
+        changed[..., 3] = 700.0
+        return changed
+
+    def shorter(student: torch.Tensor) -> torch.Tensor:
+        return torch.cat((student[..., :3], student[..., 4:]), -1)
+
+    with_it, without = (score(lambda student: 3 * student, student_is) for student_is in (dead, shorter))
+    assert warnings_for(with_it) == []
+    for name in ("cos_sim_centered", "angular_distance", "alignment_accuracy", "r2", "mag_ratio", "retrieval_at_1"):
+        assert with_it[name] == pytest.approx(without[name], abs=1e-3)
+
+
+def test_a_channel_without_variance_is_standardised_to_nothing_and_not_to_nan() -> None:
+    geometry = Geometry(1, 1, 4)
+    projector = Projector({"kind": "linear"}, geometry, geometry)
+    statistics = ChannelStatistics()
+    values = torch.randn(3, 1, 1, 5, 4, generator=torch.Generator().manual_seed(0))
+    values[..., 2] = 731.25 / 3  # no float32 has it, so that its square is rounded
+    mask = torch.ones(3, 5, dtype=torch.long)
+    mask[1, 3:] = 0
+    statistics.add((values, values), mask)
+    kept = values[:, 0, 0][mask.bool()].double()
+    torch.testing.assert_close(statistics.mean[0, 0, 0, 0].double(), kept.mean(0), rtol=1e-6, atol=1e-6)
+    deviation = kept.std(0, correction=0)
+    torch.testing.assert_close(statistics.std[0, 0, 0, 0].double(), deviation, rtol=1e-4, atol=1e-4)
+    std = statistics.std.index_fill(-1, torch.tensor([2]), 0.0)
+    by_name = ({name: x[i, ..., 0, :] for i, name in enumerate(("keys", "values"))} for x in (statistics.mean, std))
+    projector.set_teacher_statistics(*by_name)
+    projector.set_student_statistics(statistics.mean, std, torch.zeros(2, 1, 1))
+    assert (projector.student_std > 0).all()
+    assert all(torch.isfinite(x).all() for x in projector(KeysValues(values, values)))
+    assert all(torch.isfinite(x).all() for x in projector.raw(KeysValues(values, values)))
+
+
+def test_means_over_unequal_slices_and_batches_are_over_the_tokens_that_are_scored() -> None:
+    """The training slice has two batches of six tokens of other means, the held-out examples a single one of four."""
+    generator = torch.Generator().manual_seed(6)
+    training = [shift + torch.randn(1, 1, 1, 6, 3, generator=generator) for shift in (4.0, -2.0)]
+    held_out = torch.randn(1, 1, 1, 4, 3, generator=generator)
+    mixing = torch.randn(3, 3, generator=generator)
+
+    def predict(student: torch.Tensor) -> Pair:
+        projected = student @ mixing + 7
+        ids = torch.arange(student.shape[-2])[None]
+        return Pair(KeysValues(student, student), KeysValues(projected, projected), ids, torch.ones_like(ids))
+
+    metrics = alignment_metrics(predict, training, [held_out])
+    fitted = torch.cat(training, dim=3)[0, 0, 0].double()
+    s, p = held_out[0, 0, 0].double(), held_out[0, 0, 0].double() @ mixing.double() + 7
+    mean_s, mean_p = fitted.mean(0), fitted.mean(0) @ mixing.double() + 7
+    cosine = torch.nn.functional.cosine_similarity
+    assert metrics["cos_sim"] == pytest.approx(float(cosine(s, p, -1).mean()), abs=1e-5)
+    assert metrics["cos_sim_centered"] == pytest.approx(float(cosine(s - mean_s, p - mean_p, -1).mean()), abs=1e-5)
+    assert metrics["cos_sim_constant"] == pytest.approx(float(cosine(s, mean_s.expand_as(s), -1).mean()), abs=1e-5)
+    centred = (fitted - mean_s), (fitted - mean_s) @ mixing.double()
+    scale = (centred[0] * centred[1]).sum() / centred[1].square().sum()
+    error = ((s - mean_s) - scale * (p - mean_p)).square().sum() / (s - mean_s).square().sum()
+    assert metrics["r2"] == pytest.approx(float(1 - error), abs=1e-5)

@@ -209,8 +209,6 @@ def _create(group: Any, name: str, **options: Any) -> None:
             BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=itemsize, blocksize=BLOCK_BYTES),
             Crc32cCodec(),
         ],
-        # A chunk that is all fill value would not be written, and could not be told from a missing one.
-        config={"write_empty_chunks": True},
         **options,
     )
 

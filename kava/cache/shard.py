@@ -68,10 +68,16 @@ def require_finite(kv: KvBlock) -> None:
 def write_arrays(
     group: Any, shard: int, specs: Mapping[str, ArraySpec], axes: Mapping[str, Rows], data: Mapping[str, np.ndarray]
 ) -> None:
-    """Write a shard's part of every array of a split, each in one assignment; unused rows hold the fill value."""
+    """Write a shard's part of every array of a split, each in one assignment; unused rows hold the fill value.
+
+    Each has a file: Zarr would write none for a shard that is all fill value (codes of constant KV, or importance where
+    no token was a candidate), and it could not be told from one that is lost.
+    """
     for name, spec in specs.items():
         array, rows = group[name], data[name]
         first = shard * axes[spec.axis].per_shard // spec.tokens_per_row
         whole = np.full((min(array.shards[0], array.shape[0] - first), *spec.row), spec.fill_value, spec.dtype)
         whole[: len(rows)] = rows
+        if np.array_equal(whole, np.full_like(whole, spec.fill_value), equal_nan=True):
+            array = array.with_config({"write_empty_chunks": True})
         array[first : first + len(whole)] = whole
