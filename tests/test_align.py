@@ -138,6 +138,21 @@ def test_flat_with_learned_weights_can_read_one_layer_alone() -> None:
     torch.testing.assert_close(aligner(x), aligner(x[:, 2:3].expand_as(x)))
 
 
+@pytest.mark.parametrize(("mlp_ratio", "hidden"), [(0.5, 128), (1.0, 256), (2.0, 512)])
+def test_the_hidden_width_of_flat_is_its_ratio_of_the_teachers_channels(mlp_ratio: float, hidden: int) -> None:
+    teacher, student = PAIRS["GQA to GQA, shallower"]
+    aligner = make_aligner(FlatAligner(mlp_ratio=mlp_ratio).model_dump(), teacher, student)
+    assert [layer.out_features for layer in aligner.layers if isinstance(layer, torch.nn.Linear)] == [hidden, 64]
+
+
+@pytest.mark.parametrize("mixer_init", ["uniform", "random"])
+def test_heads_are_mixed_evenly_at_the_start_unless_they_are_drawn(mixer_init: Any) -> None:
+    settings = StructuredAligner(mixer_init=mixer_init).model_dump()
+    mixer = make_aligner(settings, Geometry(2, 4, 8), Geometry(3, 2, 4)).mixer
+    even = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]).expand(3, 2, 4)
+    assert torch.equal(mixer, even) == (mixer_init == "uniform")
+
+
 def test_flat_projector_of_the_reference_pair_has_146849792_parameters() -> None:
     assert numel(FlatAligner(), *REFERENCE) == 146_849_792
 
@@ -233,20 +248,30 @@ def test_a_map_that_mixes_layers_is_recovered_by_linear_and_not_by_structured() 
     assert held_out_r2(make_aligner(StructuredAligner().model_dump(), teacher, student), planted, teacher) < 0.35
 
 
-def test_projector_survives_saving_and_standardises_the_teacher(tmp_path: Path) -> None:
+@pytest.mark.parametrize("center", [True, False])
+def test_projector_survives_saving_and_standardises_keys_and_values_each_by_their_own(
+    center: bool, tmp_path: Path
+) -> None:
     teacher, student = PAIRS["GQA to GQA, shallower"]
-    projector = Projector(StructuredAligner().model_dump(), teacher, student).eval()
-    bias = 500.0 * torch.randn(4, 2, 32)
-    statistics = dict.fromkeys(("keys", "values"), bias)
-    projector.set_teacher_statistics(statistics, {name: torch.ones(4, 2, 32) for name in ("keys", "values")})
-    projector.student_mean.normal_()
-    x = torch.randn(1, 4, 2, 5, 32)
-    projected = projector(KeysValues(x + bias.unsqueeze(-2), x + bias.unsqueeze(-2)))
-    plain = projector.aligners[0](x) + projector.student_mean[0]
-    torch.testing.assert_close(projected.keys, plain, atol=1e-3, rtol=0)
+    projector = Projector(StructuredAligner().model_dump(), teacher, student, center).eval()
+    mean = {name: size * torch.randn(4, 2, 32) for name, size in (("keys", 500.0), ("values", 2.0))}
+    std = {name: size * (0.5 + torch.rand(4, 2, 32)) for name, size in (("keys", 20.0), ("values", 0.1))}
+    projector.set_teacher_statistics(mean, std)
+    for statistic in (projector.student_mean, projector.output_mean, projector.output_scale):
+        statistic.normal_()
+    x = KeysValues(torch.randn(1, 4, 2, 5, 32), torch.randn(1, 4, 2, 5, 32))
+    stored = KeysValues(*(z * std[n].unsqueeze(-2) + mean[n].unsqueeze(-2) for z, n in zip(x, mean, strict=True)))
+    projected = projector(stored)
+    for i in range(2):
+        plain = projector.aligners[i](x[i])
+        if center:
+            plain = projector.output_scale[i] * (plain - projector.output_mean[i]) + projector.student_mean[i]
+        else:
+            plain = projector.output_scale[i] * plain
+        torch.testing.assert_close(projected[i], plain, atol=1e-3, rtol=0)
     projector.save(tmp_path)
     again = Projector.load(tmp_path).eval()
-    assert torch.equal(again(KeysValues(x, x)).values, projector(KeysValues(x, x)).values)
+    assert all(torch.equal(a, b) for a, b in zip(again(stored), projected, strict=True))
 
 
 def test_a_saved_projector_keeps_the_layers_chosen_by_cka(tmp_path: Path) -> None:
