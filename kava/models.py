@@ -3,14 +3,12 @@
 import logging
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -18,9 +16,7 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
-    PreTrainedConfig,
 )
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from kava.cache.capture import NO_ROPE, ROTATE_HALF, geometry
@@ -28,16 +24,12 @@ from kava.cache.families import require_readable, require_readable_cache
 from kava.checkpoint import CONVERSION, codes_fault, headers_fault, holes, read_headers, without_report
 from kava.config.identity import model_path
 from kava.errors import UserError
-from kava.faults import machine_fault
 from kava.files import read_json
-from kava.hub import FETCH, NO_SAFETENSORS, Repository, hub_fault
-from kava.model_files import adapter_fault, settings_fault, tokenizer_damage, tokenizer_fault, weights_fault
+from kava.model_files import adapter_fault, settings_fault, weights_fault
+from kava.model_source import FAILURES, folder_of, loading_failed, path_of, require_vocabulary, which
 from kava.quantised import require_unquantised
 from kava.text import first_line
 
-# What transformers raises of files that are missing, damaged, gated or out of reach.
-FAILURES = (OSError, ValueError, ImportError, SafetensorError)
-SETTINGS = ("config.json", "tokenizer_config.json")
 _resident: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _guarded = True
 # Configurations whose cache was looked at, as JSON, and whether that could be done without weights.
@@ -82,15 +74,15 @@ def plain_greedy(own: GenerationConfig) -> GenerationConfig:
 
 def load_model_config(source: Mapping[str, Any]) -> Any:
     """The configuration of a model, without its weights; `UserError` for weights that are quantised already."""
-    path = _path(source)
-    if folder := _folder(source):
+    path = path_of(source)
+    if folder := folder_of(source):
         if fault := settings_fault(folder):
             raise UserError(f"cannot load the configuration of {source['model']}: {fault}")
         require_unquantised(source, read_json(folder / "config.json"))  # before a class stumbles over it
     try:
-        config = AutoConfig.from_pretrained(path, **_which(source))
+        config = AutoConfig.from_pretrained(path, **which(source))
     except Exception as error:  # config.json is anybody's, and its class may stumble over it with anything
-        raise UserError(_loading_failed("configuration of", source, error)) from None
+        raise UserError(loading_failed("configuration of", source, error)) from None
     require_unquantised(source, config.to_dict())
     return config
 
@@ -110,7 +102,7 @@ def check_model(source: Mapping[str, Any]) -> bool:
     """
     config = load_model_config(source)
     known = require_readable_model(config, source["model"])
-    if folder := _folder(source):
+    if folder := folder_of(source):
         fault = weights_fault(folder, f"copy the file to {folder}")
         if fault and folder != Path(model_path(source["model"])):
             fault = adapter_fault(folder)  # what else is missing comes from the hub
@@ -134,13 +126,13 @@ def require_readable_model(config: Any, name: str) -> bool:
 
 def load_tokenizer(source: Mapping[str, Any]) -> Any:
     """Load a fast tokenizer; `UserError` if it cannot be read, is slow, or has no vocabulary or no end token."""
-    path = _path(source)
-    _require_vocabulary(source)
+    path = path_of(source)
+    require_vocabulary(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **_which(source))
+        tokenizer = AutoTokenizer.from_pretrained(path, **which(source))
     except Exception as error:  # of files that are no tokenizer, transformers and tokenizers raise anything
-        raise UserError(_loading_failed("tokenizer of", source, error)) from None
-    _require_vocabulary(source)  # it may have come only now
+        raise UserError(loading_failed("tokenizer of", source, error)) from None
+    require_vocabulary(source)  # it may have come only now
     if not tokenizer.is_fast:
         raise UserError(
             f"the tokenizer of {source['model']} ({type(tokenizer).__name__}) does not tell which characters a token "
@@ -205,13 +197,13 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
         )
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    path = _path(source)
+    path = path_of(source)
     without_weights = check_model(source)
     try:
         with without_report():
             model, report = AutoModelForCausalLM.from_pretrained(
                 path,
-                **_which(source),
+                **which(source),
                 use_safetensors=True,
                 device_map={"": device},
                 output_loading_info=True,
@@ -219,12 +211,12 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
                 **options,
             )
     except FAILURES as error:
-        raise UserError(_loading_failed("model", source, error)) from None
+        raise UserError(loading_failed("model", source, error)) from None
     except RuntimeError as error:
         if "automatic conversion" not in str(error):
             raise
         raise UserError(f"cannot load the model {source['model']}: {CONVERSION}") from None
-    folder = _folder(source)
+    folder = folder_of(source)
     assert folder is not None, "what was loaded is on this machine"
     stored = read_headers(folder)
     if fault := holes(report, model, stored).fault() or codes_fault(model, stored):
@@ -237,86 +229,3 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
         require_readable_cache(model, source["model"], **geometry(model.config).to_dict())
     _resident.add(model)
     return model
-
-
-def _path(source: Mapping[str, Any]) -> str:
-    """Where to load from. Code of yet another repository is refused, since no revision pins it and no key knows it."""
-    path = model_path(source["model"])
-    if not source.get("trust_remote_code"):
-        return path
-    settings: list[dict[str, Any]] = []
-    with suppress(*FAILURES):  # loading says what is wrong
-        settings.append(PreTrainedConfig.get_config_dict(path, revision=source.get("revision"))[0])
-        settings.append(get_tokenizer_config(path, revision=source.get("revision")))
-    for name in _classes([of_file.get("auto_map") for of_file in settings]):
-        repository, _, file = name.rpartition("--")
-        if repository not in ("", source["model"]):
-            raise UserError(
-                f"{source['model']} takes its code from another repository ({name} in auto_map), whose revision "
-                f"nothing pins; copy that code beside the weights of a local directory, and write {file} there"
-            )
-    return path
-
-
-def _classes(auto_map: Any) -> Iterator[str]:
-    if isinstance(auto_map, str):
-        yield auto_map
-    elif isinstance(auto_map, Mapping):
-        yield from _classes(list(auto_map.values()))
-    elif isinstance(auto_map, list):
-        for value in auto_map:
-            yield from _classes(value)
-
-
-def _which(source: Mapping[str, Any]) -> dict[str, Any]:
-    # Said in so many words: transformers would ask at the terminal.
-    return {"revision": source.get("revision"), "trust_remote_code": source.get("trust_remote_code") is True}
-
-
-def _loading_failed(what: str, source: Mapping[str, Any], error: Exception) -> str:
-    start = f"cannot load the {what} {source['model']}"
-    repository = Repository("model", source["model"], source.get("revision"))
-    if fault := hub_fault(repository, error) or machine_fault(error):
-        return f"{start}: {fault}"
-    if "does not recognize this architecture" in str(error):
-        return f"{start}: {first_line(error).split('. ')[0]}; choose a model of another family"
-    if "trust_remote_code" in str(error):
-        return (
-            f"{start}: it needs Python code of its own repository; if you have read and trust that code at this "
-            "revision, set `trust_remote_code: true` beside its name"
-        )
-    if what == "model" and "does not appear to have a file named" in str(error):
-        return f"{start}: {NO_SAFETENSORS.format(repository)}"
-    if what.startswith("tokenizer") and "instantiate the backend tokenizer" in str(error):
-        return (
-            f"{start}: without a tokenizer.json its files need the class that tokenizer_config.json names, and "
-            "transformers has none of that name; choose a model with a tokenizer.json"
-        )
-    faults = {"model": weights_fault, "tokenizer of": tokenizer_damage}
-    if what in faults and (fault := _fault(source, faults[what])):
-        return f"{start}: {fault}"
-    if Path(model_path(source["model"])).is_dir():
-        # A validator says in its second line what is wrong.
-        said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or first_line(error)
-        return f"{start} ({said}); check the files in that directory"
-    return f"{start} at revision {source.get('revision')} ({first_line(error)}); check the revision"
-
-
-def _require_vocabulary(source: Mapping[str, Any]) -> None:
-    if fault := _fault(source, tokenizer_fault):
-        raise UserError(f"cannot load the tokenizer of {source['model']}: {fault}")
-
-
-def _fault(source: Mapping[str, Any], find: Callable[[Path, str], str | None]) -> str | None:
-    """What is wrong with a model's files on this machine, and what mends it."""
-    folder, local = _folder(source), Path(model_path(source["model"])).is_dir()
-    return find(folder, f"copy the file to {folder}" if local else f"download it with {FETCH}") if folder else None
-
-
-def _folder(source: Mapping[str, Any]) -> Path | None:
-    """Directory of a model's files on this machine; None while nothing of it has come from the hub."""
-    path = model_path(source["model"])
-    if Path(path).is_dir():
-        return Path(path)
-    found = [try_to_load_from_cache(path, name, revision=source.get("revision")) for name in SETTINGS]
-    return next((Path(file).parent for file in found if isinstance(file, str)), None)
