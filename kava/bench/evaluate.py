@@ -43,7 +43,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from kava.bench.workspace import quiet
-    from kava.data import load_splits
+    from kava.data.rows import load_rows
     from kava.data.task import write_task
     from kava.data.template import template_for
     from kava.device import choose_device
@@ -52,7 +52,7 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     from kava.plan.positions import check_prompts
 
     small = prepared(config, arguments, folder, log.info)
-    rows = load_splits(small.data)["test"][: arguments.questions]
+    rows = load_rows(small.data).splits["test"][: arguments.questions]
     chat = small.chat.model_dump() if small.chat else None
     template = template_for(load_tokenizer(small.teacher.model_dump()), small.template, chat)
     write_task(folder / "task", rows, template)

@@ -2,7 +2,7 @@
 
 from kava.bench.workspace import Rows
 from kava.config.schema import Config
-from kava.data import load_splits
+from kava.data.rows import load_rows
 from kava.data.template import template_for
 from kava.data.tokens import encode_example
 from kava.errors import UserError
@@ -35,7 +35,7 @@ def longest_rows(config: Config, examples: int, held_out: int, questions: int) -
     def lengths(rows: Rows) -> list[int]:
         return [len(encode_example(tokenizer, template, row)["input_ids"]) for row in rows]
 
-    rows, chosen, longest = load_splits(config.data), {}, {}
+    rows, chosen, longest = load_rows(config.data).splits, {}, {}
     for split, count in (("train", examples), ("validation", held_out)):
         admitted = [
             (n, row) for n, row in zip(lengths(rows[split]), rows[split], strict=True) if n <= config.max_length

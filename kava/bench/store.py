@@ -87,7 +87,7 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from kava.cache.capture import geometry
     from kava.config.identity import display_name
     from kava.config.schema import Config, DemoData, Gsm8kData
-    from kava.data import load_splits
+    from kava.data.rows import load_rows
     from kava.data.template import Template
     from kava.data.tokens import encode_example
     from kava.models import load_model_config, load_teacher, load_tokenizer
@@ -96,7 +96,7 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     data = Gsm8kData(path=arguments.data) if arguments.data else DemoData(train=5000, validation=500, test=1)
     tokenizer, template = load_tokenizer(teacher), Template(Config.model_fields["template"].default)
     longest = Config.model_fields["max_length"].default
-    splits = {split: rows for split, rows in load_splits(data).items() if split != "test"}
+    splits = {split: rows for split, rows in load_rows(data).splits.items() if split != "test"}
     input_ids: dict[str, list[np.ndarray]] = {}
     segments: dict[str, list[np.ndarray]] = {}
     for split, rows in splits.items():

@@ -96,9 +96,9 @@ def _measure(config: Config, arm: str, arguments: argparse.Namespace, folder: Pa
 def _few(config: Config, arm: str, steps: int, folder: Path) -> Config:
     """The configuration for so many steps of one arm, each of them logged, on the first training examples."""
     from kava.bench.workspace import on_rows
-    from kava.data import load_splits
+    from kava.data.rows import load_rows
 
-    rows = load_splits(config.data)
+    rows = load_rows(config.data).splits
     needed = steps * config.distill.batch_size * config.distill.accumulation
     # A few held-out examples: a phase ends in measuring on them.
     held_out = config.distill.batch_size
