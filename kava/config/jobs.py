@@ -19,6 +19,8 @@ from kava.files import canonical_json, sha256_json
 
 TOKENS_FORMAT = 3
 STORE_FORMAT = 2
+# Of top-k logits, in the key of stores that hold some: since 2 they are of the tokenizer's tokens, without padded rows.
+TOPK_FORMAT = 2
 BENCH_FORMAT = 1
 # Bytes; file systems take 255, of which kind, codec and key need some.
 LONGEST_NAME = 200
@@ -156,6 +158,8 @@ class Plan:
     def extract(self) -> Job:
         config = self.config
         key = {"format_version": STORE_FORMAT, **self._teacher_and_tokens, **config.kv.model_dump()}
+        if config.kv.signals.topk_logits:
+            key["topk_format"] = TOPK_FORMAT
         name = f"{_short_name(config.teacher)}-{config.kv.codec.kind}"
         folder = _keyed(self.cache / "teacher_kv", name, key)
         return Job(
