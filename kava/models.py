@@ -221,7 +221,7 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
     stored = read_headers(folder)
     if fault := holes(report, model, stored).fault() or codes_fault(model, stored):
         raise UserError(f"cannot load the model {source['model']}: {fault}")
-    if device.type == "cpu" and source.get("quantization") == "nf4":
+    if device.type == "cpu" and options.get("quantization_config") and source["quantization"] == "nf4":
         from kava.nf4 import serve_any_shape  # imports bitsandbytes
 
         serve_any_shape(model)
