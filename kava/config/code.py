@@ -8,8 +8,8 @@ from kava.files import sha256_bytes
 
 NUMERIC_MODULES = (
     "align", "cache/capture.py", "cache/codecs", "cache/contents.py", "cache/extract.py", "cache/layout.py",
-    "cache/reader.py", "cache/scores.py", "cache/select", "cache/spec.py", "cka.py", "data/tokens.py", "losses",
-    "metrics.py", "models.py", "training",
+    "cache/reader.py", "cache/scores.py", "cache/select", "cache/spec.py", "cka.py", "data/fit.py", "data/prompt.py",
+    "data/tokens.py", "losses", "metrics.py", "models.py", "training",
 )  # fmt: skip
 
 
