@@ -8,8 +8,9 @@ from kava.files import sha256_bytes
 
 NUMERIC_MODULES = (
     "align", "cache/capture.py", "cache/codecs", "cache/contents.py", "cache/extract.py", "cache/layout.py",
-    "cache/reader.py", "cache/scores.py", "cache/select", "cache/spec.py", "cka.py", "data/tokens.py", "losses",
-    "metrics.py", "models.py", "stages/distill.py", "stages/pretrain.py", "training",
+    "cache/reader.py", "cache/scores.py", "cache/select", "cache/spec.py", "cka.py", "data/fit.py", "data/prompt.py",
+    "data/tokens.py", "losses", "metrics.py", "models.py", "nf4.py", "stages/distill.py", "stages/pretrain.py",
+    "training",
 )  # fmt: skip
 
 
