@@ -65,7 +65,7 @@ class _TaskLoader(yaml.SafeLoader):
     """Reads the harness's `!function` as the text behind it, and runs nothing."""
 
 
-_TaskLoader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+_TaskLoader.add_constructor("!function", lambda _, node: node.value)
 
 
 def harness_gsm8k() -> dict[str, Any]:
