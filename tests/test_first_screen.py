@@ -157,7 +157,7 @@ def test_an_inert_arm_is_told_what_to_change(changes: dict[str, Any], said: list
     assert not any(part in sentence for part in unsaid)
 
 
-@pytest.mark.parametrize(("factor", "inert"), [(1.0, True), (1.019, True), (1.03, False), (0.9, False)])
+@pytest.mark.parametrize(("factor", "inert"), [(1.019, True), (0.97, False)])
 def test_the_report_names_an_arm_as_inert_if_its_cross_entropy_is_its_controls(
     one: ReportInputs, factor: float, inert: bool
 ) -> None:
