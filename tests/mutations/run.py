@@ -9,6 +9,7 @@ which puts it into its copy, imports `kava` from there and runs pytest on the te
 """
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -103,6 +104,7 @@ def main() -> int:
         os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         for name in PRELOAD:
             import_module(name)
+        gc.freeze()
         selectors = {m.name: selected(m, folders[0] / "tree", bool(arguments.tests_from)) for m in chosen}
         seconds, failing = baseline(selectors, folders)
         for selector in failing:
