@@ -1,6 +1,7 @@
 # make report   the main job on the embedded default: results/ab_report.html
 # make env      only its environment, .venv
 # make test     the fast tests
+# make mutants  faults put into the code one by one, to see that tests notice: see docs/mutations.md
 # make check    linters, types and all tests (the fast ones only if anything changed since they passed) but one, the
 #               teacher's recipe: `pytest -m recipe`, ten minutes
 # Snakemake wants a home folder, which a container's user may lack.
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 FILES := $(shell find Makefile Snakefile config.yaml README.md docs kava tests workflow -type f -not -name '*.pyc')
 PASSED := $(VENV)/.passed-$(shell printf '%s\n' $(FILES) | sort | sha256sum | cut -c 1-16)
 
-.PHONY: report env test check
+.PHONY: report env test check mutants
 
 report: $(VENV)/.run
 	$(BIN)/kava unlock
@@ -37,6 +38,9 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(MAKE) $(PASSED)
 	$(BIN)/python -m pytest -m "slow and not recipe" --numprocesses 2 --dist loadfile
+
+mutants: $(VENV)/.test
+	$(BIN)/python tests/mutations/run.py
 
 # Fast tests that began after the last change of any file have passed; another list of files has another name.
 $(PASSED): $(VENV)/.test $(FILES)
