@@ -2,6 +2,7 @@
 
 from kava.bench.workspace import Rows
 from kava.config.schema import Config
+from kava.data.prompt import prompt_ids
 from kava.data.rows import load_rows
 from kava.data.template import template_for
 from kava.data.tokens import encode_example
@@ -45,5 +46,7 @@ def longest_rows(config: Config, examples: int, held_out: int, questions: int) -
         admitted.sort(key=lambda example: -example[0])
         chosen[split], longest[split] = [row for _, row in admitted[:count]], admitted[0][0]
     # A question counts without its answer, which the model has yet to find.
-    chosen["test"] = sorted(rows["test"], key=lambda row: -len(tokenizer(row["question"])["input_ids"]))[:questions]
+    prompts = [prompt_ids(tokenizer, template.prompt(row["question"])) for row in rows["test"]]
+    by_length = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
+    chosen["test"] = [rows["test"][n] for n in by_length[:questions]]
     return chosen, longest["train"]

@@ -94,6 +94,7 @@ def _longest_answer(student: Path) -> int:
 
 def _replying(arguments: argparse.Namespace, prompt: PromptFormat, max_new_tokens: int) -> Callable[[str], str]:
     """Question → answer. The model is loaded for the first question that fits."""
+    from kava.data.prompt import prompt_ids
     from kava.device import choose_device
     from kava.harness import answer, answering
     from kava.models import load_for_evaluation, load_model_config, load_tokenizer
@@ -105,7 +106,7 @@ def _replying(arguments: argparse.Namespace, prompt: PromptFormat, max_new_token
 
     def reply(question: str) -> str:
         filled = prompt.fill(question)
-        tokens = len(tokenizer(filled)["input_ids"])
+        tokens = len(prompt_ids(tokenizer, filled))
         if positions is not None and tokens + max_new_tokens > positions:
             fix = (
                 f"give --max-new-tokens {positions - tokens} at most"

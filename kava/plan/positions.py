@@ -12,6 +12,7 @@ from typing import Any
 
 from kava.config.jobs import Job, Runtime
 from kava.config.schema import Config
+from kava.data.prompt import prompt_ids
 from kava.data.task import read_prompt, read_questions
 from kava.errors import UserError
 
@@ -37,7 +38,7 @@ def positions_of(config: Any) -> int | None:
 
 def longest_prompt(tokenizer: Any, prompts: Sequence[str]) -> Longest:
     """The longest of at least one prompt, in ids of the tokenizer."""
-    lengths = [len(ids) for ids in tokenizer(list(prompts))["input_ids"]]
+    lengths = [len(prompt_ids(tokenizer, prompt)) for prompt in prompts]
     return max((Longest(number, tokens) for number, tokens in enumerate(lengths)), key=lambda found: found.tokens)
 
 
