@@ -88,6 +88,10 @@ def reruns(old: Jobs, new: Jobs, seeds: Collection[int] = SEEDS) -> set[str]:
         )
 
     common = {job for job in old.keys() | new.keys() if job[1] is None or job[1] in seeds}
+    for job in common & old.keys() & new.keys():
+        if old[job].stage in SHARED or "reference" in old[job].spec:
+            folders = {of_job.output.parent.name for of_job in (old[job], new[job])}
+            assert (len(folders) == 1) == (old[job].params == new[job].params), f"{job[0]}: another key, another folder"
     found = {job for job in common if job not in old or job not in new or facts(old[job]) != facts(new[job])}
     makers = {of_job.output: job for job, of_job in new.items()}
     of_arms = {job for job in common & new.keys() if job[1] is not None or job[0] == "report"}

@@ -295,3 +295,19 @@ def test_means_over_unequal_slices_and_batches_are_over_the_tokens_that_are_scor
     scale = (centred[0] * centred[1]).sum() / centred[1].square().sum()
     error = ((s - mean_s) - scale * (p - mean_p)).square().sum() / (s - mean_s).square().sum()
     assert metrics["r2"] == pytest.approx(float(1 - error), abs=1e-5)
+
+
+def test_a_projection_of_zeros_explains_nothing_and_is_a_number() -> None:
+    metrics = score(torch.zeros_like)
+    assert metrics["r2"] == pytest.approx(0, abs=0.01)
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_constant_channels_have_no_deviation_however_their_squares_are_rounded() -> None:
+    constants = 700 * torch.rand(64, generator=torch.Generator().manual_seed(0))
+    statistics = ChannelStatistics()
+    values = constants.expand(1, 1, 1, 1000, 64)
+    statistics.add((values, values), torch.ones(1, 1000, dtype=torch.long))
+    mean, square = statistics.moments
+    assert (square < mean.square()).any(), "no rounding to be caught"
+    assert (statistics.std < 1e-4).all()
