@@ -92,9 +92,7 @@ def test_saved_data_with_a_file_missing_or_a_state_without_it(tmp_path: Path) ->
             read_split(tmp_path / "data", "train")
 
 
-@pytest.mark.parametrize(
-    "name", ["with space", "a[b]", "a*b", "a?b", "a#b", "a::b", "%20", "{a}", "ä", "~", "a:b", "$HOME"]
-)
+@pytest.mark.parametrize("name", ["with space", "a[b]", "a*b", "a?b", "a#b", "a::b", "%20", "{a}", "ä", "~", "a:b"])
 @pytest.mark.parametrize("write", [write_lines, write_parquet, save_to_disk])
 def test_a_folder_may_have_any_name(name: str, write: Callable[..., Path], tmp_path: Path) -> None:
     folder = write(tmp_path / name / "data", rows(4), rows(2, what="test"))

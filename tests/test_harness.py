@@ -29,7 +29,7 @@ def demo() -> Config:
 @pytest.fixture(scope="module")
 def student(demo: Config) -> tuple[Any, Any]:
     source = demo.student.model_dump()
-    return load_for_evaluation(source, "cpu"), load_tokenizer(source)
+    return load_for_evaluation(source, torch.device("cpu")), load_tokenizer(source)
 
 
 def task(demo: Config, folder: Path, until: list[str] | None = None, questions: int = QUESTIONS) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import tiny_model
 from lm_eval.api.instance import Instance
 from transformers import AutoConfig, GPT2Config
@@ -191,7 +192,7 @@ def test_a_long_question_is_refused_with_the_shorter_of_teacher_and_student(
 
 def test_the_harness_itself_cannot_cut_a_prompt() -> None:
     source = {"model": "kava:student"}
-    model, tokenizer = load_for_evaluation(source, "cpu"), load_tokenizer(source)
+    model, tokenizer = load_for_evaluation(source, torch.device("cpu")), load_tokenizer(source)
     model.config.max_position_embeddings = 60
     lm = RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=2)
     contexts: list[Any] = []

@@ -76,8 +76,8 @@ def test_what_a_token_set_says_of_its_rows_is_a_notice(runs: ReportInputs, tmp_p
     manifest = write_tokens(tmp_path, TRAINING, APART)
     edit_json(manifest, warnings=["train: 4 of 9 answers are spelled anew."])
     report = build_report(replace(runs, tokens={"demo": manifest}))
-    assert report["warnings"] == ["Data: train: 4 of 9 answers are spelled anew."]
-    assert "Data: train: 4 of 9 answers are spelled anew." in render_html(report)
+    assert report["warnings"] == ["train: 4 of 9 answers are spelled anew."]
+    assert "train: 4 of 9 answers are spelled anew." in render_html(report)
 
 
 def test_other_settings_of_an_evaluation_are_a_mismatch_but_for_the_batch_size(runs: ReportInputs) -> None:

@@ -158,7 +158,8 @@ class JobLines(ColorizingTextHandler):
         self._say(f"{job.label}: FAILED after {self._since(job)}, log in {job.logs[0]}", color=self.RED)
         more = [f"{name}: {value}" for name, value in told["aux"].items()] + self._killed(job)
         if self._log_of_failed:
-            more += job.logs[0].read_text(errors="replace").splitlines() if job.logs[0].is_file() else []
+            log = job.logs[0]
+            more += log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
         else:
             more += failure(job.logs[0])
         for line in more:

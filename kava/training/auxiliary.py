@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from kava.align.layers import ratio_map
 from kava.cache.capture import KeysValues
-from kava.errors import UserError
 from kava.losses.cka import cka_loss
 from kava.losses.codi import codi
 from kava.losses.logit_kd import logit_kd
@@ -79,7 +78,7 @@ class AuxiliaryLosses(nn.Module):
         if "codi" in due:
             losses["codi"] = self._codi(hidden, answer_BT, batch["teacher_hidden"])
         if "logit_kd" in due:
-            logits = self._among_tokens(head(hidden[-1][:, :-1][answer_BT[:, 1:]]), batch["topk_ids"])
+            logits = self._among_tokens(head(hidden[-1][:, :-1][answer_BT[:, 1:]]))
             losses["logit_kd"] = logit_kd(logits, batch["topk_ids"], batch["topk_logprobs"])
         if "cka" in due:
             teacher = KeysValues(batch["teacher_keys"], batch["teacher_values"])
@@ -88,18 +87,8 @@ class AuxiliaryLosses(nn.Module):
             losses["cka"] = (both[0] + both[1]) / 2
         return losses
 
-    def _among_tokens(self, logits_NV: Tensor, topk_ids_NK: Tensor) -> Tensor:
+    def _among_tokens(self, logits_NV: Tensor) -> Tensor:
         """Logits without what the head's rows that are no tokens give; the teacher's are left out as well."""
-        rows = logits_NV.shape[1]
-        known = topk_ids_NK < rows
-        if self.no_tokens is not None:
-            known &= ~self.no_tokens[topk_ids_NK.clamp(max=rows - 1)]
-        if not bool(known.all()):
-            raise UserError(
-                f"the store's top-k logits name the id {int(topk_ids_NK[~known][0])}, which is no token of the "
-                "tokenizer: it was written when padding of the teacher's head still counted; delete the store and "
-                "extract again"
-            )
         return logits_NV if self.no_tokens is None else logits_NV.masked_fill(self.no_tokens, -torch.inf)
 
     def _codi(self, hidden: tuple[Tensor, ...], answer_BT: Tensor, teacher_BLW: Tensor) -> Tensor:
