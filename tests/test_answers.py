@@ -89,7 +89,9 @@ def report_of_the_stage_itself(tmp_path_factory: pytest.TempPathFactory) -> dict
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kava.plan.check.check_fits", lambda *_: None)
         patch.setattr("kava.plan.positions.check_positions", lambda *_: None)
+        patch.setattr("kava.data.fit.require_fit", lambda *_: None)
         patch.setattr("kava.card.write_card", lambda *_: None)
+        patch.setattr("kava.models.load_model_config", lambda _: None)
         patch.setattr("kava.models.load_for_evaluation", lambda source, _: source["model"])
         patch.setattr("kava.models.load_tokenizer", lambda _: None)
         patch.setattr("kava.harness.harness_results", answer)

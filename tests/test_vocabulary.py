@@ -96,14 +96,6 @@ def test_logit_kd_is_the_same_however_many_rows_the_student_is_padded_to(plain: 
     assert torch.isfinite(found[0][0])
 
 
-@pytest.mark.parametrize(("rows", "told"), [(TOKENS, 65), (PADDED, 65), (PADDED, 70)])
-def test_ids_that_are_no_tokens_in_a_store_are_refused(rows: int, told: int) -> None:
-    left_out = no_tokens(tokenizer(*range(TOKENS)), rows)
-    losses = AuxiliaryLosses({}, 32, None, None if left_out is None else torch.from_numpy(left_out))
-    with pytest.raises(UserError, match=rf"name the id {told}, which is no token.*extract again"):
-        losses._among_tokens(torch.zeros(1, rows), torch.tensor([[3, told]]))
-
-
 @pytest.mark.parametrize("top", [417, 1024])
 def test_more_log_probabilities_than_tokens_are_refused(top: int) -> None:
     require_more_tokens(tokenizer(*range(417)), 416)

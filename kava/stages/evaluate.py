@@ -46,22 +46,22 @@ def run(job: Job, runtime: Runtime) -> None:
     check_positions(job, runtime)
     device = use_device(runtime)
     tokens = TokenSet(job.inputs["tokens"])
-    job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     role, settings = job.spec.get("reference"), job.spec["key"]["evaluation"]
     folder = job.output.parent
-    folder.mkdir(parents=True, exist_ok=True)
     if role is None:
         student = job.inputs["student"].parent
         source = {"model": str(student), "trust_remote_code": runtime.student["trust_remote_code"]}
         distilled = read_json(job.inputs["student"])
         # An evaluation that goes elsewhere is a trial, and no fact about the student.
         own = folder.resolve() == (student.parent / "evaluation").resolve()
-        if own:
-            # Without the numbers of an earlier one; and before the work, should the folder not be writable.
-            write_card(student, distilled, runtime.sources)
     else:
         source = {"teacher": runtime.teacher, "student_base": runtime.student}[role]
     require_fit(role or "student", source["model"], load_model_config(source), Reach(tokens.reach.largest_id, 0))
+    job.output.unlink(missing_ok=True)  # what it vouches for is about to change
+    folder.mkdir(parents=True, exist_ok=True)
+    if role is None and own:
+        # Without the numbers of an earlier one; and before the work, should the folder not be writable.
+        write_card(student, distilled, runtime.sources)
     with cost_record(folder / "cost.json", lambda: peak_memory_mib(device)):
         model = load_for_evaluation(source, device)
         results = harness_results(model, load_tokenizer(source), tokens.task_folder, settings)

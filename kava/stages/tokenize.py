@@ -37,11 +37,12 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.data.template import template_for
     from kava.data.tokens import require_same_tokenizer, vocabulary_sha256
     from kava.files import read_json, sha256_json, write_json
-    from kava.models import check_model, load_tokenizer
+    from kava.models import check_model, load_model_config, load_tokenizer, require_readable_model
     from kava.plan.positions import check_before_a_run
 
-    for source in (runtime.teacher, runtime.student):
-        check_model(source)
+    models = (runtime.teacher, runtime.student)
+    for source in models:
+        require_readable_model(load_model_config(source), source["model"])
     key = job.spec["key"]
     loaded = load_rows(TypeAdapter(Data).validate_python(runtime.data))
     rows = loaded.splits
@@ -58,6 +59,8 @@ def run(job: Job, runtime: Runtime) -> None:
     for split in ("train", "validation"):
         examples[split], splits[split] = encode_split(teacher, template, key, split, rows[split])
     _check_models(runtime, examples, [prompt_ids(teacher, template.prompt(row["question"])) for row in rows["test"]])
+    for source in models:
+        check_model(source)  # headers alone, before the hours of an extraction
     splits["test"] = {"examples": len(rows["test"]), "sha256": sha256_json(rows["test"])}
 
     warnings = loaded.warnings + tokenizer_doubts(teacher, template, rows["train"])
