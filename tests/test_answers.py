@@ -22,7 +22,7 @@ from kava.config.identity import model_path
 from kava.config.jobs import Job
 from kava.data.task import write_task
 from kava.files import read_json, write_json
-from kava.harness import harness_results, samples, score
+from kava.harness import AnswerStop, harness_results, samples, score
 from kava.models import load_for_evaluation, load_tokenizer, second_model_allowed
 from kava.report import build_report
 from kava.report.charts import accuracy_chart
@@ -121,6 +121,7 @@ def test_where_strict_and_flexible_differ_every_number_is_of_its_own_metric(told
         for seed, marks in zip(SEEDS, PLANTED[arm], strict=True):
             row = told["arms"][arm]["seeds"][seed]
             assert (row["strict_match"], row["flexible_extract"]) == (strict(marks), flexible(marks))
+            assert row["grade"] == {"structured": "pass", "flat": "pass", "sft": None}[arm], "of the centred cosine"
     shown = told["samples"]
     for question in shown["questions"]:
         for seed, answers in question["answers"].items():
@@ -227,6 +228,15 @@ def test_a_model_that_ships_a_repetition_penalty_answers_plainly_and_ends_at_its
         ending = load_for_evaluation(source, CPU)
         lines = samples(harness_results(ending, tokenizer, tmp_path, {"batch_size": 1, "max_new_tokens": 12}))
         assert lines[0]["answer"] == tokenizer.decode(end)
+
+
+def test_a_stop_string_that_begins_in_the_prompt_ends_no_answer(model: Path) -> None:
+    tokenizer = load_tokenizer({"model": str(model), "revision": None})
+    prompt, answer = (tokenizer(text, return_tensors="pt")["input_ids"] for text in ("2 + 3 =", " 5"))
+    ids = torch.cat([prompt, answer], dim=1)
+    assert tokenizer.decode(ids[0]).endswith("= 5")
+    for length, ended in ((prompt.shape[1], False), (0, True)):
+        assert AnswerStop(tokenizer, ["= 5"], length)(ids, torch.empty(0)).tolist() == [ended]
 
 
 def test_a_student_is_evaluated_in_the_dtype_of_its_files_and_a_teacher_in_its_own(model: Path) -> None:

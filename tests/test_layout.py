@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from store_fixtures import BF16, CODECS_UNDER_TEST, GEOMETRY, INT8, LENGTHS, key, open_writer, segments, write
+from store_fixtures import (
+    BF16,
+    CODECS_UNDER_TEST,
+    GEOMETRY,
+    INT8,
+    LENGTHS,
+    calibration,
+    content,
+    key,
+    open_writer,
+    segments,
+    write,
+)  # fmt: skip
 
 from kava.cache.capture import Geometry
 from kava.cache.codecs import KvBlock, TokenInfo
 from kava.cache.contents import Contents
-from kava.cache.layout import TENSORS, Packing, open_group
+from kava.cache.layout import TENSORS, Packing, open_group, shard_files
 from kava.cache.reader import StoreReader
 from kava.cache.select import make_selector
 from kava.cache.shard import ShardContent
@@ -140,10 +153,31 @@ def test_a_shard_longer_than_what_is_encoded_at_a_time_comes_back_in_order_and_i
         torch.testing.assert_close(store.std[tensor].flatten()[0], (tokens / 512).std(correction=0))
 
 
-def test_shards_that_were_coded_with_other_parameters_are_not_taken(tmp_path: Path) -> None:
-    transform = CODECS_UNDER_TEST[-1]
-    write(tmp_path, transform)
-    for file in ("shards/parameters.json", "manifest.json"):
-        (tmp_path / file).unlink()
-    writer = open_writer(tmp_path, transform)
-    assert writer.pending() == writer.shards
+def test_a_shard_that_was_coded_with_other_parameters_is_not_taken(tmp_path: Path) -> None:
+    """As one of a store of the same key that was calibrated on another machine, where sums round otherwise."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    codec = CODECS_UNDER_TEST[-1]
+    write(ours, codec, only=2)
+    writer = StoreWriter(theirs, Contents(key(codec), GEOMETRY, 32), segments())
+    assert writer.open()
+    writer.codec.calibrate(calibration(1024))
+    writer.codec.predictor.mean += 0.5  # type: ignore[attr-defined]
+    with writer.exclusive():
+        writer.write_parameters()
+    writer.write_shard("train", 1, content(writer, "train", 1))
+    arrays = (f"store.zarr/{name}" for name in shard_files("train", 1, writer.contents.arrays))
+    for name in ("shards/train-00001.json", *arrays):
+        shutil.copyfile(theirs / name, ours / name)
+    again = open_writer(ours, codec)
+    assert ("train", 0) not in again.pending()
+    assert ("train", 1) in again.pending()
+
+
+def test_a_file_of_another_shard_is_named_and_not_read_though_its_own_checksums_are_right(tmp_path: Path) -> None:
+    blocks = [KvBlock(*(torch.full((128, 1, 1, 4), value) for _ in "kv")) for value in (2.5, 7.5)]
+    store_of(tmp_path, blocks, [128, 128], INT8, 128)
+    one, other = (tmp_path / f"store.zarr/train/keys/minimum/c/{shard}/0/0/0" for shard in range(2))
+    assert one.stat().st_size == other.stat().st_size
+    shutil.copyfile(other, one)
+    with pytest.raises(UserError, match="shard train-00000: train/keys/minimum/c/0/0/0/0 is damaged or foreign"):
+        StoreReader(tmp_path / "manifest.json").read("train", 0)
