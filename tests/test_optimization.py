@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_steps import forgetful
+from test_steps import assert_same_curve, forgetful
 from training_fixtures import make_model, run
 
 from kava.config.arms import FlatAligner, StructuredAligner
@@ -108,27 +108,28 @@ def test_a_logged_loss_is_the_mean_of_the_steps_since_the_last_line(tmp_path: Pa
 
 
 def test_a_resumed_run_keeps_the_size_that_fitted_and_the_record_of_it(tmp_path: Path, monkeypatch: Any) -> None:
-    """And begins where it was saved, with the weights that it had there."""
+    """And goes on from its checkpoint, with the weights of it and what was summed there since the last line."""
 
     class Killed(Exception):
         pass
 
     def killed(this: KavaTrainer, *args: Any, **kwargs: Any) -> Any:
-        if this.state.global_step == 6:
+        if this.state.global_step == 5:
             raise Killed
         return training_step(this, *args, **kwargs)
 
-    training_step = KavaTrainer.training_step
+    training_step, between_lines = KavaTrainer.training_step, {"log_every": 4, "save_every": 3}
     refused = forgetful(monkeypatch, dict.fromkeys(range(8), 2))  # no step has memory for more than two examples
+    whole = run(tmp_path / "whole", make_model(StructuredAligner()), **between_lines)
+    assert whole["out_of_memory"] == [{"step": 1, "batch_size": 2}]
     monkeypatch.setattr(KavaTrainer, "training_step", killed)
     with pytest.raises(Killed):
-        run(tmp_path, make_model(StructuredAligner()))
-    assert refused == [4]
+        run(tmp_path / "cut", make_model(StructuredAligner()), **between_lines)
+    assert refused == [4, 4]
     monkeypatch.setattr(KavaTrainer, "training_step", training_step)
-    facts = run(tmp_path, make_model(StructuredAligner()))
-    assert refused == [4]
-    assert facts["out_of_memory"] == [{"step": 1, "batch_size": 2}]
-    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8]
+    assert run(tmp_path / "cut", make_model(StructuredAligner()), **between_lines) == whole
+    assert refused == [4, 4]
+    assert_same_curve(tmp_path / "whole", tmp_path / "cut", 1e-6)
 
 
 @pytest.mark.parametrize("changed", ["store", "projector", "student", "steps"])

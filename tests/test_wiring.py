@@ -1,8 +1,8 @@
 """How a phase is wired: what seed, store, arm and projector of a job reach, by the real stages on tiny models."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import kava.demo
 from kava.align.projector import TENSORS, Projector
-from kava.bench.workspace import BenchPlan, quiet
+from kava.bench.workspace import BenchPlan, free, quiet
 from kava.cache.capture import KeysValues, capture
 from kava.cache.reader import StoreReader
 from kava.config.jobs import Job, Runtime
@@ -86,6 +86,7 @@ class World:
         self.tokens = TokenSet(self.plan.tokenize.output)
 
         self.store = StoreReader(self.plan.extract.output)
+        self.phases: dict[tuple[str, int], Phase] = {}
 
     def run(self, job: Job) -> Phase:
         """A phase of its own, in the folder of its job."""
@@ -112,9 +113,11 @@ class World:
         self.projector(arm, seed)
         return self.plan.distill(arm, seed)
 
-    @cache  # noqa: B019 (there is one world)
     def distilled(self, arm: str, seed: int = SEEDS[0]) -> Phase:
-        return self.run(self.distill(arm, seed))
+        """The distillation of an arm, done once."""
+        if (arm, seed) not in self.phases:
+            self.phases[arm, seed] = self.run(self.distill(arm, seed))
+        return self.phases[arm, seed]
 
     def kv(self, example: int) -> KeysValues:
         """Teacher KV of a training example, `[1, L, H, T, D]`, float32."""
@@ -122,8 +125,12 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = World(tmp_path_factory.mktemp("world"))
+    yield world
+    # Tests of other files look whether a model is resident.
+    world.phases.clear()
+    free(torch.device("cpu"))
 
 
 def test_a_seed_draws_another_projector_and_another_order(world: World) -> None:

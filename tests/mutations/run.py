@@ -97,14 +97,16 @@ def main() -> int:
         if (not arguments.area or m.area in arguments.area) and (not arguments.only or m.name in arguments.only)
     ]
     started = time.monotonic()
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    for name in PRELOAD:
+        import_module(name)
+    gc.freeze()
+    # As Ctrl-C does: the folder goes, and what runs in it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="kava-mutants-") as scratch:
         folders = [Path(scratch) / f"worker-{number}" for number in range(arguments.jobs)]
         for folder in folders:
             copy_tree(folder / "tree", arguments.tests_from)
-        os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-        for name in PRELOAD:
-            import_module(name)
-        gc.freeze()
         selectors = {m.name: selected(m, folders[0] / "tree", bool(arguments.tests_from)) for m in chosen}
         seconds, failing = baseline(selectors, folders)
         for selector in failing:
@@ -192,25 +194,31 @@ def in_forks(
     """Run each job in a fork, as many at a time as there are folders."""
     waiting, free = list(jobs), list(folders)
     running: dict[Any, Run] = {}
-    while waiting or running:
-        while waiting and free:
-            mutation, selectors, limit, done = waiting.pop(0)
-            if not selectors:
-                done(NO_TESTS, "no test", 0.0)
-                continue
-            folder = free.pop()
-            (folder / "by").write_text("")
-            if mutation:
-                put_in(mutation, folder)
-            process = get_context("fork").Process(target=child, args=(folder, mutation, selectors))
-            process.start()
-            running[process.sentinel] = Run(process, folder, mutation, time.monotonic(), limit, done)
-        ended = set(connection.wait(list(running), timeout=1.0))
-        late = {sentinel for sentinel, run in running.items() if time.monotonic() - run.started > run.limit}
-        for sentinel in ended | late:
-            run = running.pop(sentinel)
-            run.end(sentinel in ended)
-            free.append(run.folder)
+    try:
+        while waiting or running:
+            while waiting and free:
+                mutation, selectors, limit, done = waiting.pop(0)
+                if not selectors:
+                    done(NO_TESTS, "no test", 0.0)
+                    continue
+                folder = free.pop()
+                (folder / "by").write_text("")
+                if mutation:
+                    put_in(mutation, folder)
+                process = get_context("fork").Process(target=child, args=(folder, mutation, selectors))
+                process.start()
+                running[process.sentinel] = Run(process, folder, mutation, time.monotonic(), limit, done)
+            ended = set(connection.wait(list(running), timeout=1.0))
+            late = {sentinel for sentinel, run in running.items() if time.monotonic() - run.started > run.limit}
+            for sentinel in ended | late:
+                run = running.pop(sentinel)
+                run.end(sentinel in ended)
+                free.append(run.folder)
+    finally:
+        # What was interrupted leaves nothing behind that still runs.
+        for run in running.values():
+            with suppress(ProcessLookupError):
+                os.killpg(run.process.pid, signal.SIGKILL)
 
 
 def put_in(mutation: Mutation, folder: Path) -> None:
@@ -236,6 +244,7 @@ def child(folder: Path, mutation: Mutation | None, selectors: list[str]) -> None
     import pytest
 
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     tree, output = folder / "tree", (folder / "output").open("w")
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
