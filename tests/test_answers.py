@@ -101,6 +101,7 @@ def report_of_the_stage_itself(tmp_path_factory: pytest.TempPathFactory) -> dict
             evaluate.run(Job("evaluate", spec | {"reference": role}, output, {"tokens": tokens}), runtime)
         for runs in planted.runs.values():
             for run in runs.values():
+                write_json(run.student / "generation_config.json", {})
                 inputs = {"tokens": tokens, "student": run.student / "manifest.json"}
                 evaluate.run(Job("evaluate", spec, run.evaluation / "manifest.json", inputs), runtime)
     inputs, of_report = job_inputs(planted), job_spec(planted)

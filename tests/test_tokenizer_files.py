@@ -20,7 +20,7 @@ from kava.models import load_tokenizer
 DEMO = Path(kava.demo.__file__).parent / "teacher"
 PLAIN = "Question: {question}\nAnswer: {answer}"
 SAID = {
-    "only_sentencepiece_model": "the package sentencepiece is missing; `pip install sentencepiece`",
+    "only_sentencepiece_model": "the package sentencepiece, which reads it, is missing; `pip install sentencepiece`",
     "unknown_class": "need the class that tokenizer_config.json names, and transformers has none",
     "slow": "does not tell which characters a token stands for",
     "truncated": "tokenizer.json is damaged or was not copied to its end",
