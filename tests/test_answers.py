@@ -122,7 +122,8 @@ def test_where_strict_and_flexible_differ_every_number_is_of_its_own_metric(told
         for seed, marks in zip(SEEDS, PLANTED[arm], strict=True):
             row = told["arms"][arm]["seeds"][seed]
             assert (row["strict_match"], row["flexible_extract"]) == (strict(marks), flexible(marks))
-            assert row["alignment_grade"] == {"structured": "pass", "flat": "pass", "sft": None}[arm], "of the centred cosine"
+            grades = {"structured": "pass", "flat": "pass", "sft": None}  # of the centred cosine
+            assert row["alignment_grade"] == grades[arm]
     shown = told["samples"]
     for question in shown["questions"]:
         for seed, answers in question["answers"].items():
