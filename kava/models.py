@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from kava.cache.capture import NO_ROPE, ROTATE_HALF, geometry
 from kava.cache.families import require_readable, require_readable_cache
-from kava.checkpoint import CONVERSION, codes_fault, headers_fault, holes, read_headers, without_report
+from kava.checkpoint import CONVERSION, codes_fault, headers_fault, holes, read_headers, repeats_fault, without_report
 from kava.config.identity import model_path
 from kava.errors import UserError
 from kava.files import read_json
@@ -219,7 +219,8 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
     folder = folder_of(source)
     assert folder is not None, "what was loaded is on this machine"
     stored = read_headers(folder)
-    if fault := holes(report, model, stored).fault() or codes_fault(model, stored):
+    repeats = repeats_fault(folder, model, stored)
+    if fault := repeats or holes(report, model, stored).fault() or codes_fault(model, stored):
         raise UserError(f"cannot load the model {source['model']}: {fault}")
     if device.type == "cpu" and options.get("quantization_config") and source["quantization"] == "nf4":
         from kava.nf4 import serve_any_shape  # imports bitsandbytes
