@@ -69,7 +69,23 @@ def plain_greedy(own: GenerationConfig) -> GenerationConfig:
 
     Instruct models ship a repetition penalty, which would punish arithmetic for repeating numbers.
     """
-    return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
+    pad = own.pad_token_id if own.pad_token_id is None or own.pad_token_id >= 0 else None
+    return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=pad)
+
+
+def load_ends(source: Mapping[str, Any], tokenizer: Any) -> dict[int, str]:
+    """Ids at which a model's answers end, with their text: its own, and its tokenizer's end token."""
+    try:
+        own = GenerationConfig.from_pretrained(path_of(source), revision=source.get("revision"))
+    except OSError:  # without that file, `config.json` says it
+        own = GenerationConfig.from_model_config(load_model_config(source))
+    return {end: tokenizer.decode([end]) for end in ends_of(own, tokenizer)}
+
+
+def ends_of(own: GenerationConfig, tokenizer: Any) -> list[int]:
+    """A model's own end tokens, and its tokenizer's, which the examples end in: without it answers would run on."""
+    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    return list(dict.fromkeys(end for end in [*ends, tokenizer.eos_token_id] if end is not None))
 
 
 def load_model_config(source: Mapping[str, Any]) -> Any:

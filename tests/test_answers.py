@@ -94,6 +94,7 @@ def report_of_the_stage_itself(tmp_path_factory: pytest.TempPathFactory) -> dict
         patch.setattr("kava.models.load_model_config", lambda _: None)
         patch.setattr("kava.models.load_for_evaluation", lambda source, _: source["model"])
         patch.setattr("kava.models.load_tokenizer", lambda _: None)
+        patch.setattr("kava.models.load_ends", lambda *_: {})
         patch.setattr("kava.harness.harness_results", answer)
         spec = {"key": {"evaluation": {"batch_size": 16, "max_new_tokens": 256}}}
         for role, files in (("teacher", planted.teacher), ("student_base", planted.student_base)):
