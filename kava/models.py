@@ -1,5 +1,6 @@
 """Load, quantise, and keep to one model: the only place where pretrained weights enter a process."""
 
+import gc
 import logging
 import sys
 import weakref
@@ -206,6 +207,8 @@ def _quantization(source: Mapping[str, Any], dtype: torch.dtype) -> BitsAndBytes
 
 
 def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> Any:
+    if _guarded and _resident:
+        gc.collect()  # one that only a cycle of references holds is gone
     if _guarded and (resident := next(iter(_resident), None)) is not None:
         raise RuntimeError(
             f"{resident.name_or_path} is resident: one process holds one pretrained model, or two would have to share "

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -56,7 +55,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     # What KAVA depends on is taken from this environment, by a path that brings no editable KAVA with it.
-    Path(own, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    folders = [path for path in sys.path if path.endswith("-packages")]
+    Path(own, "dependencies.pth").write_text("\n".join(folders) + "\n", encoding="utf-8")
     return programs
 
 
