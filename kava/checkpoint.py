@@ -7,6 +7,7 @@ older names, merged experts), so that its own code is run over the headers, with
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,11 +56,14 @@ class Holes:
         Tensors that nothing of the model reads.
     mismatched
         Weights of another shape: name, shape in the file, shape by `config.json`.
+    beyond
+        Whether what is unexpected lies in layers that the model does not have.
     """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    beyond: bool = True
 
     def fault(self) -> str | None:
         """What is wrong, and what to do, as `what; fix`; None if nothing is."""
@@ -86,6 +90,11 @@ class Holes:
                 "embedding, set tie_word_embeddings: true in its config.json"
             )
         if self.unexpected and not self.missing and all(LAYER.search(name) for name in self.unexpected):
+            if not self.beyond:
+                return (
+                    "its config.json describes layers without them (such as the biases that it switches off): copy "
+                    "the config.json that belongs to them"
+                )
             return "its files have more layers than its config.json: copy the config.json that belongs to them"
         if prefix := _foreign_prefix(self.missing, self.unexpected):
             return f"the names of its files begin with {prefix!r}: save the model without that wrapper"
@@ -103,6 +112,12 @@ def read_headers(folder: Path) -> dict[str, Stored]:
     return found
 
 
+def _each_name(folder: Path) -> Iterator[str]:
+    for shard in shards_of(folder):
+        with safe_open(folder / shard, framework="numpy") as file:
+            yield from file.keys()
+
+
 def headers_fault(folder: Path, model: Any) -> str | None:
     """Why the files of a directory are not the weights of a model; None if they are. Reads headers only.
 
@@ -114,6 +129,8 @@ def headers_fault(folder: Path, model: Any) -> str | None:
         The model of its `config.json` on the meta device.
     """
     stored = read_headers(folder)
+    if fault := repeats_fault(folder, model, stored):
+        return fault
     if absent := _named_by_index_only(folder, stored):
         return f"{INDEX} names {_count(absent)} that no shard holds: {_some(absent)}; copy or download the files again"
     state = {name: torch.empty(of.shape, dtype=model.dtype, device="meta") for name, of in stored.items()}
@@ -130,6 +147,23 @@ def headers_fault(folder: Path, model: Any) -> str | None:
     return codes_fault(model, stored)
 
 
+def repeats_fault(folder: Path, model: Any, stored: Mapping[str, Stored]) -> str | None:
+    """Why it is not known which of two tensors a weight is; None if each is there once.
+
+    `transformers` takes one of them, and says nothing: of two shards that hold one name, and of names with and without
+    the prefix of the body.
+    """
+    if twice := [name for name, files in Counter(_each_name(folder)).items() if files > 1]:
+        return f"its shards hold {_count(twice)} more than once ({_some(twice)}); copy or download the files again"
+    prefix = f"{model.base_model_prefix}."
+    if both := [name for name in stored if f"{prefix}{name}" in stored]:
+        return (
+            f"its files hold {_count(both)} twice, with and without the prefix {prefix!r} ({_some(both)}), of which "
+            "one alone would count; save the model again with only the right ones"
+        )
+    return None
+
+
 def holes(report: Mapping[str, Any], model: Any, stored: Mapping[str, Stored]) -> Holes:
     """The report of `from_pretrained(output_loading_info=True)` without what is known to be harmless.
 
@@ -144,10 +178,13 @@ def holes(report: Mapping[str, Any], model: Any, stored: Mapping[str, Stored]) -
         # A mask [1, 1, T, T]; a bias that is a weight has one dimension.
         return bool(CAUSAL_MASK.search(name)) and tensor is not None and len(tensor.shape) == 4
 
+    layers = {match[0] for name in model.state_dict() if (match := LAYER.search(name))}
+    unexpected = [name for name in report["unexpected_keys"] if not harmless(name)]
     return Holes(
         tuple(sorted(report["missing_keys"], key=_natural)),
-        tuple(sorted((name for name in report["unexpected_keys"] if not harmless(name)), key=_natural)),
+        tuple(sorted(unexpected, key=_natural)),
         tuple(sorted(((n, tuple(a), tuple(b)) for n, a, b in report["mismatched_keys"]), key=lambda m: _natural(m[0]))),
+        not all((match := LAYER.search(name)) and match[0] in layers for name in unexpected),
     )
 
 

@@ -69,13 +69,16 @@ def holds_json(path: Path, value: Mapping[str, Any]) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a manifest; ``UserError`` if it is missing or not JSON."""
+    """Read a manifest; ``UserError`` if it is missing or no JSON object."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that makes it, or `snakemake {path}`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and rerun the stage that makes it") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object; delete it and rerun the stage that makes it")
+    return found
 
 
 def paths_below(folder: Path, pattern: str) -> list[Path]:

@@ -17,6 +17,7 @@ from transformers import StoppingCriteriaList, StopStringCriteria
 from kava.data.prompt import prompt_ids
 from kava.data.task import TASK, read_task
 from kava.errors import UserError
+from kava.models import ends_of
 from kava.plan.positions import Longest, lack, positions_of
 
 STRICT, FLEXIBLE = "strict-match", "flexible-extract"
@@ -149,6 +150,7 @@ def answering(model: Any, tokenizer: Any, batch_size: int) -> RowwiseStop:
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
     if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
         tokenizer.pad_token = tokenizer.eos_token  # an added token without a row; padding is masked, but looked up
+    model.generation_config.eos_token_id = ends_of(model.generation_config, tokenizer)
     return RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+GENERATION = "generation_config.json"
 # Each is a vocabulary. Without one transformers may make an empty tokenizer, and say nothing.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",), ("*.tiktoken",))
 SENTENCEPIECE = (("tokenizer.model",), ("spiece.model",), ("sentencepiece.bpe.model",))
@@ -28,7 +29,10 @@ def shards_of(folder: Path) -> list[str]:
     """
     if (folder / WHOLE).is_file() or not (folder / INDEX).is_file():
         return [WHOLE]
-    return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    if not shards or not all(isinstance(shard, str) for shard in shards):
+        raise ValueError(f"{INDEX} names no files")
+    return sorted(shards)
 
 
 def adapter_fault(folder: Path) -> str | None:
@@ -56,6 +60,24 @@ def settings_fault(folder: Path) -> str | None:
     # Without it transformers would guess from the directory's name.
     if not isinstance(settings.get("model_type"), str) and "auto_map" not in settings:
         return "its config.json names no model_type; take the config.json that the model was published with"
+    return _generation_fault(folder)
+
+
+def _generation_fault(folder: Path) -> str | None:
+    """Why the end tokens of a directory cannot be known: `transformers` would go on without them, or stumble later."""
+    path = folder / GENERATION
+    if not path.is_file():
+        return None
+    again = "copy or download it again, or remove it where config.json names the model's end tokens"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return f"its {GENERATION} cannot be read as JSON ({error}); {again}"
+    if not isinstance(settings, dict):
+        return f"its {GENERATION} is no JSON object; {again}"
+    ends = settings.get("eos_token_id")
+    if not all(type(end) is int for end in (ends if isinstance(ends, list) else [] if ends is None else [ends])):
+        return f"its {GENERATION} has the eos_token_id {ends!r}, which is neither an id nor a list of ids; {again}"
     return None
 
 

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from kava.cache.capture import NO_ROPE, ROTATE_HALF, geometry
 from kava.cache.families import require_readable, require_readable_cache
-from kava.checkpoint import CONVERSION, codes_fault, headers_fault, holes, read_headers, without_report
+from kava.checkpoint import CONVERSION, codes_fault, headers_fault, holes, read_headers, repeats_fault, without_report
 from kava.config.identity import model_path
 from kava.errors import UserError
 from kava.files import read_json
@@ -69,7 +69,23 @@ def plain_greedy(own: GenerationConfig) -> GenerationConfig:
 
     Instruct models ship a repetition penalty, which would punish arithmetic for repeating numbers.
     """
-    return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
+    pad = own.pad_token_id if own.pad_token_id is None or own.pad_token_id >= 0 else None
+    return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=pad)
+
+
+def load_ends(source: Mapping[str, Any], tokenizer: Any) -> dict[int, str]:
+    """Ids at which a model's answers end, with their text: its own, and its tokenizer's end token."""
+    try:
+        own = GenerationConfig.from_pretrained(path_of(source), revision=source.get("revision"))
+    except OSError:  # without that file, `config.json` says it
+        own = GenerationConfig.from_model_config(load_model_config(source))
+    return {end: tokenizer.decode([end]) for end in ends_of(own, tokenizer)}
+
+
+def ends_of(own: GenerationConfig, tokenizer: Any) -> list[int]:
+    """A model's own end tokens, and its tokenizer's, which the examples end in: without it answers would run on."""
+    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    return list(dict.fromkeys(end for end in [*ends, tokenizer.eos_token_id] if end is not None))
 
 
 def load_model_config(source: Mapping[str, Any]) -> Any:
@@ -219,7 +235,8 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
     folder = folder_of(source)
     assert folder is not None, "what was loaded is on this machine"
     stored = read_headers(folder)
-    if fault := holes(report, model, stored).fault() or codes_fault(model, stored):
+    repeats = repeats_fault(folder, model, stored)
+    if fault := repeats or holes(report, model, stored).fault() or codes_fault(model, stored):
         raise UserError(f"cannot load the model {source['model']}: {fault}")
     if device.type == "cpu" and options.get("quantization_config") and source["quantization"] == "nf4":
         from kava.nf4 import serve_any_shape  # imports bitsandbytes

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
@@ -57,7 +58,10 @@ class PromptFormat:
             hint = f"give {inside}" if (inside / "config.json").is_file() else "give the folder of a trained student"
             raise UserError(f"{folder} holds no model: it has no config.json; {hint}")
         try:
-            return TypeAdapter(cls).validate_python(json.loads(path.read_text(encoding="utf-8"))[KEY])
+            found = TypeAdapter(cls).validate_python(json.loads(path.read_text(encoding="utf-8"))[KEY])
+            if [name for _, name, _, _ in Formatter().parse(found.prompt) if name is not None] != ["question"]:
+                raise ValueError(f"{KEY}.prompt has no place for the question, or another field")
+            return found
         except KeyError:
             raise UserError(
                 f"{path} does not say which prompt the model was trained on ({KEY}.prompt): it is no student that "

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from zoo.models import (
     as_awq,
     as_bitsandbytes,
@@ -63,6 +64,18 @@ def with_more_layers(folder: Path) -> Path:
     return change_config(write_model(folder, num_hidden_layers=2), num_hidden_layers=1)
 
 
+def in_two_forms(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return tensors | {
+        name.removeprefix("model."): 2 * tensor for name, tensor in tensors.items() if name.startswith("model.layers")
+    }
+
+
+def in_two_shards(folder: Path) -> Path:
+    first, second = sorted(in_shards(write_model(folder)).glob("model-*"))
+    save_file(load_file(second) | {name: 2 * t for name, t in load_file(first).items()}, second, {"format": "pt"})
+    return folder
+
+
 HOLES: dict[str, tuple[Build, str]] = {
     "gptq": (of_tensors(as_gptq), r"lack 7 tensors .* made up .*down_proj\.weight.* and 4 more.*those of GPTQ or AWQ"),
     "awq": (of_tensors(as_awq), r"hold 21 tensors .*qweight.*those of GPTQ or AWQ"),
@@ -80,6 +93,9 @@ HOLES: dict[str, tuple[Build, str]] = {
     "a head": (of_tensors(without("lm_head")), r"lack 1 tensor .*lm_head\.weight.*saved without its head"),
     "a shape": (of_tensors(with_other_shape), r"embed_tokens\.weight is \[500, 32\] and not \[417, 32\]"),
     "more layers": (with_more_layers, r"hold 9 tensors that no part .*layers\.1\..*more layers than its config\.json"),
+    "biases": (of_tensors(with_tensors(model__layers__0__self_attn__q_proj__bias=torch.ones(32))), r"switches off"),
+    "two forms of a name": (of_tensors(in_two_forms), r"hold 9 tensors twice, with and without the prefix 'model\.'"),
+    "two shards with a name": (in_two_shards, r"shards hold \d+ tensors more than once"),
     "a value head": (of_tensors(with_tensors(v_head__weight=torch.zeros(1, 32))), r"hold 1 tensor .*v_head\.weight"),
 }  # fmt: skip
 
@@ -114,17 +130,31 @@ def test_codes_are_not_taken_for_weights(change: Callable[..., Any], dtype: str,
         load_student(student(folder), CPU)
 
 
-def test_an_index_that_names_what_no_shard_holds(tmp_path: Path) -> None:
-    folder = in_shards(write_model(tmp_path), "model.norm.weight")
-    with pytest.raises(UserError, match=r"names 1 tensor that no shard holds: model\.norm\.weight; copy or download"):
-        check_model(teacher(folder))
+@pytest.mark.parametrize("weights", ["[]", "{}", '{"a": 1}', '{"a": ["b"]}', '{"a": 1, "b": "c"}'])
+def test_an_index_that_names_no_files(weights: str, tmp_path: Path) -> None:
+    (in_shards(write_model(tmp_path)) / "model.safetensors.index.json").write_text(f'{{"weight_map": {weights}}}')
+    with pytest.raises(UserError, match=r"index\.json is not whole; copy the file"):
+        load_student(student(tmp_path), CPU)
 
 
-@pytest.mark.parametrize("index", ["[]", '{"weight_map": []}', "{", "{}"])
+@pytest.mark.parametrize("index", ["[]", "{", "{}"])
 def test_an_index_that_is_none(index: str, tmp_path: Path) -> None:
     (in_shards(write_model(tmp_path)) / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UserError, match=r"index\.json is not whole; copy the file"):
         load_student(student(tmp_path), CPU)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', '{"eos_token_id": "x"}', '{"eos_token_id": [1, "x"]}'])
+def test_generation_settings_that_name_no_end(text: str, tmp_path: Path) -> None:
+    (write_model(tmp_path) / "generation_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"its generation_config\.json .*; copy or download it again, or remove it"):
+        check_model(teacher(tmp_path))
+
+
+def test_an_index_that_names_what_no_shard_holds(tmp_path: Path) -> None:
+    folder = in_shards(write_model(tmp_path), "model.norm.weight")
+    with pytest.raises(UserError, match=r"names 1 tensor that no shard holds: model\.norm\.weight; copy or download"):
+        check_model(teacher(folder))
 
 
 def _old_masks(name: str, **more: torch.Tensor) -> Callable[..., Any]:

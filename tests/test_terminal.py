@@ -116,6 +116,7 @@ def test_a_job_is_a_line_at_its_start_and_one_at_its_end(terminal: Terminal, tmp
         (OF_STEPS, "step 20/500 arm=flat loss=0.7419"),
         (f"store x: 12 of 12 shards to extract\n{BAR}", "2818 of 5637, 00:40 left"),
         (f"noise of a library\n{BAR}\nmore noise\n", "2818 of 5637, 00:40 left"),
+        ("  0%|          | 1/500 [00:15<2:09:29, 15.57s/it]", "1 of 500"),
         ("\rx: 100%|██████████| 12/12 [00:01<00:00, 10it/s]\n", None),
         ("\r  0%|          | 0/12 [00:00<?, ?it/s]", "0 of 12"),
         ("waiting for process 12 of host, which works in x\n", "waiting for process 12 of host, which works in x"),

@@ -50,6 +50,8 @@ def describe(folder: Path) -> dict[str, Any]:
     begun = read_begun(folder)
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
     told = begun | manifest
+    if not isinstance(told["spec"], dict):
+        raise UserError(f"{folder / 'manifest.json'} is damaged; `kava store verify {folder}` says how to mend it")
     spec, geometry = told["spec"], told["geometry"]
     sizes = array_sizes(folder)
     size = sum(sizes.values())
@@ -79,8 +81,9 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def read_begun(folder: Path) -> dict[str, Any]:
     """What the root group says of its store: key, specification, number of shards."""
-    begun = read_json(folder / "store.zarr" / "zarr.json").get("attributes", {}).get("kava", {})
-    if "spec" not in begun:
+    attributes = read_json(folder / "store.zarr" / "zarr.json").get("attributes")
+    begun = attributes.get("kava") if isinstance(attributes, dict) else None
+    if not isinstance(begun, dict) or not isinstance(begun.get("spec"), dict):
         raise UserError(f"{folder} is a store of an older version; run extract, which makes a new one")
     return begun
 

@@ -90,8 +90,9 @@ class Integrity:
         named = re.search(r"-([0-9a-f]{16})$", self.folder.resolve().name)
         keys = {"manifest": self.manifest["key"], "folder": named[1] if named else key}
         try:
-            group = read_json(self.folder / "store.zarr" / "zarr.json")
-            keys["group store.zarr"] = group.get("attributes", {}).get("kava", {}).get("key")
+            attributes = read_json(self.folder / "store.zarr" / "zarr.json").get("attributes")
+            begun = attributes.get("kava") if isinstance(attributes, dict) else None
+            keys["group store.zarr"] = begun.get("key") if isinstance(begun, dict) else None
         except UserError as error:
             yield Problem("store.zarr", "", str(error))
         for what, found in keys.items():

@@ -18,6 +18,7 @@ from typing import Any
 from kava.commandline import command_parser, exit_status
 from kava.config.schema import Evaluation
 from kava.errors import UserError
+from kava.files import read_json
 from kava.prompt_format import PromptFormat
 
 
@@ -83,12 +84,10 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 def _longest_answer(student: Path) -> int:
     """Tokens of the longest answer in the student's evaluation; the default before there was one."""
-    from transformers import GenerationConfig
-
-    try:
-        own = GenerationConfig.from_pretrained(student).max_new_tokens
-    except OSError:  # a copy without that file
-        own = None
+    path = student / "generation_config.json"
+    own = read_json(path).get("max_new_tokens") if path.is_file() else None  # a copy may be without that file
+    if own is not None and (type(own) is not int or own < 1):
+        raise UserError(f"{path} has the max_new_tokens {own!r}, and 1 or more is allowed; give --max-new-tokens")
     return own or Evaluation().max_new_tokens
 
 

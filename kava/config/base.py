@@ -5,7 +5,7 @@ import re
 import sys
 import unicodedata
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -76,4 +76,25 @@ class Settings(BaseModel):
                     close = get_close_matches(str(key), cls.model_fields, n=1)
                     hint = f"did you mean {close[0]!r}? " if close else ""
                     raise ValueError(f"unknown key {key!r}; {hint}allowed: {', '.join(cls.model_fields)}")
+                if isinstance(data[key], bool) and _is_number(cls.model_fields[key].annotation):
+                    raise ValueError(f"{key} is {str(data[key]).lower()}, and a number is expected; write the number")
+                if not _is_place(cls.model_fields[key]) and _half_a_character(data[key]):
+                    raise ValueError(f"{key} holds half of a surrogate pair, which is no character; correct it")
         return data
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a setting is a number, or a number or null; YAML's `yes` and `on` are true, which Python takes for 1."""
+    if get_origin(annotation) is Annotated:
+        return _is_number(get_args(annotation)[0])
+    of_union = [part for part in get_args(annotation) if part is not type(None)]
+    return annotation in (int, float) or (len(of_union) == 1 and _is_number(of_union[0]))
+
+
+def _is_place(field: Any) -> bool:
+    """Whether a setting is a path, whose bytes need not be those of text."""
+    return any(getattr(validator, "func", None) is place for validator in field.metadata)
+
+
+def _half_a_character(value: Any) -> bool:
+    return isinstance(value, str) and any(unicodedata.category(letter) == "Cs" for letter in value)

@@ -50,7 +50,7 @@ def parse_yaml(text: str) -> Any:
         Each says what is wrong as the rest of a sentence that begins with a place.
     """
     try:
-        return yaml.load(text, StrictLoader)
+        value = yaml.load(text, StrictLoader)
     except RepeatedKeyError:
         raise
     except yaml.MarkedYAMLError as error:
@@ -59,6 +59,9 @@ def parse_yaml(text: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # Characters that YAML forbids; a date such as 2026-99-99; thousands of brackets.
         raise InvalidYamlError(f"is not valid YAML ({' '.join(str(error).split())})") from None
+    if _holds_itself(value, [], set()):
+        raise RepeatedKeyError("holds itself (an alias stands within its own anchor); write it out")
+    return value
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -93,3 +96,15 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _lines(first: int, second: int) -> str:
     return f"line {first}" if first == second else f"line {first} and line {second}"
+
+
+def _holds_itself(value: Any, above: list[int], seen: set[int]) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    if id(value) in above:
+        return True
+    if id(value) in seen:  # many aliases of one
+        return False
+    seen.add(id(value))
+    parts = value.values() if isinstance(value, dict) else value
+    return any(_holds_itself(part, [*above, id(value)], seen) for part in parts)

@@ -61,6 +61,28 @@ def require_fit(role: str, model: str, config: Any, of_examples: Reach) -> None:
         )
 
 
+def require_end_after_answer(role: str, model: str, ends: Mapping[int, str], answers: Iterable[np.ndarray]) -> None:
+    """Raise `UserError` if a model stops in the middle of the right answers, which it could then never give.
+
+    Parameters
+    ----------
+    role, model
+        Named in the sentence.
+    ends
+        Ids at which the model's answers end, with their text.
+    answers
+        Ids of each right answer, without the end token behind it.
+    """
+    answers = list(answers)
+    for end, text in ends.items():
+        if cut := sum(bool((ids == end).any()) for ids in answers):
+            raise UserError(
+                f"the {role} {model} ends its answers at {text!r} (token {end}), which stands within {cut} of "
+                f"{len(answers)} training answers; set eos_token_id in its config.json and generation_config.json to "
+                "its tokenizer's end token, or, if the answers spell that out, take it out of them"
+            )
+
+
 def no_tokens(tokenizer: Any, rows: int) -> np.ndarray | None:
     """Rows of a head that no token of a tokenizer has, bool `[rows]`; None if every row is a token.
 

@@ -7,7 +7,7 @@ the teacher) and `task/` (the test questions as an lm-evaluation-harness task).
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,11 @@ def encode_example(tokenizer: Any, template: Template, row: Mapping[str, str]) -
         ids.append(tokenizer.eos_token_id)
         segments.append(Segment.ANSWER)
     return {"input_ids": ids, "segments": [int(segment) for segment in segments]}
+
+
+def answers(input_ids: Iterable[np.ndarray], segments: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Ids of the reasoning and answer of each example, without its end token."""
+    return [ids[of != Segment.PROMPT][:-1] for ids, of in zip(input_ids, segments, strict=True)]
 
 
 def equations_only(answer: str) -> str:

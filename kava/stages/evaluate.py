@@ -33,12 +33,12 @@ def main(argv: list[str] | None = None) -> int:
 def run(job: Job, runtime: Runtime) -> None:
     from kava.card import write_card
     from kava.config.identity import display_name
-    from kava.data.fit import Reach, require_fit
-    from kava.data.tokens import TokenSet
+    from kava.data.fit import Reach, require_end_after_answer, require_fit
+    from kava.data.tokens import TokenSet, answers
     from kava.device import peak_memory_mib, use_device
     from kava.files import read_json, sha256_file, write_atomic, write_json
     from kava.harness import FLEXIBLE, STRICT, harness_results, samples
-    from kava.models import load_for_evaluation, load_model_config, load_tokenizer
+    from kava.models import load_ends, load_for_evaluation, load_model_config, load_tokenizer
     from kava.plan.check import check_fits
     from kava.plan.positions import check_positions
 
@@ -57,6 +57,9 @@ def run(job: Job, runtime: Runtime) -> None:
     else:
         source = {"teacher": runtime.teacher, "student_base": runtime.student}[role]
     require_fit(role or "student", source["model"], load_model_config(source), Reach(tokens.reach.largest_id, 0))
+    tokenizer = load_tokenizer(source)
+    right = answers(tokens.input_ids["train"], tokens.segments["train"])
+    require_end_after_answer(role or "student", source["model"], load_ends(source, tokenizer), right)
     job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     folder.mkdir(parents=True, exist_ok=True)
     if role is None and own:
@@ -64,7 +67,7 @@ def run(job: Job, runtime: Runtime) -> None:
         write_card(student, distilled, runtime.sources)
     with cost_record(folder / "cost.json", lambda: peak_memory_mib(device)):
         model = load_for_evaluation(source, device)
-        results = harness_results(model, load_tokenizer(source), tokens.task_folder, settings)
+        results = harness_results(model, tokenizer, tokens.task_folder, settings)
     lines = samples(results)
     write_atomic(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     scores = results["results"][TASK]

@@ -100,8 +100,9 @@ def run(job: Job, runtime: Runtime) -> None:
 
 def _check_models(runtime: Runtime, examples: Any, prompts: list[list[int]]) -> None:
     """Check that teacher and student have a row for every id and a position for every token of the examples."""
-    from kava.data.fit import Reach, reach, require_fit
-    from kava.models import load_model_config
+    from kava.data.fit import Reach, reach, require_end_after_answer, require_fit
+    from kava.data.tokens import answers
+    from kava.models import load_ends, load_model_config, load_tokenizer
 
     asked = reach(prompts).largest_id
     for role, source in (("teacher", runtime.teacher), ("student", runtime.student)):
@@ -110,6 +111,9 @@ def _check_models(runtime: Runtime, examples: Any, prompts: list[list[int]]) -> 
         read = reach(ids for split in examples.with_format("numpy").values() for ids in split[column])
         config = load_model_config(source)
         require_fit(role, source["model"], config, Reach(max(read.largest_id, asked), read.longest))
+        train = examples.with_format("numpy")["train"]
+        right = answers(train[column], train[column.replace("input_ids", "segments")])
+        require_end_after_answer(role, source["model"], load_ends(source, load_tokenizer(source)), right)
 
 
 def encode_split(

@@ -6,7 +6,9 @@ from pathlib import Path
 # Of the end of a log: enough for a traceback, and for the updates of a progress bar.
 TAIL_BYTES = 16_384
 TRACEBACK_LINES = 15
-BAR = re.compile(r"(?:.*:)?\s*\d+%\|.*\|\s*(?P<done>\S+)/(?P<total>\S+) \[[^<]*<(?P<left>[^,\]]*)")
+# Share of a stage from which on its progress bar knows how long the rest takes.
+KNOWN_PERCENT = 5
+BAR = re.compile(r"(?:.*:)?\s*(?P<percent>\d+)%\|.*\|\s*(?P<done>\S+)/(?P<total>\S+) \[[^<]*<(?P<left>[^,\]]*)")
 STATUS = re.compile(r"step \d+/\d+|waiting for |calibrating |\S+: writing a store|alternatives: |rate-distortion")
 RESULT = re.compile(r"strict match |sealed: ")
 WARNING = "warning: "
@@ -19,7 +21,9 @@ def progress(log: Path) -> str | None:
         if bar := BAR.match(line):
             if bar["done"] == bar["total"]:
                 return None  # that part is over, and the next one has said nothing yet
-            left = "" if "?" in bar["left"] else f", {bar['left'].strip()} left"
+            # Answers come in batches: after the first of one, the rate says nothing.
+            known = "?" not in bar["left"] and int(bar["percent"]) >= KNOWN_PERCENT
+            left = f", {bar['left'].strip()} left" if known else ""
             return f"{bar['done']} of {bar['total']}{left}"
         if STATUS.match(line):
             return line
