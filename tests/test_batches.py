@@ -239,3 +239,12 @@ def test_batches_read_ahead_are_those_read_one_by_one(stores: dict[str, Path]) -
         alone = batches.collate([first, first + 1])
         assert alone.keys() == ahead.keys()
         assert all(torch.equal(ahead[name], alone[name]) for name in alone)  # type: ignore[literal-required]
+
+
+def test_losses_of_some_segments_are_shared_by_their_tokens_and_cosines_by_all_that_have_kv(
+    stores: dict[str, Path],
+) -> None:
+    batches = Batches(token_set(), "train", StoreReader(stores["full"]), arm(segments=["reasoning"]))
+    lengths, counts = token_set().lengths("train"), batches.counts([2, 3])
+    assert counts["covered"] == lengths[2] + lengths[3]
+    assert counts["kv"] == lengths[2] + lengths[3] - 2 * (PROMPT + ANSWER)

@@ -1,8 +1,11 @@
 """Keys and values come out of the model as they are defined, not as they happen to lie in a cache."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import tiny_model
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kava.cache.capture import Geometry, capture, geometry, observed_attention
 from kava.errors import UserError
@@ -214,3 +217,20 @@ def test_observing_beyond_a_sliding_window_is_refused() -> None:
         capture(model, ids[:, :7], torch.ones_like(ids[:, :7]))
         with pytest.raises(UserError, match="8 tokens and an example has 9"):
             capture(model, ids, torch.ones_like(ids))
+
+
+@torch.inference_mode()
+def test_a_family_that_repeats_its_kv_before_attention_shows_each_head_once() -> None:
+    model, seen = tiny_model("qwen2"), []
+    heads, kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
+    assert heads > kv_heads > 1
+    queries, keys, values = (torch.randn(2, n, 5, 8) for n in (heads, kv_heads, kv_heads))
+    again = heads // kv_heads
+    repeated = [tensor.repeat_interleave(again, dim=1) for tensor in (keys, values)]
+    module = SimpleNamespace(layer_idx=1, num_key_value_groups=1, is_causal=True, training=False)
+    with observed_attention(model, lambda *of_layer: seen.append(of_layer)):
+        attend = ALL_ATTENTION_FUNCTIONS[model.config._attn_implementation]
+        attend(module, queries, *repeated, None, scaling=0.5)
+    ((layer, _, shown, scaling),) = seen
+    assert (layer, scaling) == (1, 0.5)
+    assert torch.equal(shown, keys)

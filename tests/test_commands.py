@@ -13,6 +13,7 @@ from workflow_runs import command
 from kava.cli import COMMANDS, main
 from kava.config.load import REPOSITORY
 from kava.locks import claim, locked
+from kava.stages.common import stage_main
 
 CONFIG = str(REPOSITORY / "config.yaml")
 
@@ -149,3 +150,14 @@ def test_a_second_process_waits_for_the_shared_cache_and_is_refused_in_a_run(cap
 
 def test_student_like_a_missing_model_is_one_sentence(capsys) -> None:
     assert "cannot load the configuration of" in fails(capsys, "init-student", "--like", "a/b", "--output", "x")
+
+
+def test_an_input_that_is_named_takes_the_place_of_the_default_one(tmp_path: Path) -> None:
+    jobs, tokens = [], tmp_path / "tokens.json"
+    tokens.write_text("{}")
+    given = ["--preset", "demo", "--input", f"tokens={tokens}", "--output", str(tmp_path / "store" / "manifest.json")]
+    run = stage_main(
+        "extract", "Extract.", given, lambda plan, _: plan.extract, lambda _: lambda job, _: jobs.append(job)
+    )
+    assert run == 0
+    assert [job.inputs for job in jobs] == [{"tokens": tokens}]

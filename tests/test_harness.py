@@ -14,7 +14,7 @@ from kava.config.schema import Config
 from kava.data import load_splits
 from kava.data.task import TASK, write_task
 from kava.data.template import Template
-from kava.harness import harness_results, samples, score
+from kava.harness import AnswerStop, harness_results, samples, score
 from kava.models import load_for_evaluation, load_tokenizer
 
 CONFIG = Path(__file__).resolve().parents[1] / "config.yaml"
@@ -128,3 +128,12 @@ def test_generation_ends_when_every_row_has_met_a_stop_string_of_its_own(
         assert sorted(line["answer"].strip() for line in found) == ["1", "2"]
         steps[name] = scripted.steps
     assert steps["ours"] < steps["its own"]
+
+
+def test_a_stop_string_that_the_prompt_begins_does_not_end_the_answer(student: tuple[Any, Any]) -> None:
+    _, tokenizer = student
+    ids = torch.tensor([tokenizer("Tom has 5 apples")["input_ids"]])
+    stop = tokenizer.decode(ids[0, -2:])
+    scores = torch.zeros(1, 1)
+    assert AnswerStop(tokenizer, [stop], ids.shape[1] - 2)(ids, scores).tolist() == [True]
+    assert AnswerStop(tokenizer, [stop], ids.shape[1] - 1)(ids, scores).tolist() == [False]

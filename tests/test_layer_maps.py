@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kava.align import make_aligner
 from kava.align.layers import block_means, cka_map, layer_weights, ratio_map, skip_map
+from kava.align.projector import Projector
 from kava.cache.capture import Geometry
 from kava.cka import cka_matrix
 from kava.config.arms import FlatAligner, StructuredAligner
@@ -123,3 +124,14 @@ def test_aligners_without_a_cka_map_do_not_listen_to_it(settings: FlatAligner | 
     before = aligner(x)
     aligner.set_layer_similarity(torch.rand(2, 4))
     assert torch.equal(aligner(x), before)
+
+
+def test_keys_are_mapped_by_the_cka_of_keys_and_values_by_that_of_values() -> None:
+    settings = StructuredAligner(layer_map={"kind": "cka", "top_k": 1}).model_dump()
+    projector = Projector(settings, Geometry(4, 2, 6), Geometry(2, 2, 6))
+    like = {"keys": [0, 2], "values": [3, 1]}
+    cka = torch.stack([torch.eye(4)[layers] for layers in like.values()])
+    channels = torch.ones(2, 2, 2, 1, 6)
+    projector.set_student_statistics(channels, channels, cka)
+    for aligner, layers in zip(projector.aligners, like.values(), strict=True):
+        assert torch.equal(aligner.layer_weights, torch.eye(4)[layers])

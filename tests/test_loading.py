@@ -330,3 +330,11 @@ def test_headers_of_a_real_size_take_well_under_a_second(tmp_path: Path) -> None
     started = time.process_time()
     assert check_model(teacher(folder))
     assert time.process_time() - started < 1
+
+
+def test_a_bias_that_the_model_has_no_place_for_is_not_taken_for_a_mask(tmp_path: Path) -> None:
+    folder = of_tensors(with_tensors(model__layers__0__attention__bias=torch.ones(4)))(tmp_path)
+    with pytest.raises(
+        UserError, match=r"1 tensor that no part of the model reads \(model\.layers\.0\.attention\.bias"
+    ):
+        check_model(teacher(folder))

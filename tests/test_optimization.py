@@ -147,3 +147,28 @@ def test_a_checkpoint_of_another_store_projector_or_student_is_not_gone_on_with(
     else:
         spec["distill"]["steps"] = 9
     assert run_fingerprint(spec, inputs) != before
+
+
+def test_no_more_checkpoints_are_kept_than_asked_for(tmp_path: Path) -> None:
+    run(tmp_path, make_model(None), save_every=2, keep_checkpoints=2)
+    kept = [path.name for path in (tmp_path / "checkpoints" / "fingerprint").glob("checkpoint-*")]
+    assert sorted(kept) == ["checkpoint-6", "checkpoint-8"]
+
+
+def test_the_seconds_of_a_resumed_run_go_on_from_those_before(tmp_path: Path, monkeypatch: Any) -> None:
+    training_step = KavaTrainer.training_step
+
+    def killed(this: KavaTrainer, *args: Any, **kwargs: Any) -> Any:
+        if this.state.global_step == 5:
+            raise KeyError
+        return training_step(this, *args, **kwargs)
+
+    monkeypatch.setattr(KavaTrainer, "training_step", killed)
+    with pytest.raises(KeyError):
+        run(tmp_path, make_model(None))
+    before = [line | {"seconds": 1000.0 + line["step"]} for line in lines(tmp_path)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before))
+    monkeypatch.setattr(KavaTrainer, "training_step", training_step)
+    run(tmp_path, make_model(None))
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8]
+    assert all(1004 < line["seconds"] < 1100 for line in lines(tmp_path)[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,20 @@ def test_an_exported_student_is_measured_by_its_own_configuration(
               {"tokens": planned(cache).tokenize.output, "student": student / "manifest.json"})  # fmt: skip
     with pytest.raises(UserError, match="to 9 at most"):
         check_positions(job, Runtime.of(planned(cache).config))
+
+
+@pytest.mark.parametrize(("role", "model"), [("teacher", "teacher"), ("student_base", "student")])
+def test_a_reference_is_measured_by_its_own_positions_and_not_the_others(
+    role: str, model: str, cache: Path, longest: Longest, tmp_path: Path
+) -> None:
+    small = demo_student(tmp_path / "small", max_position_embeddings=longest.tokens + 9)
+    plan = planned(cache, evaluation={"max_new_tokens": 10})
+    runtime = Runtime.of(plan.config)
+    other = "student" if model == "teacher" else "teacher"
+    ours, theirs = ({name: getattr(runtime, name) | {"model": str(small)}} for name in (model, other))
+    check_positions(plan.reference(role), replace(runtime, **theirs))
+    with pytest.raises(UserError, match="to 9 at most"):
+        check_positions(plan.reference(role), replace(runtime, **ours))
 
 
 def test_plan_says_it_before_anything_runs_and_has_status_1(capsys: pytest.CaptureFixture[str]) -> None:

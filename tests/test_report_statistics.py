@@ -191,3 +191,12 @@ def test_seeds_that_all_differ_alike_come_first_in_the_correction_and_have_no_p(
     first = np.array([[1, 1, 0, 0]] * 3)
     rows = rows_of(first, np.array([[1, 0, 0, 0]] * 3), np.array([[0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]))
     assert [row["seed_level"]["p_value_holm"] for row in rows] == [None, rows[1]["seed_level"]["p_value"]]
+
+
+def test_a_second_seed_with_the_same_marks_leaves_the_interval_as_it_is() -> None:
+    rng = np.random.default_rng(5)
+    a, b = (rng.integers(0, 2, 60).tolist() for _ in "ab")
+    one, two = compare("a", "b", scores(a), scores(b)), compare("a", "b", scores(a, a), scores(b, b))
+    assert two.ci95 == pytest.approx(one.ci95)
+    assert two.difference_sd == pytest.approx(one.difference_sd)
+    assert one.ci95[0] < one.delta < one.ci95[1]

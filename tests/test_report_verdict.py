@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from verdict_fixtures import ALIKE, BOTH_BEAT_SFT, arms, decide, many, row
 
@@ -236,3 +238,9 @@ def test_the_controls_they_beat_are_named_with_the_gain_of_each_of_few_arms_else
     verdict = decide(arms(names="A B sft shuffled"), both, ["sft", "shuffled"])
     assert verdict.headline == "A and B beat sft and shuffled by 8.0 to 20.0 points"
     assert verdict.outcome == "A and B beat sft and shuffled"
+
+
+@pytest.mark.parametrize("pair", [row("B", "A", -0.07), row("A", "B", 0.07)])
+def test_each_arm_has_its_own_accuracy_whichever_way_the_pair_was_declared(pair: dict[str, Any]) -> None:
+    verdict = decide(arms(), [pair, *BOTH_BEAT_SFT], ["sft"])
+    assert "strict match is 51.0% for A and 58.0% for B" in verdict.sentence  # as planted, whatever the difference

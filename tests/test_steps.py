@@ -15,6 +15,7 @@ from training_fixtures import FakeStore, batches, make_model, order_of_run, run
 
 from kava.config.arms import FlatAligner, StructuredAligner
 from kava.errors import Interrupted, UserError
+from kava.training.micro_batches import MicroBatches
 from kava.training.model import DistillationModel
 from kava.training.termination import StopOnSignal, Terminated
 from kava.training.trainer import KavaTrainer
@@ -160,3 +161,30 @@ def test_two_processes_give_the_loss_curve_of_one(arm: str, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr[-3000:]
     run(tmp_path / "one", make_model(StructuredAligner() if arm == "structured" else None, kv_until=0.5))
     assert_same_curve(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_processes_of_a_step_read_each_of_its_examples_once(world: int) -> None:
+    order, found, shares = list(range(100, 116)), {0: [], 1: []}, {0: 0.0, 1: 0.0}
+    for rank in range(world):
+        micro = MicroBatches(lambda part: part.examples, lambda x: {"n": float(len(x))}, order, 8, 1, rank, world)  # type: ignore[arg-type,return-value]
+        for step in (0, 1):
+            for examples, share in micro.of_step(step):
+                found[step] += examples
+                shares[step] += share["n"]
+        micro.close()
+    assert {step: sorted(examples) for step, examples in found.items()} == {0: order[:8], 1: order[8:]}
+    assert shares == {0: 1.0, 1: 1.0}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_ends_the_run(value: float, tmp_path: Path, monkeypatch: Any) -> None:
+    forward = DistillationModel.forward
+
+    def diverged(model: DistillationModel, **batch: Any) -> Any:
+        output = forward(model, **batch)
+        return output | {"loss": output["loss"] + value}
+
+    monkeypatch.setattr(DistillationModel, "forward", diverged)
+    with pytest.raises(UserError, match=f"the loss of arm is {value} at step 2; lower the learning rates"):
+        run(tmp_path, make_model(None))

@@ -183,3 +183,9 @@ def test_overlap_stands_in_the_manifest_and_is_added_to_one_without_it_and_nothi
     token_set(tmp_path)
     assert json.loads(path.read_text()) == json.loads(written)
     assert {file: file.stat().st_mtime_ns for file in others} == others
+
+
+def test_the_answer_begins_at_the_last_mark(qwen) -> None:
+    text = parts(qwen, ROW | {"answer": "I write #### and then the sum.\n#### 5"})
+    assert text[Segment.REASONING] == " I write #### and then the sum.\n"
+    assert text[Segment.ANSWER] == "#### 5" + qwen.eos_token
