@@ -22,6 +22,8 @@ WHOLE = {
     "underscores": ["train-part_00000_of_00002.parquet", "train-part_00001_of_00002.parquet"],
     "from one": ["train-1-of-2.parquet", "train-2-of-2.parquet"],
     "without zeros": [f"train-{n}-of-12.parquet" for n in range(12)],
+    "counted, not said of how many": [f"train-{n}.parquet" for n in range(11)],
+    "years": ["train-2021.parquet", "train-2023.parquet"],
     "without numbers": ["train-a.parquet", "train-b.parquet"],
 }
 TORN = {
@@ -32,6 +34,8 @@ TORN = {
     "the first": (WHOLE["plain"][1:], "train-00000-of-00002.parquet"),
     "underscores": (WHOLE["underscores"][:1], "train-part_00001_of_00002.parquet"),
     "from one": (WHOLE["from one"][:1], "train-0-of-2.parquet"),
+    "counted, not said of how many": (["train-0.parquet", "train-2.parquet"], "train-1.parquet"),
+    "counted from one": ([f"train-part-{n:05}.parquet" for n in (1, 2, 4)], "train-part-00003.parquet"),
     "without zeros": (WHOLE["without zeros"][:7] + WHOLE["without zeros"][8:], "train-7-of-12.parquet"),
 }
 MIXED = {
@@ -43,6 +47,7 @@ MIXED = {
     "half of one and half of another": [f"train-00000-of-00002-{HASHES[n]}.parquet" for n in range(2)],
     "hashed and not": [*WHOLE["plain"], f"train-00000-of-00002-{HASHES[0]}.parquet"],
     "numbered and whole": ["train.parquet", *WHOLE["plain"]],
+    "a version and whole": ["train.parquet", "train-v2.parquet"],
     "a copy": [*WHOLE["plain"], "train-00001-of-00002 (1).parquet"],
     "two subsets": [f"train-{part}-{n:05}-of-00002.parquet" for part in ("easy", "hard") for n in range(2)],
     "more than there are": [f"train-{n:05}-of-00002.parquet" for n in range(3)],

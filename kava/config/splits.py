@@ -9,6 +9,8 @@ from kava.errors import UserError
 
 # The number of a shard and how many there are, in every naming: `-00000-of-00002`, with a hash behind, `_0_of_2`.
 SHARD = re.compile(r"(?<!\d)(\d+)[-_]of[-_](\d+)(?!\d)")
+# The last number of a name that does not say of how many it is one.
+NUMBER = re.compile(r"\d+(?=\D*$)")
 Format = Literal["json", "parquet", "saved"]
 FORMATS = "train.jsonl and test.jsonl, train-*.parquet and test-*.parquet, or what DatasetDict.save_to_disk wrote"
 # Where Parquet files lie in a data set of the hub: beside its card, below its first configuration, or in `data`.
@@ -68,21 +70,41 @@ def _whole(files: list[Path], split: str) -> list[Path]:
     numbers = [SHARD.search(file.name) for file in files]
     shards = {int(number[1]): file for number, file in zip(numbers, files, strict=True) if number}
     if not shards:
-        return files
+        return _numbered(files, split)
     counts = {int(number[2]) for number in numbers if number}
     (count, *others) = counts
     first = int(0 not in shards and count in shards)  # some count from one
     expected = range(first, first + count)
     if others or len(shards) < len(files) or not shards.keys() <= set(expected):
-        names = [file.name for file in files]
-        raise UserError(
-            f"{files[0].parent} holds the {split} split more than once, or parts of two ({', '.join(names[:4])}"
-            f"{', …' if len(names) > 4 else ''}); leave the files of one set there"
-        )
+        raise _two_sets(files, split)
     for number in expected:
         if number not in shards:
             raise _missing(files[0].with_name(_name(files[0].name, number)))
     return [shards[number] for number in expected]
+
+
+def _numbered(files: list[Path], split: str) -> list[Path]:
+    """Files whose names do not say how many there are: one whole file is alone, and counted ones have no gap."""
+    if len(files) > 1 and any(file.stem == split for file in files):
+        raise _two_sets(files, split)
+    numbers = {int(found[0]): file for file in files if (found := NUMBER.search(file.stem))}
+    stems = {NUMBER.sub("", file.stem) for file in files}
+    if len(numbers) < len(files) or len(stems) > 1 or min(numbers) > 1:
+        return files  # names, years: nothing is counted
+    for number in range(min(numbers), max(numbers)):
+        if number not in numbers:
+            of_another = files[0].name
+            start, end = NUMBER.search(files[0].stem).span()  # type: ignore[union-attr]
+            raise _missing(files[0].with_name(f"{of_another[:start]}{number:0{end - start}}{of_another[end:]}"))
+    return [numbers[number] for number in sorted(numbers)]
+
+
+def _two_sets(files: list[Path], split: str) -> UserError:
+    names = [file.name for file in files]
+    return UserError(
+        f"{files[0].parent} holds the {split} split more than once, or parts of two ({', '.join(names[:4])}"
+        f"{', …' if len(names) > 4 else ''}); leave the files of one set there"
+    )
 
 
 def _name(of_another: str, number: int) -> str:

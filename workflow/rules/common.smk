@@ -25,7 +25,7 @@ if workflow.is_main_process:
 STARTED = time.time()
 # Snakemake asks for the user's name, which a container's may lack.
 if not any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
-    os.environ["LOGNAME"] = user_name(os.getuid()).replace(" ", "-")
+    os.environ.update(LOGNAME=user_name(os.getuid()).replace(" ", "-"))
 print_whatever_the_locale()
 try:
     with faults_as_sentences():
