@@ -13,10 +13,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load,
 
 from kava.config.identity import display_name, model_path, on_hub
 from kava.config.schema import Evaluation
+from kava.data.prompt_format import PromptFormat
 from kava.errors import UserError
 from kava.files import write_atomic
 from kava.grades import grade
-from kava.prompt_format import PromptFormat
 
 FILE = "README.md"
 UNKNOWN = "unknown"

@@ -14,7 +14,7 @@ from kava.config.jobs import Plan
 from kava.config.load import load_config, parse_assignments
 from kava.errors import Interrupted, UserError
 from kava.faults import faults_as_sentences
-from kava.noise import leave_out_noise
+from kava.terminal.noise import leave_out_noise
 
 INTERRUPTED: Final = 128 + signal.SIGINT
 CONFIGFILE = "config.yaml"

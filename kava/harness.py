@@ -14,11 +14,11 @@ from lm_eval.tasks import TaskManager
 from torch.nn.utils.rnn import pad_sequence
 from transformers import StoppingCriteriaList, StopStringCriteria
 
+from kava.data.fit import Longest, lack, positions
 from kava.data.prompt import prompt_ids
 from kava.data.task import TASK, read_task
 from kava.errors import UserError
 from kava.models import ends_of
-from kava.plan.positions import Longest, lack, positions_of
 
 STRICT, FLEXIBLE = "strict-match", "flexible-extract"
 # More tokens than any prompt has.
@@ -72,7 +72,7 @@ class RowwiseStop(HFLM):
         UserError
             A prompt and its longest answer have more tokens than the model has positions.
         """
-        limits = {self.model.name_or_path or "the model": positions_of(self.model.config)}
+        limits = {self.model.name_or_path or "the model": positions(self.model.config)}
         lengths = [(len(self.tok_encode(prompt)), settings["max_gen_toks"]) for prompt, settings in
                    (request.args for request in requests)]  # fmt: skip
         number = max(range(len(lengths)), key=lambda number: sum(lengths[number]))
@@ -111,8 +111,8 @@ class RowwiseStop(HFLM):
     ) -> torch.Tensor:
         sampled = generation.pop("do_sample", False) or generation.pop("temperature", 0.0)
         assert not sampled, "answers are greedy: a sampled one could not be paired with another arm's"
-        positions = positions_of(self.model.config)
-        assert positions is None or max_length <= positions, f"{max_length} tokens, and {positions} positions"
+        limit = positions(self.model.config)
+        assert limit is None or max_length <= limit, f"{max_length} tokens, and {limit} positions"
         return self.model.generate(
             input_ids=context,
             max_length=max_length,

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kava.config.load import REPOSITORY
-from kava.noise import leave_out_noise
+from kava.terminal.noise import leave_out_noise
 
 SHARED = REPOSITORY.parent / "shared"
 # As every command does; one of these records holds the frames of an exception, and so a model, until a test ends.

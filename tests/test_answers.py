@@ -88,7 +88,7 @@ def report_of_the_stage_itself(tmp_path_factory: pytest.TempPathFactory) -> dict
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kava.plan.check.check_fits", lambda *_: None)
-        patch.setattr("kava.plan.positions.check_positions", lambda *_: None)
+        patch.setattr("kava.plan.positions.check_prompts", lambda *_: None)
         patch.setattr("kava.data.fit.require_fit", lambda *_: None)
         patch.setattr("kava.card.write_card", lambda *_: None)
         patch.setattr("kava.models.load_model_config", lambda _: None)

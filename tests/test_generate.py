@@ -17,7 +17,7 @@ from zoo.students import demo_student
 
 from kava.cli import main
 from kava.config.load import REPOSITORY
-from kava.prompt_format import PromptFormat
+from kava.data.prompt_format import PromptFormat
 from kava.training.export import export, speaks
 
 CHATML = (

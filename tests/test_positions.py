@@ -18,13 +18,16 @@ from kava.bench.evaluate import main as bench_evaluate
 from kava.cli import main
 from kava.config import Job, Plan, Runtime, load_config
 from kava.config.load import REPOSITORY
+from kava.data.fit import Longest, lack, longest_prompt
+from kava.data.fit import positions as positions_reached
 from kava.data.task import read_prompt, read_questions, write_task
 from kava.data.template import Template
 from kava.doctor.prompts import prompts
 from kava.errors import UserError
 from kava.harness import RowwiseStop
 from kava.models import load_for_evaluation, load_tokenizer
-from kava.plan.positions import Longest, Prompts, check_positions, lack, longest_prompt, look, positions_of
+from kava.plan.positions import Prompts, check_positions, look
+from kava.stages import evaluate
 
 CONFIG = REPOSITORY / "config.yaml"
 POSITIONS = 1024  # of both demo models
@@ -76,12 +79,12 @@ def task_of(cache: Path) -> Path:
     ],
 )
 def test_positions_are_those_of_the_configuration(settings: dict[str, Any], positions: int | None) -> None:
-    assert positions_of(AutoConfig.for_model(**settings)) == positions
+    assert positions_reached(AutoConfig.for_model(**settings)) == positions
 
 
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_number_that_is_no_length_is_no_limit(value: int) -> None:
-    assert positions_of(GPT2Config(n_positions=value)) is None
+    assert positions_reached(GPT2Config(n_positions=value)) is None
 
 
 def test_the_sentence_has_the_longest_prompt_the_limit_and_the_largest_answer_that_fits() -> None:
@@ -140,28 +143,48 @@ def test_every_stage_looks_ahead_since_a_token_set_may_be_older_than_the_setting
             check_positions(job, Runtime.of(plan.config))
 
 
+class Loaded(Exception):
+    """The stage came as far as loading its model."""
+
+
+@pytest.fixture
+def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any) -> None:
+        raise Loaded
+
+    monkeypatch.setattr("kava.models.load_for_evaluation", load)
+    monkeypatch.setattr("kava.card.write_card", lambda *_: None)
+
+
+@pytest.mark.usefixtures("_no_model")
 def test_an_exported_student_is_measured_by_its_own_configuration(
     cache: Path, longest: Longest, tmp_path: Path
 ) -> None:
     student = demo_student(tmp_path / "student", max_position_embeddings=longest.tokens + 9)
-    job = Job("evaluate", {"key": {"evaluation": {"batch_size": 2, "max_new_tokens": 10}}}, tmp_path / "manifest.json",
-              {"tokens": planned(cache).tokenize.output, "student": student / "manifest.json"})  # fmt: skip
-    with pytest.raises(UserError, match="to 9 at most"):
-        check_positions(job, Runtime.of(planned(cache).config))
+    (student / "manifest.json").write_text("{}")
+    inputs = {"tokens": planned(cache).tokenize.output, "student": student / "manifest.json"}
+    for new, outcome in ((10, pytest.raises(UserError, match="to 9 at most")), (9, pytest.raises(Loaded))):
+        spec = {"key": {"evaluation": {"batch_size": 2, "max_new_tokens": new}}}
+        with outcome:
+            job = Job("evaluate", spec, tmp_path / "out" / "manifest.json", inputs)
+            evaluate.run(job, Runtime.of(planned(cache).config))
 
 
+@pytest.mark.usefixtures("_no_model")
 @pytest.mark.parametrize(("role", "model"), [("teacher", "teacher"), ("student_base", "student")])
 def test_a_reference_is_measured_by_its_own_positions_and_not_the_others(
     role: str, model: str, cache: Path, longest: Longest, tmp_path: Path
 ) -> None:
     small = demo_student(tmp_path / "small", max_position_embeddings=longest.tokens + 9)
     plan = planned(cache, evaluation={"max_new_tokens": 10})
+    job = replace(plan.reference(role), output=tmp_path / "out" / "manifest.json")
     runtime = Runtime.of(plan.config)
     other = "student" if model == "teacher" else "teacher"
     ours, theirs = ({name: getattr(runtime, name) | {"model": str(small)}} for name in (model, other))
-    check_positions(plan.reference(role), replace(runtime, **theirs))
+    with pytest.raises(Loaded):
+        evaluate.run(job, replace(runtime, **theirs))
     with pytest.raises(UserError, match="to 9 at most"):
-        check_positions(plan.reference(role), replace(runtime, **ours))
+        evaluate.run(job, replace(runtime, **ours))
 
 
 def test_plan_says_it_before_anything_runs_and_has_status_1(capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +260,7 @@ def test_a_model_without_positions_reads_a_prompt_longer_than_its_tokenizer_spea
     tokenizer.model_max_length = 8
     model = tiny_model("bloom", vocab_size=len(tokenizer), max_position_embeddings=None)
     lm = RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=1)
-    assert positions_of(model.config) is None
+    assert positions_reached(model.config) is None
     seen: list[int] = []
     model.generate = lambda input_ids, **_: seen.append(input_ids.shape[1]) or input_ids
     prompt = "Question: " + "apples " * 20 + "\nAnswer:"

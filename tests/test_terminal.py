@@ -13,9 +13,9 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.common import LogEvent
 from workflow_runs import command
 
-from kava.noise import NOISE, leave_out_noise
 from kava.terminal import stage_log
 from kava.terminal.lines import DEFAULT_HANDLER, JobLines, show_jobs
+from kava.terminal.noise import NOISE, leave_out_noise
 from kava.text import duration
 
 BAR = "\rextract:   9%|▊    | 483/5637 [00:12<02:16, 37.68tok/s]\rextract:  50%|██   | 2818/5637 [00:40<00:40, 70tok/s]"

@@ -17,8 +17,8 @@ import yaml
 from kava.bench.workspace import free, quiet
 from kava.config.jobs import REFERENCES, Plan, Runtime
 from kava.config.load import REPOSITORY
-from kava.noise import leave_out_noise
 from kava.stages import bench_store, distill, evaluate, extract, pretrain, report, tokenize
+from kava.terminal.noise import leave_out_noise
 
 TRAINING = {"steps": 4, "batch_size": 8, "log_every": 2, "save_every": 2}
 TINY = {

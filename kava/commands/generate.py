@@ -17,9 +17,9 @@ from typing import Any
 
 from kava.commandline import command_parser, exit_status
 from kava.config.schema import Evaluation
+from kava.data.prompt_format import PromptFormat
 from kava.errors import UserError
 from kava.files import read_json
-from kava.prompt_format import PromptFormat
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,28 +93,24 @@ def _longest_answer(student: Path) -> int:
 
 def _replying(arguments: argparse.Namespace, prompt: PromptFormat, max_new_tokens: int) -> Callable[[str], str]:
     """Question → answer. The model is loaded for the first question that fits."""
+    from kava.data.fit import positions
     from kava.data.prompt import prompt_ids
     from kava.device import choose_device
     from kava.harness import answer, answering
     from kava.models import load_for_evaluation, load_model_config, load_tokenizer
-    from kava.plan.positions import positions_of
 
     source = {"model": str(arguments.student), "trust_remote_code": False}
-    tokenizer, positions = load_tokenizer(source), positions_of(load_model_config(source))
+    tokenizer, limit = load_tokenizer(source), positions(load_model_config(source))
     loaded: list[Any] = []
 
     def reply(question: str) -> str:
         filled = prompt.fill(question)
         tokens = len(prompt_ids(tokenizer, filled))
-        if positions is not None and tokens + max_new_tokens > positions:
-            fix = (
-                f"give --max-new-tokens {positions - tokens} at most"
-                if tokens < positions
-                else "ask a shorter question"
-            )
+        if limit is not None and tokens + max_new_tokens > limit:
+            fix = f"give --max-new-tokens {limit - tokens} at most" if tokens < limit else "ask a shorter question"
             raise UserError(
                 f"the prompt of {question[:40]!r} has {tokens:,} tokens and its answer may have {max_new_tokens:,}, "
-                f"but the student has {positions:,} positions; {fix}"
+                f"but the student has {limit:,} positions; {fix}"
             )
         if not loaded:
             loaded.append(answering(load_for_evaluation(source, choose_device(arguments.device)), tokenizer, 1))

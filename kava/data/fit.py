@@ -1,10 +1,14 @@
-"""Whether a model can read a token set: rows of its embedding and its positions, from its `config.json` alone."""
+"""Whether a model can read a token set and answer its questions: by its `config.json` alone.
 
-from collections.abc import Iterable, Iterator, Mapping
+Its embedding needs a row for every id, its positions room for every example, and for every prompt with its answer.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kava.data.prompt import prompt_ids
 from kava.errors import UserError
 
 
@@ -23,6 +27,13 @@ def reach(examples: Iterable[Any]) -> Reach:
     return Reach(largest, longest)
 
 
+class Longest(NamedTuple):
+    """The longest prompt among test questions: its place (from 0), and its length in tokens."""
+
+    question: int
+    tokens: int
+
+
 def embedding_rows(config: Any) -> int | None:
     """Rows of a model's embedding and head; None where its configuration tells none."""
     return _setting(config, "vocab_size")
@@ -35,7 +46,7 @@ def positions(config: Any) -> int | None:
     scaling (`linear`, `dynamic`, `yarn`) reaches, it gives keys that mean nothing to the model.
     """
     limit = _setting(config, "max_position_embeddings")
-    if limit is None:
+    if not isinstance(limit, int) or limit < 1:
         return None
     scaled = [
         int(rope["factor"] * rope.get("original_max_position_embeddings", limit))
@@ -59,6 +70,41 @@ def require_fit(role: str, model: str, config: Any, of_examples: Reach) -> None:
             f"the {role} {model} has {limit:,} positions, and an example has {of_examples.longest:,} tokens; set "
             f"max_length: {limit} to drop longer examples, or choose a model with more positions"
         )
+
+
+def longest_prompt(tokenizer: Any, prompts: Sequence[str]) -> Longest:
+    """The longest of at least one prompt, in ids of the tokenizer."""
+    lengths = [len(prompt_ids(tokenizer, prompt)) for prompt in prompts]
+    return max((Longest(number, tokens) for number, tokens in enumerate(lengths)), key=lambda found: found.tokens)
+
+
+def lack(limits: Mapping[str, int | None], longest: Longest, max_new_tokens: int) -> str | None:
+    """Why the longest prompt and an answer do not fit all models, in one sentence; None if they do.
+
+    Parameters
+    ----------
+    limits
+        Model as it is called in the sentence → its positions.
+    """
+    who, limit = min(
+        ((name, limit) for name, limit in limits.items() if limit is not None),
+        key=lambda pair: pair[1],
+        default=(None, 0),
+    )
+    if who is None or longest.tokens + max_new_tokens <= limit:
+        return None
+    largest = limit - longest.tokens
+    fix = (
+        f"set evaluation.max_new_tokens to {largest} at most"
+        if largest > 0
+        else f"no max_new_tokens fits: drop test questions whose prompt is longer than {limit - 1} tokens, or "
+        "choose a model with more positions"
+    )
+    return (
+        f"the longest prompt (test question {longest.question}, from 0) has {longest.tokens:,} tokens and "
+        f"evaluation.max_new_tokens is {max_new_tokens:,}, but {who} has {limit:,} positions, and a prompt is "
+        f"never cut; {fix}"
+    )
 
 
 def require_end_after_answer(role: str, model: str, ends: Mapping[int, str], answers: Iterable[np.ndarray]) -> None:
@@ -115,7 +161,7 @@ def require_a_row_for_each_token(model: str, tokenizer: Any, rows: int) -> None:
 
 def _setting(config: Any, name: str) -> Any:
     # A family's configuration need not have it, and a model of text and images keeps it with its text.
-    return getattr(config.get_text_config(), name, None)
+    return getattr(config.get_text_config(decoder=True), name, None)
 
 
 def _ropes(parameters: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from jinja2 import Environment
 
+from kava.data.prompt_format import PromptFormat
 from kava.data.template import QUESTION, Template
 from kava.files import write_atomic
-from kava.prompt_format import PromptFormat
 
 TASK = "kava_gsm8k"
 # `lm_eval run` loads this file beside the task, so that a token set can be moved and shared: it names no path.
@@ -93,6 +93,12 @@ def read_questions(folder: Path) -> list[str]:
     """The test questions of a folder that `write_task` wrote."""
     lines = (folder / "test.jsonl").read_text(encoding="utf-8").strip("\n").split("\n")
     return [json.loads(line)["question"] for line in lines]
+
+
+def read_prompts(folder: Path) -> list[str]:
+    """The prompts of the test questions of a folder that `write_task` wrote."""
+    asked = read_prompt(folder)
+    return [asked.fill(question) for question in read_questions(folder)]
 
 
 class _TaskLoader(yaml.SafeLoader):

@@ -12,7 +12,7 @@ from kava.files import read_json
 from kava.models import load_model_config
 from kava.plan.geometry import read_geometry
 from kava.plan.mend import explained
-from kava.plan.needs import Evaluation, Extraction, Need, Training, longest_prompt
+from kava.plan.needs import Evaluation, Extraction, Need, Training, prompt_length
 
 log = logging.getLogger("kava")
 
@@ -52,7 +52,7 @@ def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
         source = runtime.teacher if role == "teacher" else runtime.student
         if role == "student_base":  # as it comes
             source = source | {"dtype": str(read_geometry(source).dtype or torch.float32).removeprefix("torch.")}
-        prompt = longest_prompt(tokens["data"]["source"].get("hub"), longest)
+        prompt = prompt_length(tokens["data"]["source"].get("hub"), longest)
         return f"evaluate of {role or 'the student'}", Evaluation(source, job.spec["key"]["evaluation"], prompt)
     arm: dict[str, Any] = job.spec["arm"]
     kv = read_json(job.inputs["store"])["spec"] if "store" in job.inputs else NO_STORE

@@ -206,7 +206,7 @@ class Evaluation:
             yield "student.export_dtype: bfloat16", replace(self, source=self.source | {"export_dtype": "bfloat16"})
 
 
-def longest_prompt(data: str | None, max_length: int) -> int:
+def prompt_length(data: str | None, max_length: int) -> int:
     """Tokens of the longest question of a data set of the hub; `max_length` where it was not measured."""
     return min(max_length, LONGEST_PROMPT.get(data or "", max_length))
 

@@ -10,7 +10,7 @@ from kava.plan.disk import Disk, disk
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory
 from kava.plan.mend import Mend, mends
-from kava.plan.needs import Evaluation, Extraction, Need, Training, longest_prompt
+from kava.plan.needs import Evaluation, Extraction, Need, Training, prompt_length
 from kava.plan.positions import Prompts, look
 from kava.plan.tokens import TokenCount, count_tokens
 from kava.plan.trace import parameter_counts
@@ -106,7 +106,7 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
                 Training(stage, name, student, teacher, arm.model_dump(), settings, config.max_length, kv),
             )
     evaluation = config.evaluation.model_dump()
-    prompt = longest_prompt(config.data.path if isinstance(config.data, Gsm8kData) else None, config.max_length)
+    prompt = prompt_length(config.data.path if isinstance(config.data, Gsm8kData) else None, config.max_length)
     yield "evaluate teacher", "", Evaluation(teacher, evaluation, prompt)
     yield "evaluate student", "", Evaluation(student, evaluation, prompt)
 

@@ -12,67 +12,15 @@ from typing import Any
 
 from kava.config.jobs import Job, Runtime
 from kava.config.schema import Config
-from kava.data.prompt import prompt_ids
-from kava.data.task import read_prompt, read_questions
+from kava.data.fit import lack, longest_prompt, positions
+from kava.data.task import read_prompts
 from kava.errors import UserError
 
 log = logging.getLogger("kava")
-# As families call them. Others (ALiBi, state space models) have none, and no limit.
-NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
-
-
-@dataclass(frozen=True)
-class Longest:
-    """The longest prompt among test questions: its place (from 0), and its length in tokens."""
-
-    question: int
-    tokens: int
-
-
-def positions_of(config: Any) -> int | None:
-    """Positions of a language model, from its `transformers` configuration; None for a model without a limit."""
-    # Of a model that also sees or hears, the part that writes.
-    values = config.get_text_config(decoder=True).to_dict()
-    return next((v for name in NAMES if isinstance(v := values.get(name), int) and v > 0), None)
-
-
-def longest_prompt(tokenizer: Any, prompts: Sequence[str]) -> Longest:
-    """The longest of at least one prompt, in ids of the tokenizer."""
-    lengths = [len(prompt_ids(tokenizer, prompt)) for prompt in prompts]
-    return max((Longest(number, tokens) for number, tokens in enumerate(lengths)), key=lambda found: found.tokens)
-
-
-def lack(limits: Mapping[str, int | None], longest: Longest, max_new_tokens: int) -> str | None:
-    """Why the longest prompt and an answer do not fit all models, in one sentence; None if they do.
-
-    Parameters
-    ----------
-    limits
-        Model as it is called in the sentence → its positions.
-    """
-    who, positions = min(
-        ((name, limit) for name, limit in limits.items() if limit is not None),
-        key=lambda pair: pair[1],
-        default=(None, 0),
-    )
-    if who is None or longest.tokens + max_new_tokens <= positions:
-        return None
-    largest = positions - longest.tokens
-    fix = (
-        f"set evaluation.max_new_tokens to {largest} at most"
-        if largest > 0
-        else f"no max_new_tokens fits: drop test questions whose prompt is longer than {positions - 1} tokens, or "
-        "choose a model with more positions"
-    )
-    return (
-        f"the longest prompt (test question {longest.question}, from 0) has {longest.tokens:,} tokens and "
-        f"evaluation.max_new_tokens is {max_new_tokens:,}, but {who} has {positions:,} positions, and a prompt is "
-        f"never cut; {fix}"
-    )
 
 
 def check_positions(job: Job, runtime: Runtime) -> None:
-    """Compare the test questions of a stage's token set with the positions of the models that will answer them.
+    """Compare the test questions of a stage's token set with the positions of teacher and student.
 
     Raises
     ------
@@ -82,19 +30,7 @@ def check_positions(job: Job, runtime: Runtime) -> None:
     from kava.models import load_tokenizer
 
     folder = job.inputs["tokens"].parent / "task"
-    asked = read_prompt(folder)
-    prompts = [asked.fill(question) for question in read_questions(folder)]
-    if job.stage != "evaluate":
-        tokenizer = load_tokenizer(runtime.student)
-        check_prompts(tokenizer, prompts, _models(runtime), runtime.evaluation["max_new_tokens"])
-        return
-    role = job.spec.get("reference")
-    if role is None:
-        model = {"model": str(job.inputs["student"].parent), "trust_remote_code": runtime.student["trust_remote_code"]}
-    else:
-        model = runtime.teacher if role == "teacher" else runtime.student
-    settings: dict[str, Any] = job.spec["key"]["evaluation"]
-    check_prompts(load_tokenizer(model), prompts, {model["model"]: model}, settings["max_new_tokens"])
+    check_before_a_run(load_tokenizer(runtime.student), read_prompts(folder), runtime)
 
 
 def check_before_a_run(tokenizer: Any, prompts: Sequence[str], runtime: Runtime) -> None:
@@ -111,7 +47,7 @@ def check_prompts(
     limits: dict[str, int | None] = {}
     for name, source in models.items():
         try:
-            limits[name] = positions_of(load_model_config(source))
+            limits[name] = positions(load_model_config(source))
         except UserError as error:  # the stage that loads the model refuses it; a token set needs none
             log.warning("warning: it is not known whether prompts fit the positions of %s: %s", name, error)
     if sentence := lack(limits, longest_prompt(tokenizer, prompts), max_new_tokens):
@@ -147,7 +83,7 @@ def _lack_of(config: Config) -> str | None:
     if away:
         raise UserError(f"{away[0]} is not on this machine")
     runtime = Runtime.of(config)
-    limits = {name: positions_of(load_model_config(source)) for name, source in _models(runtime).items()}
+    limits = {name: positions(load_model_config(source)) for name, source in _models(runtime).items()}
     teacher = load_tokenizer(runtime.teacher)
     template = template_for(teacher, config.template, config.chat.model_dump() if config.chat else None)
     prompts = [template.prompt(row["question"]) for row in load_splits(config.data)["test"]]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.config.jobs import Job, Plan, Runtime
-from kava.data.task import TASK
+from kava.data.task import TASK, read_prompts
 from kava.errors import UserError
 from kava.stages.common import cost_record, log, stage_main
 from kava.stages.selection import ARM_OPTIONS, arm_and_seed
@@ -40,10 +40,9 @@ def run(job: Job, runtime: Runtime) -> None:
     from kava.harness import FLEXIBLE, STRICT, harness_results, samples
     from kava.models import load_ends, load_for_evaluation, load_model_config, load_tokenizer
     from kava.plan.check import check_fits
-    from kava.plan.positions import check_positions
+    from kava.plan.positions import check_prompts
 
     check_fits(job, runtime)
-    check_positions(job, runtime)
     device = use_device(runtime)
     tokens = TokenSet(job.inputs["tokens"])
     role, settings = job.spec.get("reference"), job.spec["key"]["evaluation"]
@@ -58,6 +57,8 @@ def run(job: Job, runtime: Runtime) -> None:
         source = {"teacher": runtime.teacher, "student_base": runtime.student}[role]
     require_fit(role or "student", source["model"], load_model_config(source), Reach(tokens.reach.largest_id, 0))
     tokenizer = load_tokenizer(source)
+    prompts = read_prompts(tokens.task_folder)
+    check_prompts(tokenizer, prompts, {source["model"]: source}, settings["max_new_tokens"])
     right = answers(tokens.input_ids["train"], tokens.segments["train"])
     require_end_after_answer(role or "student", source["model"], load_ends(source, tokenizer), right)
     job.output.unlink(missing_ok=True)  # what it vouches for is about to change

@@ -14,6 +14,7 @@ from kava.config.jobs import Job, Plan, Runtime
 from kava.stages.common import log, stage_main
 
 if TYPE_CHECKING:
+    from kava.data.fit import Reach
     from kava.data.template import Template
 
 
@@ -30,6 +31,7 @@ def run(job: Job, runtime: Runtime) -> None:
 
     from kava.config.schema import Data
     from kava.data.doubts import tokenizer_doubts
+    from kava.data.fit import reach
     from kava.data.overlap import find_overlap
     from kava.data.prompt import prompt_ids
     from kava.data.rows import load_rows
@@ -48,17 +50,20 @@ def run(job: Job, runtime: Runtime) -> None:
     rows = loaded.splits
     for note in loaded.notes:
         log.info("%s", note)
-    teacher = load_tokenizer(runtime.teacher)
+    teacher, student = load_tokenizer(runtime.teacher), load_tokenizer(runtime.student)
     template = template_for(teacher, key["template"], key.get("chat"))
     texts = [template.fill(row) for row in rows["validation"]]
-    require_same_tokenizer(teacher, load_tokenizer(runtime.student), texts)
-    check_before_a_run(teacher, [template.prompt(row["question"]) for row in rows["test"]], runtime)
+    require_same_tokenizer(teacher, student, texts)
+    prompts = [template.prompt(row["question"]) for row in rows["test"]]
+    check_before_a_run(teacher, prompts, runtime)
 
     splits: dict[str, dict[str, Any]] = {}
     examples = DatasetDict()
     for split in ("train", "validation"):
         examples[split], splits[split] = encode_split(teacher, template, key, split, rows[split])
-    _check_models(runtime, examples, [prompt_ids(teacher, template.prompt(row["question"])) for row in rows["test"]])
+    asked = reach(prompt_ids(teacher, prompt) for prompt in prompts)
+    _check_model("teacher", runtime.teacher, teacher, examples, asked)
+    _check_model("student", runtime.student, student, examples, asked)
     for source in models:
         check_model(source)  # headers alone, before the hours of an extraction
     splits["test"] = {"examples": len(rows["test"]), "sha256": sha256_json(rows["test"])}
@@ -98,22 +103,20 @@ def run(job: Job, runtime: Runtime) -> None:
     )
 
 
-def _check_models(runtime: Runtime, examples: Any, prompts: list[list[int]]) -> None:
-    """Check that teacher and student have a row for every id and a position for every token of the examples."""
+def _check_model(role: str, source: dict[str, Any], tokenizer: Any, examples: Any, asked: "Reach") -> None:
+    """Check that a model has a row for every id, a position for every token, and ends where right answers end."""
     from kava.data.fit import Reach, reach, require_end_after_answer, require_fit
     from kava.data.tokens import answers
-    from kava.models import load_ends, load_model_config, load_tokenizer
+    from kava.models import load_ends, load_model_config
 
-    asked = reach(prompts).largest_id
-    for role, source in (("teacher", runtime.teacher), ("student", runtime.student)):
-        own = f"{role}_input_ids"  # the student's, where it reads less than the teacher
-        column = own if own in examples["train"].column_names else "input_ids"
-        read = reach(ids for split in examples.with_format("numpy").values() for ids in split[column])
-        config = load_model_config(source)
-        require_fit(role, source["model"], config, Reach(max(read.largest_id, asked), read.longest))
-        train = examples.with_format("numpy")["train"]
-        right = answers(train[column], train[column.replace("input_ids", "segments")])
-        require_end_after_answer(role, source["model"], load_ends(source, load_tokenizer(source)), right)
+    own = f"{role}_input_ids"  # the student's, where it reads less than the teacher
+    column = own if own in examples["train"].column_names else "input_ids"
+    arrays = examples.with_format("numpy")
+    read = reach(ids for split in arrays.values() for ids in split[column])
+    largest = max(read.largest_id, asked.largest_id)
+    require_fit(role, source["model"], load_model_config(source), Reach(largest, read.longest))
+    right = answers(arrays["train"][column], arrays["train"][column.replace("input_ids", "segments")])
+    require_end_after_answer(role, source["model"], load_ends(source, tokenizer), right)
 
 
 def encode_split(

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kava.data.prompt_format import KEY, PromptFormat
 from kava.data.template import template_for
 from kava.errors import UserError
 from kava.models import plain_greedy
-from kava.prompt_format import KEY, PromptFormat
 
 PROBE = "How many?"
 
