@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command_fixtures import in_a_folder_of_its_own  # noqa: F401
 from workflow_runs import command
 
 from kava.cli import COMMANDS, main
@@ -18,9 +19,7 @@ from kava.stages.common import stage_main
 CONFIG = str(REPOSITORY / "config.yaml")
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def fails(capsys, *arguments: str) -> str:

@@ -1,7 +1,6 @@
 """A checkpoint that is not its model is refused by name, from its headers and by the report of a load."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,8 @@ from zoo.models import (
     change_config,
     change_tensors,
     in_shards,
+    student,
+    teacher,
     with_prefix,
     with_tensors,
     without,
@@ -42,14 +43,6 @@ CPU = torch.device("cpu")
 CONFIG = str(REPOSITORY / "config.yaml")
 
 Build = Callable[[Path], Path]
-
-
-def teacher(folder: Path, **changes: Any) -> dict[str, Any]:
-    return {"model": str(folder), "revision": None, "quantization": "none", "dtype": "float32"} | changes
-
-
-def student(folder: Path) -> dict[str, Any]:
-    return {"model": str(folder), "revision": None}
 
 
 def of_tensors(change: Callable[..., Any], family: str = "llama", **settings: Any) -> Build:
@@ -230,45 +223,6 @@ def test_gguf_files_are_no_safetensors(tmp_path: Path) -> None:
         check_model(teacher(folder))
 
 
-QUANTISED: dict[str, tuple[Any, str]] = {
-    "gptq": ({"quant_method": "gptq", "bits": 4}, "GPTQ"),
-    "awq": ({"quant_method": "awq", "bits": 4}, "AWQ"),
-    "fp8": ({"quant_method": "fp8"}, "FP8"),
-    "mxfp4": ({"quant_method": "mxfp4"}, "MXFP4"),
-    "compressed": ({"quant_method": "compressed-tensors", "config_groups": {}}, "compressed-tensors"),
-    "gguf": ({"quant_method": "gguf"}, "GGUF"),
-    "fp4": ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bitsandbytes, fp4"),
-    "nf4": ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes, nf4"),
-    "int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, int8"),
-    "another": ({"quant_method": "hqq"}, "hqq"),
-    "no method": ({"bits": 4}, "a quantization_config without quant_method"),
-    "a word": ("gptq", "quantization_config 'gptq'"),
-}
-
-
-@pytest.mark.parametrize("name", QUANTISED)
-def test_a_checkpoint_quantised_already_is_refused_as_teacher_and_as_student(name: str, tmp_path: Path) -> None:
-    settings, method = QUANTISED[name]
-    folder = change_config(write_model(tmp_path / "model"), quantization_config=settings)
-    for asked in ("nf4", "int8", "none"):
-        with pytest.raises(UserError) as refused:
-            load_teacher(teacher(folder, quantization=asked), CPU)
-        assert f"is quantised already ({method}), and would stay so whatever teacher.quantization ({asked})" in str(
-            refused.value
-        )
-    with pytest.raises(UserError) as refused:
-        load_student(student(folder), CPU)
-    assert f"is quantised already ({method}), and a student's own weights are trained" in str(refused.value)
-    change_config(folder, quantization_config=None)
-    load_student(student(folder), CPU)
-
-
-def test_the_older_key_of_compressed_tensors_counts(tmp_path: Path) -> None:
-    folder = change_config(write_model(tmp_path), compression_config={"quant_method": "compressed-tensors"})
-    with pytest.raises(UserError, match=r"quantised already \(compressed-tensors\)"):
-        check_model(student(folder))
-
-
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_the_doctor_says_it_of_both_models(role: str, tmp_path: Path) -> None:
     holed = change_tensors(write_model(tmp_path / "holed"), without("k_proj"))
@@ -296,18 +250,6 @@ def test_tokenize_and_extract_stop_before_they_compute(capsys, monkeypatch, tmp_
             (line,) = (line for line in lines if "error:" in line)
             assert f"cannot load the model {folder}: its files lack" in line
     assert not list(tmp_path.glob("results/teacher_kv/*/manifest.json")), "nothing is sealed"
-
-
-def test_a_quantised_student_stops_at_the_start_of_training(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
-    folder = change_config(write_model(tmp_path / "s"), quantization_config={"load_in_4bit": True})
-    shutil.copytree(REPOSITORY / "kava" / "demo" / "student", tmp_path / "like")
-    for command in (["tokenize"], ["plan"], ["doctor"], ["init-student", "--like", str(folder), "--output", "x"]):
-        options = [] if command[0] == "init-student" else ["--set", f"student.model={folder}"]
-        assert main([*command, *options]) == 1
-        said = capsys.readouterr()
-        assert "is quantised already (bitsandbytes, fp4)" in said.out + said.err
-        assert "Traceback" not in said.out + said.err
 
 
 def test_headers_of_a_real_size_take_well_under_a_second(tmp_path: Path) -> None:

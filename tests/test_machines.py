@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_fixtures import in_a_folder_of_its_own, sentence  # noqa: F401
 from zoo.machines import (
     ascii_locale,
     latin_locale,
@@ -35,19 +36,7 @@ TEACHER = REPOSITORY / "kava" / "demo" / "teacher"
 SMALL = ["--configfile", CONFIG, "--set", "data={train: 20, validation: 5, test: 5}"]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("KAVA_CACHE", raising=False)
-
-
-def sentence(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Error of a command that must fail with one line and status 1."""
-    assert main([*arguments]) == 1
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    (line,) = [line for line in error.splitlines() if "error:" in line]
-    return line
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 # 7: locales

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_fixtures import in_a_folder_of_its_own  # noqa: F401
 from store_fixtures import files, key, open_writer, write
 
 from kava.cache.layout import STATISTICS
@@ -18,10 +19,7 @@ INT8 = {"kind": "int8"}
 CONFIG = ["--configfile", str(REPOSITORY / "config.yaml")]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("KAVA_CACHE", raising=False)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def store_folder(codec: dict = INT8, cache: str = "results", **changes: object) -> Path:

@@ -5,6 +5,7 @@ import pwd
 from pathlib import Path
 
 import pytest
+from command_fixtures import in_a_folder_of_its_own, sentence  # noqa: F401
 from zoo.machines import with_mode, without_home
 
 from kava.cli import main
@@ -19,19 +20,7 @@ CONFIG = str(REPOSITORY / "config.yaml")
 TEACHER = REPOSITORY / "kava" / "demo" / "teacher"
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("KAVA_CACHE", raising=False)
-
-
-def sentence(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Error of a command that must fail with one line and status 1."""
-    assert main([*arguments]) == 1
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    (line,) = [line for line in error.splitlines() if "error:" in line]
-    return line
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 # 8: a key given twice

@@ -169,3 +169,13 @@ def _each_projection(tensors: Tensors, make: Callable[[int, int], Tensors]) -> T
         else:
             made[name] = tensor
     return made
+
+
+def teacher(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Settings of a folder's model as teacher."""
+    return {"model": str(folder), "revision": None, "quantization": "none", "dtype": "float32"} | changes
+
+
+def student(folder: Path) -> dict[str, Any]:
+    """Settings of a folder's model as student."""
+    return {"model": str(folder), "revision": None}

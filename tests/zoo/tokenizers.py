@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 TEXTS = (
     "Question: How many apples are there in 2 bags of 3?\nAnswer: 2*3=<<2*3=6>>6 apples.\n#### 6",
@@ -91,32 +91,22 @@ def without_marks(folder: Path) -> Path:
 
 def dropping_marks(folder: Path) -> Path:
     """`#` is removed before anything is split."""
-    tokenizer = _byte_level()
-    tokenizer.normalizer = normalizers.Replace("#", "")
-    return _save(tokenizer, folder)
+    return _normalising(normalizers.Replace("#", ""), folder)
 
 
 def without_digits(folder: Path) -> Path:
     """Every digit becomes the same one."""
-    from tokenizers import Regex
-
-    tokenizer = _byte_level()
-    tokenizer.normalizer = normalizers.Replace(Regex("[0-9]"), "0")
-    return _save(tokenizer, folder)
+    return _normalising(normalizers.Replace(Regex("[0-9]"), "0"), folder)
 
 
 def without_eights(folder: Path) -> Path:
     """One digit is missing."""
-    tokenizer = _byte_level()
-    tokenizer.normalizer = normalizers.Replace("8", "")
-    return _save(tokenizer, folder)
+    return _normalising(normalizers.Replace("8", ""), folder)
 
 
 def lower_case(folder: Path) -> Path:
     """Letters lose their case: harmless for marks and numbers."""
-    tokenizer = _byte_level()
-    tokenizer.normalizer = normalizers.Lowercase()
-    return _save(tokenizer, folder)
+    return _normalising(normalizers.Lowercase(), folder)
 
 
 # Each can write all of GSM8K's form.
@@ -240,6 +230,12 @@ def _byte_level(texts: Any = TEXTS) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def _normalising(normalizer: Any, folder: Path) -> Path:
+    tokenizer = _byte_level()
+    tokenizer.normalizer = normalizer
+    return _save(tokenizer, folder)
 
 
 def _sentencepiece() -> Tokenizer:
