@@ -22,13 +22,21 @@ from transformers.utils import logging as transformers_logging
 
 from kava.cache.capture import NO_ROPE, ROTATE_HALF, geometry
 from kava.cache.families import require_readable, require_readable_cache
-from kava.checkpoint import CONVERSION, codes_fault, headers_fault, holes, read_headers, repeats_fault, without_report
 from kava.config.identity import model_path
 from kava.errors import UserError
 from kava.files import read_json
-from kava.model_files import adapter_fault, settings_fault, weights_fault
-from kava.model_source import FAILURES, folder_of, loading_failed, path_of, require_vocabulary, which
-from kava.quantised import require_unquantised
+from kava.pretrained.files import adapter_fault, settings_fault, weights_fault
+from kava.pretrained.quantised import require_unquantised
+from kava.pretrained.source import FAILURES, folder_of, loading_failed, path_of, require_vocabulary, which
+from kava.pretrained.weights import (
+    CONVERSION,
+    codes_fault,
+    headers_fault,
+    holes,
+    read_headers,
+    repeats_fault,
+    without_report,
+)
 from kava.text import first_line
 
 _resident: weakref.WeakSet[nn.Module] = weakref.WeakSet()

@@ -17,8 +17,8 @@ from kava.config.schema import Gsm8kData, ModelSettings
 from kava.data.gsm8k import load_splits
 from kava.errors import UserError
 from kava.hub import Repository, hub_fault
-from kava.model_files import tokenizer_fault
 from kava.models import load_model_config, load_student, load_tokenizer
+from kava.pretrained.files import tokenizer_fault
 
 ROWS = {
     split: [{"question": f"{split} {n}?", "answer": f"It is\u2028{n}.\n#### {n}"} for n in range(count)]

@@ -43,7 +43,7 @@ def pair(folder: Path) -> dict[str, Any]:
 def test_a_tokenizer_that_cannot_be_used_is_one_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kava.model_files.find_spec", lambda _: None)  # as where sentencepiece is not installed
+    monkeypatch.setattr("kava.pretrained.files.find_spec", lambda _: None)  # as where sentencepiece is not installed
     folder = zoo.UNREADABLE[name](tmp_path / "model")
     with pytest.raises(UserError) as tokenising:
         token_set(tmp_path, *pair(folder).items())

@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     if first is None:
         raise UserError("standard input holds no question; write one on each line, or give one behind the folder")
     reply = _replying(arguments, prompt, given or _longest_answer(arguments.student))
-    for question in _chain(first, questions):
+    for question in chain([first], questions):
         answer = reply(question)
         line = (
             json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
@@ -75,11 +76,6 @@ def _text(raw: bytes, what: str) -> str:
         return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(f"{what} is not UTF-8 ({error}); write it in that encoding") from None
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _longest_answer(student: Path) -> int:

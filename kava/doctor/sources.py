@@ -20,8 +20,8 @@ from kava.doctor.check import Check, fail, ok, warning
 from kava.doctor.data import data_check
 from kava.errors import UserError
 from kava.hub import Repository, cached, measure, repositories
-from kava.model_files import tokenizer_fault, weights_fault
 from kava.models import check_model, load_model_config, load_tokenizer
+from kava.pretrained.files import tokenizer_fault, weights_fault
 from kava.text import size
 
 SAMPLE_ROWS: Final = 64

@@ -18,8 +18,8 @@ import torch
 from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
-from kava.model_files import INDEX, shards_of
-from kava.quantised import quantised_names
+from kava.pretrained.files import INDEX, shards_of
+from kava.pretrained.quantised import quantised_names
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 # What files of older versions hold beside the weights, all of it computed anew: rotary tables, causal masks.

@@ -14,7 +14,7 @@ from kava.config.identity import model_path
 from kava.errors import UserError
 from kava.faults import machine_fault
 from kava.hub import FETCH, NO_SAFETENSORS, Repository, hub_fault
-from kava.model_files import tokenizer_damage, tokenizer_fault, weights_fault
+from kava.pretrained.files import tokenizer_damage, tokenizer_fault, weights_fault
 from kava.text import first_line
 
 # What transformers raises of files that are missing, damaged, gated or out of reach.
