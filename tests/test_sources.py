@@ -12,9 +12,11 @@ import torch
 from datasets import Dataset, DatasetDict
 from huggingface_hub import errors
 
+from kava.config import load_config
 from kava.config.identity import data_identity, model_identity
 from kava.config.schema import Gsm8kData, ModelSettings
 from kava.data.gsm8k import load_splits
+from kava.doctor.sources import sources
 from kava.errors import UserError
 from kava.hub import Repository, hub_fault
 from kava.models import load_model_config, load_student, load_tokenizer
@@ -218,3 +220,14 @@ def test_what_the_hub_refuses_is_told_with_what_mends_it() -> None:
     offline = told(errors.LocalEntryNotFoundError("no"))
     assert "is not whole on this machine, and HF_HUB_OFFLINE is set: `unset HF_HUB_OFFLINE`, then" in str(offline)
     assert told(ValueError("of something else")) is None
+
+
+def test_the_doctor_downloads_no_data_to_look_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object) -> None:
+        raise AssertionError("the doctor downloads nothing")
+
+    monkeypatch.setattr("kava.hub.download", download)
+    hub = {"kind": "gsm8k", "path": "openai/gsm8k", "revision": "c" * 40}
+    lines = {check.name: check for check in sources(load_config(None, {"data": hub}), "kava fetch").checks}
+    assert lines["data"].status == "warning"
+    assert lines["pair"].status == "ok"

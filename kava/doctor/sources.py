@@ -122,7 +122,10 @@ def _reading(config: Config, tokenizer: Any, configs: dict[str, Any]) -> list[st
 
 
 def _sample(config: Config) -> list[dict[str, str]]:
-    """Some training rows, evenly spread; none where the data cannot be read, of which its own line tells."""
+    """Some training rows, evenly spread; none of data that is not here or cannot be read, as its own line tells."""
+    repository = repositories(config)["data"]
+    if repository and cached(repository) is None:
+        return []
     try:
         rows = load_splits(config.data)["train"]
     except UserError:
