@@ -11,7 +11,7 @@ from typing import Final
 
 from kava.config.base import place
 from kava.config.jobs import Plan
-from kava.config.load import load_config, parse_assignments
+from kava.config.load import DEFAULT_PRESET, load_config, parse_assignments
 from kava.errors import Interrupted, UserError
 from kava.faults import faults_as_sentences
 from kava.terminal.noise import leave_out_noise
@@ -54,7 +54,7 @@ def load_plan(arguments: argparse.Namespace) -> Plan:
     if file is None and Path(CONFIGFILE).exists():
         file = CONFIGFILE
     elif file is None:
-        preset = overrides.setdefault("preset", "demo")
+        preset = overrides.setdefault("preset", DEFAULT_PRESET)
         print(f"no {CONFIGFILE} in this folder: preset {preset}", file=sys.stderr)
     return Plan(load_config(file, overrides))
 

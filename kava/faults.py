@@ -59,6 +59,11 @@ def machine_fault(error: BaseException) -> str | None:
     return None
 
 
+def may_not_write(error: OSError) -> bool:
+    """Whether an error says that this user, or anybody, may not write there."""
+    return error.errno in _NOT_ALLOWED
+
+
 def not_writable(folder: Path) -> str | None:
     """Why no file can be made in a folder, which may not be there yet; None if one can."""
     there = _nearest(folder)

@@ -1,6 +1,5 @@
 """Locks between processes that die with their holder, so that a killed run leaves none behind."""
 
-import errno
 import fcntl
 import logging
 import os
@@ -9,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
+
+from kava.faults import may_not_write
 
 log = logging.getLogger("kava")
 
@@ -62,11 +63,6 @@ def present(path: Path) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_SH)
         _sign(file)
         yield
-
-
-def may_not_write(error: OSError) -> bool:
-    """Whether an error says that this user, or anybody, may not write there."""
-    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _open(path: Path) -> IO[str]:

@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # The checkout; of an installed wheel only the folder of packages, which holds no workflow.
 REPOSITORY = PACKAGE.parent
 PRESETS = PACKAGE / "config" / "presets"
+DEFAULT_PRESET: Final[str] = Config.model_fields["preset"].default
 
 
 def load_config(file: Path | str | None = "config.yaml", overrides: Mapping[str, Any] | None = None) -> Config:
@@ -37,7 +38,7 @@ def load_config(file: Path | str | None = "config.yaml", overrides: Mapping[str,
     """
     _refuse_broken_yaml(overrides or {})
     settings = merge(read_settings(Path(file)) if file else {}, _with_nulls(overrides or {}))
-    preset = settings.get("preset", "demo")
+    preset = settings.get("preset", DEFAULT_PRESET)
     settings = merge({"preset": preset, **read_preset(preset)}, settings)
     if isinstance(settings.get("arms"), Mapping):
         settings["arms"] = {name: arm for name, arm in settings["arms"].items() if arm is not None}
