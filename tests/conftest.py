@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from kava.config.load import REPOSITORY
 from kava.terminal.noise import leave_out_noise
 
 SHARED = REPOSITORY.parent / "shared"
+# A shell lets what a script starts in the background ignore Ctrl-C, which tests send to themselves and their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # As every command does; one of these records holds the frames of an exception, and so a model, until a test ends.
 leave_out_noise()
 

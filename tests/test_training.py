@@ -1,6 +1,8 @@
 """Training: gradients reach the student through its KV, both sides learn, an interruption changes nothing."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from kava.config.schema import Distill
 from kava.errors import UserError
 from kava.training.optimizer import make_optimizer, parameter_groups
 from kava.training.record import MetricsFile
+from kava.training.termination import StopOnSignal, heeded
 from kava.training.trainer import KavaTrainer
 from kava.training.watch import phase
 
@@ -198,3 +201,14 @@ def test_tensorboard_is_written_beside_the_student(tmp_path: Path) -> None:
 def test_phase_words() -> None:
     words = [phase(value) for value in (0.2, 0.5, 0.7, 0.9, 0.95)]
     assert words == ["adapting", "learning", "good", "great", "excellent"]
+
+
+def test_a_process_that_was_started_to_ignore_ctrl_c_ignores_it() -> None:
+    assert heeded() == [signal.SIGTERM, signal.SIGINT]
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopOnSignal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked == 0
+    finally:
+        signal.signal(signal.SIGINT, former)

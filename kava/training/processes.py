@@ -23,7 +23,7 @@ from kava.commandline import exit_status
 from kava.config.jobs import Job, Runtime, for_another_process, from_another_process
 from kava.device import choose_device
 from kava.errors import Interrupted, UserError
-from kava.training.termination import Terminated
+from kava.training.termination import Terminated, heeded
 
 JOB_VARIABLE = "KAVA_JOB"
 
@@ -122,7 +122,7 @@ def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
                 each.kill()
         passed.append(number)
 
-    former = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    former = {number: signal.signal(number, pass_on) for number in heeded()}
     try:
         yield passed
     finally:

@@ -17,6 +17,11 @@ class Terminated(UserError):
     """The process was asked to end; what it had done is saved."""
 
 
+def heeded() -> list[signal.Signals]:
+    """SIGTERM, and SIGINT unless the process was started to ignore it, as a script's shell does in the background."""
+    return [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 class StopOnSignal(TrainerCallback):
     """Lets the step that is being computed end, saves, and stops; a context manager around training.
 
@@ -34,7 +39,7 @@ class StopOnSignal(TrainerCallback):
 
     def __enter__(self) -> "StopOnSignal":
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._former = {number: signal.signal(number, self._note) for number in heeded()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,7 +64,7 @@ class StopOnSignal(TrainerCallback):
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.asked = number
         # One of several processes is told by the one that started them, which knows when it has been enough.
-        if "RANK" not in os.environ:
+        if "RANK" not in os.environ and signal.SIGINT in self._former:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             if number == signal.SIGINT:
                 # Not by logging or print, in whose midst the signal may have come.
