@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from kava.config.base import place
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.config.load import DEFAULT_PRESET, load_config, parse_assignments
 from kava.errors import Interrupted, UserError
 from kava.faults import faults_as_sentences
@@ -45,8 +45,8 @@ def folder(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def load_plan(arguments: argparse.Namespace) -> Plan:
-    """Plan of the configuration that the options name."""
+def load_plan(arguments: argparse.Namespace) -> Jobs:
+    """Jobs of the configuration that the options name."""
     overrides = parse_assignments(arguments.set)
     if arguments.preset:
         overrides["preset"] = arguments.preset
@@ -56,7 +56,7 @@ def load_plan(arguments: argparse.Namespace) -> Plan:
     elif file is None:
         preset = overrides.setdefault("preset", DEFAULT_PRESET)
         print(f"no {CONFIGFILE} in this folder: preset {preset}", file=sys.stderr)
-    return Plan(load_config(file, overrides))
+    return Jobs(load_config(file, overrides))
 
 
 def same_configuration(command: str, arguments: argparse.Namespace) -> str:

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kava.align.projector import ChannelStatistics
-from kava.cache.capture import KeysValues
 from kava.grades import COLLAPSE, collapsed
+from kava.kv import ChannelStatistics, KeysValues
 from kava.losses.masking import cosine
 
 NAMES = (

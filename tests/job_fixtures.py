@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kava.config import Config, Plan
+from kava.config import Config, Jobs
 from kava.config.jobs import REFERENCES, Job
 
 SEEDS = (1, 2)
@@ -55,14 +55,14 @@ def settings_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     }
 
 
-Jobs = dict[tuple[str, int | None], Job]
+ByStage = dict[tuple[str, int | None], Job]
 SHARED = {"tokenize", "extract", "bench_store"}
 
 
-def all_jobs(config: Config) -> Jobs:
+def all_jobs(config: Config) -> ByStage:
     """Name of a job, and its seed if it has one → job."""
-    plan = Plan(config)
-    found: Jobs = {(name, None): getattr(plan, name) for name in ("tokenize", "extract", "bench", "report")}
+    plan = Jobs(config)
+    found: ByStage = {(name, None): getattr(plan, name) for name in ("tokenize", "extract", "bench", "report")}
     found |= {(role, None): plan.reference(role) for role in REFERENCES}
     for arm, settings in plan.config.arms.items():
         for seed in plan.config.seeds:
@@ -71,7 +71,7 @@ def all_jobs(config: Config) -> Jobs:
     return found
 
 
-def reruns(old: Jobs, new: Jobs, seeds: Collection[int] = SEEDS) -> set[str]:
+def reruns(old: ByStage, new: ByStage, seeds: Collection[int] = SEEDS) -> set[str]:
     """Jobs that Snakemake would run where those of another configuration have finished, and those that are gone.
 
     What is shared lies in a folder that its key names, and runs where there is no such folder (its inputs are

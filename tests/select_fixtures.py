@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from kava.cache.capture import Geometry
-from kava.cache.scores import BatchRow, ScoreCollector, Scores
 from kava.data.tokens import Segment
+from kava.kv import Geometry
+from kava.select.scores import BatchRow, ScoreCollector, Scores
 
 GEOMETRY = Geometry(layers=3, kv_heads=2, head_dim=8)
 GROUP = 2

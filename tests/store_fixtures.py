@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from kava.cache.capture import Geometry, geometry
-from kava.cache.codecs import CODECS, Calibration, KvBlock, TokenInfo
-from kava.cache.contents import Contents
-from kava.cache.extract import Extractor
-from kava.cache.fill import fill
-from kava.cache.shard import ShardContent
-from kava.cache.writer import StoreWriter
 from kava.config.kv import KvStore
+from kava.kv import Geometry, KeysValues
+from kava.models.capture import geometry
+from kava.store.codecs import CODECS, Calibration, TokenInfo
+from kava.store.contents import Contents
+from kava.store.shard import ShardContent
+from kava.store.writer import StoreWriter
+from kava.teacher.extractor import Extractor
+from kava.teacher.fill import fill
 
 GEOMETRY = Geometry(3, 2, 8)
 LENGTHS = {"train": [30, 64, 41, 20, 55, 12, 37], "validation": [25, 33]}
@@ -43,7 +44,7 @@ def segments(lengths: dict[str, list[int]] = LENGTHS) -> dict[str, list[np.ndarr
     }
 
 
-def random_kv(tokens: int, seed: int, geometry: Geometry = GEOMETRY) -> KvBlock:
+def random_kv(tokens: int, seed: int, geometry: Geometry = GEOMETRY) -> KeysValues:
     """bf16 KV of low rank; keys have a bias per channel that is large beside what varies."""
     shared = torch.Generator().manual_seed(17)
     own = torch.Generator().manual_seed(seed)
@@ -54,7 +55,7 @@ def random_kv(tokens: int, seed: int, geometry: Geometry = GEOMETRY) -> KvBlock:
         bias = size * torch.randn(1, *shape, generator=shared)
         varying = torch.einsum("tr,rlhd->tlhd", torch.randn(tokens, 6, generator=own), directions)
         blocks.append((varying + 0.1 * torch.randn(tokens, *shape, generator=own) + bias).bfloat16())
-    return KvBlock(*blocks)
+    return KeysValues(*blocks)
 
 
 def content(writer: StoreWriter, split: str, shard: int) -> ShardContent:
@@ -84,7 +85,7 @@ def open_writer(folder: Path, codec: dict[str, Any], **changes: Any) -> StoreWri
 def calibration(tokens: int) -> Calibration:
     ids = torch.arange(tokens) % IDS
     info = TokenInfo(ids, torch.arange(tokens) % 50, torch.zeros(tokens, dtype=torch.int64))
-    first = KvBlock(*(tensor[:IDS, :1] for tensor in random_kv(tokens, 1)))
+    first = KeysValues(*(tensor[:IDS, :1] for tensor in random_kv(tokens, 1)))
     return Calibration(random_kv(tokens, 1), info, torch.arange(IDS), first, 400)
 
 

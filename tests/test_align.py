@@ -10,8 +10,8 @@ from torch import Tensor
 from kava.align import ALIGNERS, Aligner, make_aligner
 from kava.align.flat_matched import structured_parameters
 from kava.align.projector import Projector
-from kava.cache.capture import Geometry, KeysValues
 from kava.config.arms import FlatAligner, FlatMatchedAligner, LinearAligner, StructuredAligner
+from kava.kv import Geometry, KeysValues
 
 SETTINGS = {
     "flat": FlatAligner(),

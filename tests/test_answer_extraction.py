@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 
 from kava.data.task import TASK, harness_gsm8k, write_task
 from kava.data.template import Template
-from kava.harness import samples, score
+from kava.evaluation.harness import samples, score
 
 TEMPLATE = Template("Question: {question}\nAnswer: {answer}")
 LONG = "7" * 4_000

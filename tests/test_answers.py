@@ -21,15 +21,15 @@ from kava.config import Runtime, load_config
 from kava.config.identity import model_path
 from kava.config.jobs import Job
 from kava.data.task import write_task
+from kava.evaluation import evaluate
+from kava.evaluation.harness import AnswerStop, harness_results, samples, score
 from kava.files import read_json, write_json
-from kava.harness import AnswerStop, harness_results, samples, score
-from kava.models import load_for_evaluation, load_tokenizer, second_model_allowed
+from kava.models.load import load_for_evaluation, load_tokenizer, second_model_allowed
 from kava.report import build_report
 from kava.report.charts import accuracy_chart
 from kava.report.record import write_record
 from kava.report.sources import report_inputs
 from kava.report.statistics import compare
-from kava.stages import evaluate
 
 CPU = torch.device("cpu")
 SEEDS = ("1", "2", "3")
@@ -87,15 +87,14 @@ def report_of_the_stage_itself(tmp_path_factory: pytest.TempPathFactory) -> dict
         return score(Canned(said), folder, settings["max_new_tokens"])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kava.plan.check.check_fits", lambda *_: None)
-        patch.setattr("kava.plan.positions.check_prompts", lambda *_: None)
-        patch.setattr("kava.data.fit.require_fit", lambda *_: None)
-        patch.setattr("kava.card.write_card", lambda *_: None)
-        patch.setattr("kava.models.load_model_config", lambda _: None)
-        patch.setattr("kava.models.load_for_evaluation", lambda source, _: source["model"])
-        patch.setattr("kava.models.load_tokenizer", lambda _: None)
-        patch.setattr("kava.models.load_ends", lambda *_: {})
-        patch.setattr("kava.harness.harness_results", answer)
+        patch.setattr(evaluate, "check_prompts", lambda *_: None)
+        patch.setattr(evaluate, "require_fit", lambda *_: None)
+        patch.setattr(evaluate, "write_card", lambda *_: None)
+        patch.setattr(evaluate, "load_model_config", lambda _: None)
+        patch.setattr(evaluate, "load_for_evaluation", lambda source, _: source["model"])
+        patch.setattr(evaluate, "load_tokenizer", lambda _: None)
+        patch.setattr(evaluate, "load_ends", lambda *_: {})
+        patch.setattr(evaluate, "harness_results", answer)
         spec = {"key": {"evaluation": {"batch_size": 16, "max_new_tokens": 256}}}
         for role, files in (("teacher", planted.teacher), ("student_base", planted.student_base)):
             output = files.evaluation / "manifest.json"

@@ -10,12 +10,11 @@ import torch
 from conftest import tiny_model
 from store_fixtures import BF16, INT8, fill_store, key, some_ids
 
-from kava.cache.codecs import KvBlock
-from kava.cache.extract import pad_ids
-from kava.cache.reader import StoredExample, StoreReader
 from kava.config.arms import Arm
 from kava.data.tokens import Segment
 from kava.errors import UserError
+from kava.kv import KeysValues, pad_ids
+from kava.store.reader import StoredExample, StoreReader
 from kava.training.batches import Batches
 from kava.training.weights import relative_importance
 
@@ -67,7 +66,7 @@ def of_ramps(store: StoreReader) -> StoreReader:
         kv, info = read(split, example)
         t = info.position.float().view(-1, 1, 1, 1)
         blocks = (t.expand(kv.keys.shape), (10 * example + t).expand(kv.keys.shape))
-        return StoredExample(KvBlock(*blocks), info)
+        return StoredExample(KeysValues(*blocks), info)
 
     store.read = planted  # type: ignore[method-assign]
     return store

@@ -11,18 +11,18 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
+from kava.bench import bench_store
 from kava.bench.bound import Bound, rate
 from kava.bench.codecs import measure_codec, read_amplification
 from kava.bench.fidelity import Fidelity, summary
 from kava.bench.source import synthetic
 from kava.bench.workspace import quiet
-from kava.cache.capture import Geometry
-from kava.cache.codecs import KvBlock
-from kava.cache.layout import Packing
 from kava.cli import main
-from kava.config import Plan, Runtime, load_config
+from kava.config import Jobs, Runtime, load_config
 from kava.config.benchmark import REPORT_ROTATED, codecs_for_report, too_wide
-from kava.stages import bench_store, tokenize
+from kava.data import tokenize
+from kava.kv import Geometry, KeysValues
+from kava.store.layout import Packing
 
 CODEC_FIGURES = {
     *("ratio", "bits_per_value", "encode_mb_s", "decode_mb_s", "write_mb_s", "read_mb_s", "read_amplification"),
@@ -55,7 +55,7 @@ def test_the_bound_is_that_of_a_search_for_the_water_level() -> None:
 
 
 def test_the_bound_of_white_heads_does_not_depend_on_their_scale_and_halves_with_one_of_two_layers_known() -> None:
-    kv = KvBlock(*(torch.randn(40_000, 2, 1, 8) * torch.tensor([[[1.0]], [[50.0]]]) + 7 for _ in range(2)))
+    kv = KeysValues(*(torch.randn(40_000, 2, 1, 8) * torch.tensor([[[1.0]], [[50.0]]]) + 7 for _ in range(2)))
     bound, error = Bound([kv]), torch.full((2, 2, 1), 0.1, dtype=torch.float64)
     assert bound.ratio(error) == pytest.approx(np.log2(10) / 16, rel=2e-3)
     assert bound.ratio_first_layer_known(error) == pytest.approx(np.log2(10) / 32, rel=2e-3)
@@ -64,8 +64,8 @@ def test_the_bound_of_white_heads_does_not_depend_on_their_scale_and_halves_with
 def test_fidelity_of_a_known_turn_and_stretch_is_told_per_head() -> None:
     x = torch.tensor([3.0, 0.0]).expand(5, 1, 2, 2)
     turned = torch.tensor([[1.5, 1.5 * 3**0.5], [6.0, 0.0]]).expand(5, 1, 2, 2)  # by 60°; and twice as long
-    fidelity = Fidelity(KvBlock(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)))
-    fidelity.add(KvBlock(x, x), KvBlock(turned, x))
+    fidelity = Fidelity(KeysValues(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)))
+    fidelity.add(KeysValues(x, x), KeysValues(turned, x))
     found = fidelity.result()
     assert found.cos[0, 0].tolist() == pytest.approx([0.5, 1.0])
     assert found.error[0, 0].tolist() == pytest.approx([1.0, 1.0])
@@ -76,9 +76,9 @@ def test_fidelity_of_a_known_turn_and_stretch_is_told_per_head() -> None:
 
 def test_a_constant_in_place_of_biased_keys_has_a_raw_cosine_near_1_and_a_centred_one_of_0() -> None:
     x = torch.randn(4000, 1, 1, 16) + 30
-    kv, constant = KvBlock(x, x), x.mean(0).expand_as(x)
-    fidelity = Fidelity(KvBlock(x.mean(0), x.mean(0)))
-    fidelity.add(kv, KvBlock(constant, constant))
+    kv, constant = KeysValues(x, x), x.mean(0).expand_as(x)
+    fidelity = Fidelity(KeysValues(x.mean(0), x.mean(0)))
+    fidelity.add(kv, KeysValues(constant, constant))
     told = summary(fidelity.result())
     assert told["k_cos_mean"] > 0.999
     assert abs(told["k_cos_centered_mean"]) < 1e-6
@@ -86,12 +86,12 @@ def test_a_constant_in_place_of_biased_keys_has_a_raw_cosine_near_1_and_a_centre
 
 
 def test_sums_over_parts_are_those_of_the_whole() -> None:
-    x, y = (KvBlock(*(torch.randn(50, 2, 3, 4) for _ in range(2))) for _ in range(2))
-    mean = KvBlock(*(tensor.mean(0) for tensor in x))
+    x, y = (KeysValues(*(torch.randn(50, 2, 3, 4) for _ in range(2))) for _ in range(2))
+    mean = KeysValues(*(tensor.mean(0) for tensor in x))
     whole, parts = Fidelity(mean), Fidelity(mean)
     whole.add(x, y)
     for part in (slice(0, 13), slice(13, 50)):
-        parts.add(KvBlock(*(t[part] for t in x)), KvBlock(*(t[part] for t in y)))
+        parts.add(KeysValues(*(t[part] for t in x)), KeysValues(*(t[part] for t in y)))
     for a, b in zip(whole.result(), parts.result(), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -149,7 +149,7 @@ def test_a_wide_teachers_transforms_are_left_out_with_the_reason() -> None:
 def test_the_reports_measurement_is_bounded_by_bytes_and_channels(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     config = load_config(None, {"data": {"train": 64, "validation": 12, "test": 12}, "report": {"codecs": True}})
-    plan, runtime = Plan(config), Runtime.of(config)
+    plan, runtime = Jobs(config), Runtime.of(config)
     of_token = 2 * 256 * 4
     small = {"measured_bytes": 1000 * of_token, "rotated_channels": 255}
     with quiet():

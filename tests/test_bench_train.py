@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from kava import models
 from kava.bench import memory, stage_process, train, ways
 from kava.bench.arms import choose_arm
 from kava.bench.live import LiveTensors
@@ -23,6 +22,7 @@ from kava.config.load import REPOSITORY, load_config
 from kava.config.schema import Config
 from kava.errors import UserError
 from kava.files import write_json
+from kava.models import load as models
 
 CONFIG = REPOSITORY / "config.yaml"
 TINY = ("data.train=40", "data.validation=4", "distill.batch_size=2", "distill.accumulation=2", "pretrain.batch_size=2",
@@ -140,7 +140,7 @@ def test_a_failure_leaves_nothing_behind_either(tmp_path: Path, monkeypatch: pyt
     def fail(*_: Any) -> None:
         raise UserError("no")
 
-    monkeypatch.setattr("kava.stages.tokenize.run", fail)
+    monkeypatch.setattr("kava.data.tokenize.run", fail)
     for command in ("train", "memory"):
         assert main(["bench", command, "--folder", str(tmp_path), *options(*TINY)]) == 1
         assert list(tmp_path.iterdir()) == []

@@ -7,8 +7,9 @@ import torch
 from conftest import tiny_model
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kava.cache.capture import Geometry, capture, geometry, observed_attention
 from kava.errors import UserError
+from kava.kv import Geometry
+from kava.models.capture import capture, geometry, observed_attention
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
 

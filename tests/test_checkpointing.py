@@ -8,8 +8,9 @@ from conftest import tiny_model
 from training_fixtures import STRUCTURED, TEACHER, FakeStore, batches
 
 from kava.align.projector import Projector
-from kava.cache.capture import KeysValues, geometry
 from kava.config.arms import Arm
+from kava.kv import KeysValues
+from kava.models.capture import geometry
 from kava.training.model import DistillationModel
 
 FAMILIES = ["qwen2", "qwen3", "llama", "mistral", "gpt2"]

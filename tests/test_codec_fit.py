@@ -10,10 +10,10 @@ from numcodecs import Zstd
 from store_fixtures import GEOMETRY, IDS, random_kv
 from test_codecs import centred_cosine
 
-from kava.cache.capture import Geometry
-from kava.cache.codecs import Calibration, KvBlock, TokenInfo, make_codec
-from kava.cache.codecs.prediction import Predictor
 from kava.data.tokens import Segment
+from kava.kv import Geometry, KeysValues
+from kava.store.codecs import Calibration, TokenInfo, make_codec
+from kava.store.codecs.prediction import Predictor
 
 TOKENS = 1024
 # Runs of 64 tokens, the first of every four.
@@ -21,13 +21,13 @@ HELD_OUT = torch.arange(TOKENS) // 64 % 4 == 0
 ROOM = 10**6  # tokens of a store beside which no parameter counts
 
 
-def sample(kv: KvBlock, ids: torch.Tensor | None = None, positions: torch.Tensor | None = None) -> Calibration:
+def sample(kv: KeysValues, ids: torch.Tensor | None = None, positions: torch.Tensor | None = None) -> Calibration:
     """A slice of these tokens, answers at the end of each 64; the first layer is no function of the id."""
     tokens = torch.arange(len(kv.keys))
     ids = torch.randint(IDS, (len(tokens),), generator=torch.Generator().manual_seed(3)) if ids is None else ids
     segment = torch.where(tokens % 64 >= 48, Segment.ANSWER, Segment.REASONING)
     info = TokenInfo(ids, tokens % 64 if positions is None else positions, segment)
-    first = KvBlock(*(tensor[:IDS, :1] for tensor in random_kv(IDS, 99)))
+    first = KeysValues(*(tensor[:IDS, :1] for tensor in random_kv(IDS, 99)))
     return Calibration(kv, info, torch.arange(IDS), first, ROOM)
 
 
@@ -37,15 +37,15 @@ def transform(given: Calibration, **settings: Any) -> Any:
     return codec
 
 
-def noise(tokens: int, seed: int) -> KvBlock:
+def noise(tokens: int, seed: int) -> KeysValues:
     shape = (tokens, GEOMETRY.layers, GEOMETRY.kv_heads, GEOMETRY.head_dim)
     generator = torch.Generator().manual_seed(seed)
-    return KvBlock(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
+    return KeysValues(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
 
 
 def test_held_out_tokens_take_no_part_in_what_is_fitted() -> None:
     kv, other = random_kv(TOKENS, 1), random_kv(TOKENS, 2)
-    mixed = KvBlock(*(torch.where(HELD_OUT[:, None, None, None], b, a) for a, b in zip(kv, other, strict=True)))
+    mixed = KeysValues(*(torch.where(HELD_OUT[:, None, None, None], b, a) for a, b in zip(kv, other, strict=True)))
     parameters = [transform(sample(block), target_cos=0.98).parameters() for block in (kv, mixed)]
     for name in ("mean", "first", "usual_ids", "usual_codes", "usual_step", "exact_codes", "scale"):
         assert (parameters[0][name] == parameters[1][name]).all(), name
@@ -57,7 +57,7 @@ def test_held_out_tokens_take_no_part_in_what_is_fitted() -> None:
 def test_the_target_is_reached_on_tokens_that_nothing_was_fitted_to() -> None:
     """Where new tokens are unlike those of the fit, it takes more bits, and not a lower cosine."""
     kv = zip(random_kv(TOKENS, 1), noise(TOKENS, 5), strict=True)
-    given = sample(KvBlock(*(a.float() + 0.5 * HELD_OUT[:, None, None, None] * b for a, b in kv)))
+    given = sample(KeysValues(*(a.float() + 0.5 * HELD_OUT[:, None, None, None] * b for a, b in kv)))
     codec = transform(given, target_cos=0.99)
     decoded = codec.decode(codec.encode(given.kv, given.info), 0, given.info)
     for exact, tensor in zip(given.kv, decoded, strict=True):
@@ -72,7 +72,7 @@ def test_the_target_cosine_is_that_of_the_worst_head() -> None:
     kv, table = noise(2 * TOKENS, 1), noise(IDS, 2)
     for tensor, of_ids in zip(kv, table, strict=True):
         tensor[:, 0] = of_ids[ids, 0]
-    given = sample(kv, ids)._replace(first_layer=KvBlock(*(x[:, :1] for x in table)))
+    given = sample(kv, ids)._replace(first_layer=KeysValues(*(x[:, :1] for x in table)))
     codec = transform(given, target_cos=0.9)
     decoded = codec.decode(codec.encode(given.kv, given.info), 0, given.info)
     cosines = torch.stack([centred_cosine(exact, tensor) for exact, tensor in zip(given.kv, decoded, strict=True)])
@@ -139,7 +139,7 @@ def test_a_prediction_is_the_mean_over_other_occurrences_shrunk_by_one_at_the_ov
 def test_a_token_beyond_what_was_calibrated_is_clipped_and_does_not_become_another() -> None:
     given = sample(random_kv(TOKENS, 1))
     codec = transform(given, target_cos=0.95)
-    far = KvBlock(*(x.float().clone() for x in given.kv))
+    far = KeysValues(*(x.float().clone() for x in given.kv))
     for tensor in far:
         tensor[5] = tensor.mean(0) + 30 * (tensor[5] - tensor.mean(0))
     decoded = codec.decode(codec.encode(far, given.info), 0, given.info)
@@ -155,7 +155,7 @@ def test_a_group_that_is_not_full_is_as_faithful_as_one_that_is(kind: str) -> No
     keys = 100.0 + noise(70, 1).keys
     info = TokenInfo(*(torch.zeros(70, dtype=torch.int64) for _ in range(3)))
     codec = make_codec({"kind": kind}, GEOMETRY)
-    decoded = codec.decode(codec.encode(KvBlock(keys, keys), info), 0, info).keys
+    decoded = codec.decode(codec.encode(KeysValues(keys, keys), info), 0, info).keys
     error = (decoded - keys).abs().amax((1, 2, 3))
     assert error[64:].max() <= error[:64].max()
 
@@ -166,5 +166,5 @@ def test_int4_values_share_a_scale_with_as_few_heads_as_make_64_values() -> None
     values[:, :, 1] *= 1000
     info = TokenInfo(*(torch.zeros(8, dtype=torch.int64) for _ in range(3)))
     codec = make_codec({"kind": "int4"}, geometry)
-    decoded = codec.decode(codec.encode(KvBlock(values, values), info), 0, info).values
+    decoded = codec.decode(codec.encode(KeysValues(values, values), info), 0, info).values
     assert torch.nn.functional.cosine_similarity(decoded[:, 0, 0], values[:, 0, 0], dim=-1).min() > 0.98

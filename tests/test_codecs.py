@@ -9,11 +9,11 @@ import torch
 from numcodecs import Zstd
 from store_fixtures import CODECS_UNDER_TEST, GEOMETRY, IDS, calibration, random_kv
 
-from kava.cache.capture import Geometry
-from kava.cache.codecs import Calibration, KvBlock, TokenInfo, make_codec
-from kava.cache.codecs.allocation import Allocator, _solve
-from kava.cache.codecs.symbols import ALPHABETS
 from kava.errors import UserError
+from kava.kv import Geometry, KeysValues
+from kava.store.codecs import Calibration, TokenInfo, make_codec
+from kava.store.codecs.allocation import Allocator, _solve
+from kava.store.codecs.symbols import ALPHABETS
 
 TOKENS = 1024
 
@@ -22,12 +22,12 @@ def facts(tokens: int) -> TokenInfo:
     return TokenInfo(torch.arange(tokens) % IDS, torch.arange(tokens) % 50, torch.zeros(tokens, dtype=torch.int64))
 
 
-def round_trip(settings: dict[str, Any], kv: KvBlock, geometry: Geometry = GEOMETRY) -> KvBlock:
+def round_trip(settings: dict[str, Any], kv: KeysValues, geometry: Geometry = GEOMETRY) -> KeysValues:
     """Calibrate on the block itself if need be, encode it, and decode it with a codec that reads the parameters."""
     codec, info = make_codec(settings, geometry), facts(len(kv.keys))
     if codec.calibration_tokens:
         row = torch.arange(IDS)
-        first = KvBlock(*(tensor[row, :1] for tensor in kv))
+        first = KeysValues(*(tensor[row, :1] for tensor in kv))
         codec.calibrate(Calibration(kv, info, row, first, 10 * len(kv.keys)))
     reader = make_codec(settings, geometry)
     reader.load_parameters(codec.parameters(), torch.device("cpu"))
@@ -43,14 +43,14 @@ def centred_cosine(exact: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("settings", CODECS_UNDER_TEST)
 def test_a_bias_of_a_hundred_norms_on_keys_leaves_the_centred_keys_as_faithful(settings: dict) -> None:
-    kv = KvBlock(*(tensor.float() for tensor in random_kv(TOKENS, 3)))
+    kv = KeysValues(*(tensor.float() for tensor in random_kv(TOKENS, 3)))
     varying = kv.keys - kv.keys.mean(0)
     bias = 100 * varying.norm(dim=-1).median() * torch.ones(1, *varying.shape[1:])
     found = []
     for biased in (varying, varying + bias):
         # A bf16 store is exact for the bf16 tensor; what rounding to bf16 loses is lost before.
         stored = biased.bfloat16().float() if settings["kind"] == "bf16" else biased
-        found.append(centred_cosine(stored, round_trip(settings, KvBlock(stored, kv.values)).keys))
+        found.append(centred_cosine(stored, round_trip(settings, KeysValues(stored, kv.values)).keys))
     plain, with_bias = found
     assert (with_bias > plain - 2e-4).all()
 
@@ -60,7 +60,7 @@ def test_a_constant_channel_and_a_constant_head_come_back(settings: dict) -> Non
     keys, values = (tensor.float().clone() for tensor in random_kv(TOKENS, 3))
     keys[:, 0, 0, 3] = 731.25
     values[:, 1, 1] = 2.5
-    decoded = round_trip(settings, KvBlock(keys, values))
+    decoded = round_trip(settings, KeysValues(keys, values))
     torch.testing.assert_close(decoded.keys[:, 0, 0, 3].float(), keys[:, 0, 0, 3], rtol=4e-3, atol=0)
     if settings["kind"] != "int4":  # there, heads of 8 dimensions share the scale of a token's values
         torch.testing.assert_close(decoded.values[:, 1, 1].float(), values[:, 1, 1], rtol=2e-2, atol=0)
@@ -102,7 +102,7 @@ def test_every_head_reaches_the_target_cosine_at_fewer_bits_for_a_lower_target(t
 
 def test_a_target_size_is_met_and_one_below_the_parameters_is_refused() -> None:
     kv, info = random_kv(4 * TOKENS, 3), facts(4 * TOKENS)
-    first = KvBlock(*(tensor[:IDS, :1] for tensor in kv))
+    first = KeysValues(*(tensor[:IDS, :1] for tensor in kv))
     sample = Calibration(kv, info, torch.arange(IDS), first, 400_000)
     sizes = []
     for ratio in (0.05, 0.1):
@@ -124,18 +124,18 @@ def test_a_cosine_out_of_reach_is_refused() -> None:
 
 def test_the_first_layer_costs_a_table_where_the_id_determines_it() -> None:
     ids = torch.arange(4 * TOKENS) % IDS
-    kv = KvBlock(*(tensor.float().clone() for tensor in random_kv(4 * TOKENS, 3)))
-    table = KvBlock(*(tensor[:IDS, 0].clone() for tensor in random_kv(IDS, 9)))
+    kv = KeysValues(*(tensor.float().clone() for tensor in random_kv(4 * TOKENS, 3)))
+    table = KeysValues(*(tensor[:IDS, 0].clone() for tensor in random_kv(IDS, 9)))
     for tensor, of_ids in zip(kv, table, strict=True):
         tensor[:, 0] = of_ids[ids].float()
     info = facts(4 * TOKENS)._replace(id=ids)
     codec = make_codec({"kind": "transform", "target_cos": 0.9}, GEOMETRY)
-    codec.calibrate(Calibration(kv, info, torch.arange(IDS), KvBlock(*(x[:, None] for x in table)), 10**6))
+    codec.calibrate(Calibration(kv, info, torch.arange(IDS), KeysValues(*(x[:, None] for x in table)), 10**6))
     assert codec.parameters()["exact_codes"].shape == (IDS, 2 * 2 * 8)
     decoded = codec.decode(codec.encode(kv, info), 0, info)
     assert (centred_cosine(kv.keys[:, 0:1], decoded.keys[:, 0:1]) > 0.9995).all()
     shifted = Calibration(
-        kv, info._replace(id=ids.roll(1)), torch.arange(IDS), KvBlock(*(x[:, None] for x in table)), 10**6
+        kv, info._replace(id=ids.roll(1)), torch.arange(IDS), KeysValues(*(x[:, None] for x in table)), 10**6
     )
     codec.calibrate(shifted)
     assert codec.parameters()["exact_codes"].shape[1] == 0
@@ -185,7 +185,7 @@ ODD = [(1, 1, 1), (2, 1, 5), (3, 3, 7), (2, 5, 9), (1, 7, 33), (1, 3, 40)]
 @pytest.mark.parametrize("settings", CODECS_UNDER_TEST)
 def test_any_number_of_layers_heads_and_dimensions_is_coded(settings: dict[str, Any], shape: tuple[int, ...]) -> None:
     generator, tokens = torch.Generator().manual_seed(1), 1001
-    kv = KvBlock(*(torch.randn(tokens, *shape, generator=generator).bfloat16() for _ in range(2)))
+    kv = KeysValues(*(torch.randn(tokens, *shape, generator=generator).bfloat16() for _ in range(2)))
     geometry = Geometry(*shape)
     decoded = round_trip(settings, kv, geometry)
     for exact, found in zip(kv, decoded, strict=True):

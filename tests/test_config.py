@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kava.cache.inventory import Entry
-from kava.cache.usage import Usage, token_set
 from kava.commands.config import SCHEMA_FILE, TABLE_FILE, schema_text, table_text
-from kava.config import Plan, load_config
+from kava.config import Jobs, load_config
 from kava.config.jobs import Runtime
 from kava.config.load import PRESETS, merge, parse_assignments, read_preset
 from kava.config.schema import Config
 from kava.errors import UserError
 from kava.files import sha256_json, write_json
+from kava.store.admin.inventory import Entry
+from kava.store.admin.usage import Usage, token_set
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -45,7 +45,7 @@ def test_an_arm_without_kv_loss_is_a_control_whatever_it_is_called() -> None:
 
 def test_steps_of_pretraining_concern_only_arms_that_are_pretrained() -> None:
     arms = "arms={flat: {pretrain_projector: true}}"
-    short, long = (Plan(load(arms, f"pretrain.steps={steps}")) for steps in (100, 200))
+    short, long = (Jobs(load(arms, f"pretrain.steps={steps}")) for steps in (100, 200))
     assert short.pretrain("flat", 42).params != long.pretrain("flat", 42).params
     assert short.pretrain("structured", 42).params == long.pretrain("structured", 42).params
 
@@ -59,7 +59,7 @@ def test_reference_preset_is_the_one_that_the_readme_promises() -> None:
     assert {"flat", "structured", "sft", "shuffled"} <= set(config.arms)
     assert config.controls == ["sft", "shuffled"]
     # Its identities need no network: they are the pinned revisions.
-    assert Plan(config).extract.spec["key"]["teacher"]["revision"] == config.teacher.revision
+    assert Jobs(config).extract.spec["key"]["teacher"]["revision"] == config.teacher.revision
 
 
 @pytest.mark.parametrize(
@@ -119,24 +119,24 @@ def test_presets_build_on_presets() -> None:
 
 
 def test_store_key_depends_on_what_its_bytes_depend_on_and_on_nothing_else() -> None:
-    store = Plan(load()).extract.output
+    store = Jobs(load()).extract.output
     for same in ("distill.steps=10", "experiment=other", "arms={flat: null}", "seeds=[1]", "data.test=100"):
-        assert Plan(load(same)).extract.output == store, same
+        assert Jobs(load(same)).extract.output == store, same
     others = ("kv.codec={kind: bf16}", "data.train=999", "teacher.quantization=none", "kv.batch_tokens=512")
     for other in (*others, "teacher.double_quantization=false"):
-        assert Plan(load(other)).extract.output != store, other
+        assert Jobs(load(other)).extract.output != store, other
 
 
 def test_settings_that_came_later_are_in_no_key_at_their_defaults() -> None:
     """So that stores made before them are found."""
-    key = Plan(load()).extract.spec["key"]
+    key = Jobs(load()).extract.spec["key"]
     assert key["teacher"].keys() == {"files", "quantization", "dtype"}
     assert key["tokens"].keys() == {"format_version", "data", "template", "max_length", "tokenizer"}
 
 
 def test_adapters_are_a_reason_to_distill_again_and_checkpointing_of_activations_is_none() -> None:
     plain, adapted, checkpointed = (
-        Plan(load(change)) for change in ("seeds=[42]", "student.lora={}", "distill.gradient_checkpointing=true")
+        Jobs(load(change)) for change in ("seeds=[42]", "student.lora={}", "distill.gradient_checkpointing=true")
     )
     assert plain.distill("flat", 42).params == checkpointed.distill("flat", 42).params
     assert Runtime.of(checkpointed.config).execution["distill"]["gradient_checkpointing"]
@@ -146,7 +146,7 @@ def test_adapters_are_a_reason_to_distill_again_and_checkpointing_of_activations
 
 
 def test_what_the_student_reads_changes_its_token_set_and_nothing_of_the_teachers() -> None:
-    full, equations = Plan(load()), Plan(load("student_reasoning=equations"))
+    full, equations = Jobs(load()), Jobs(load("student_reasoning=equations"))
     assert full.tokenize.output != equations.tokenize.output
     assert full.extract.output == equations.extract.output
     assert full.bench.output == equations.bench.output
@@ -156,7 +156,7 @@ def test_what_the_student_reads_changes_its_token_set_and_nothing_of_the_teacher
 
 
 def test_pruning_knows_that_both_readings_use_one_store_and_one_reference(tmp_path: Path) -> None:
-    full, equations = Plan(load()), Plan(load("student_reasoning=equations"))
+    full, equations = Jobs(load()), Jobs(load("student_reasoning=equations"))
 
     def entry(kind: str, spec: dict) -> Entry:
         folder = tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}"
@@ -172,7 +172,7 @@ def test_pruning_knows_that_both_readings_use_one_store_and_one_reference(tmp_pa
 
 
 def test_changing_one_arm_changes_the_params_of_that_arm_alone() -> None:
-    before, after = Plan(load()), Plan(load("arms={structured: {loss: {kind: mse}}}"))
+    before, after = Jobs(load()), Jobs(load("arms={structured: {loss: {kind: mse}}}"))
     for stage in ("pretrain", "distill"):
         assert getattr(before, stage)("structured", 42).params != getattr(after, stage)("structured", 42).params
         assert getattr(before, stage)("flat", 42).params == getattr(after, stage)("flat", 42).params
@@ -187,7 +187,7 @@ def test_key_of_a_local_model_is_its_content_and_not_its_path(tmp_path: Path) ->
         (tmp_path / name / "tokenizer.json").write_text("{}")
 
     def key(name: str) -> dict:
-        return Plan(load(f"teacher.model={tmp_path / name}")).extract.spec["key"]
+        return Jobs(load(f"teacher.model={tmp_path / name}")).extract.spec["key"]
 
     assert key("one") == key("two")
     (tmp_path / "two" / "model.safetensors").write_bytes(b"other weights")
@@ -197,7 +197,7 @@ def test_key_of_a_local_model_is_its_content_and_not_its_path(tmp_path: Path) ->
 def test_hub_models_need_a_pinned_revision() -> None:
     config = load("teacher.model=Qwen/Qwen2.5-0.5B", "teacher.revision=main")
     with pytest.raises(UserError, match="40 hex digits of a commit"):
-        _ = Plan(config).extract
+        _ = Jobs(config).extract
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_another_model_or_data_set_does_not_keep_the_revision_of_the_former(plac
 
 def test_a_model_in_place_of_a_presets_needs_a_revision_of_its_own() -> None:
     with pytest.raises(UserError, match="model someone/another needs `revision:` with the 40 hex digits"):
-        _ = Plan(load("preset=qwen2.5-8gb", "teacher.model=someone/another")).extract
+        _ = Jobs(load("preset=qwen2.5-8gb", "teacher.model=someone/another")).extract
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_text_of_ones_own_need_not_be_yaml() -> None:
 
 
 def test_codecs_are_measured_for_who_asks_and_change_no_other_job() -> None:
-    plain, asked = Plan(load()), Plan(load("report.codecs=true"))
+    plain, asked = Jobs(load()), Jobs(load("report.codecs=true"))
     assert "bench" not in plain.report.inputs
     assert asked.report.inputs["bench"] == plain.bench.output
     for job in ("tokenize", "extract", "bench"):
@@ -242,7 +242,7 @@ def test_codecs_are_measured_for_who_asks_and_change_no_other_job() -> None:
 
 def test_missing_model_directory_is_named() -> None:
     with pytest.raises(UserError, match=r"\./nowhere does not exist"):
-        _ = Plan(load("teacher.model=./nowhere")).extract
+        _ = Jobs(load("teacher.model=./nowhere")).extract
 
 
 def test_config_yaml_is_short_and_names_the_default_preset() -> None:
@@ -257,7 +257,7 @@ def test_the_cache_is_where_the_configuration_or_else_the_environment_says(monke
 
 
 def test_where_the_cache_lies_and_how_many_jobs_fill_it_are_in_no_key() -> None:
-    plain, other = Plan(load()), Plan(load("cache_dir=elsewhere", "extract_jobs=3"))
+    plain, other = Jobs(load()), Jobs(load("cache_dir=elsewhere", "extract_jobs=3"))
     assert plain.extract.spec == other.extract.spec
     assert plain.report.spec == other.report.spec
 

@@ -12,7 +12,7 @@ from test_tokens import token_set
 from zoo.data import CUT, READ, REFUSED, SPELLED, gsm8k_data, rows, save_to_disk, write_lines, write_parquet
 
 from kava.config import load_config
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.config.schema import Gsm8kData
 from kava.data import load_splits
 from kava.data.gold import spelled, unmatched
@@ -21,7 +21,7 @@ from kava.data.task import write_task
 from kava.data.tokens import Segment
 from kava.doctor.sources import sources
 from kava.errors import UserError
-from kava.harness import samples, score
+from kava.evaluation.harness import samples, score
 from kava.plan import tokens as plan_tokens
 from kava.plan.tokens import count_tokens
 from kava.report.notices import token_warnings
@@ -247,7 +247,7 @@ def test_the_plan_reads_rows_that_are_here(tmp_path: Path, monkeypatch: pytest.M
     train = [{"question": "Tom has 3 apples? " * (1 + n % 5), "answer": f"He has {n}.\n#### {n}"} for n in range(1_000)]
     write_lines(tmp_path, train, rows(3, what="test"))
     settings = config(tmp_path, validation=100)
-    plan = Plan(settings)
+    plan = Jobs(settings)
     estimate = count_tokens(plan)
     assert not estimate.known
     made = token_set(tmp_path / "cache", ("data", settings.data.model_dump()))
@@ -256,11 +256,11 @@ def test_the_plan_reads_rows_that_are_here(tmp_path: Path, monkeypatch: pytest.M
     assert made.manifest["splits"]["train"]["dropped"] == 0
     assert estimate.examples == known.examples == 1_000
     assert estimate.tokens == pytest.approx(known.tokens, rel=0.02)
-    shorter = Plan(settings.model_copy(update={"max_length": 32}))
+    shorter = Jobs(settings.model_copy(update={"max_length": 32}))
     assert 0 < count_tokens(shorter).examples < 1_000
     monkeypatch.setattr(plan_tokens, "_folder", lambda _, role, path: Path(path) if role == "data" else None)
     characters = sum(len(f"Question: {row['question']}\nAnswer: {row['answer']}") for row in train)
-    by_characters = count_tokens(Plan(settings.model_copy(update={"max_length": 256})))
+    by_characters = count_tokens(Jobs(settings.model_copy(update={"max_length": 256})))
     assert by_characters.examples == 1_000
     assert by_characters.tokens == pytest.approx(characters / plan_tokens.CHARACTERS_PER_TOKEN, rel=0.02)
 

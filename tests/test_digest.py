@@ -12,14 +12,11 @@ from kava.config import code
 from kava.config.load import REPOSITORY
 
 # Where training begins; what it imports, wherever and whenever, may define a number.
-STARTS = ("stages/pretrain.py", "stages/distill.py", "training/phase.py", "metrics.py")
+STARTS = ("training/pretrain.py", "training/distill.py", "training/phase.py", "metrics.py")
 # What is reached from there and defines none, folders with all that is in them, and why.
 WITHOUT_NUMBERS = {
     "config": "settings are in the params, as values",
-    "plan": "says whether a run fits, and refuses it or not",
     "report": "reads what is finished",
-    "stages/common.py": "options of the command line",
-    "stages/selection.py": "options of the command line",
     "commandline.py": "options of the command line",
     "card.py": "words about a student that is finished",
     "grades.py": "words for numbers that are known",
@@ -27,10 +24,13 @@ WITHOUT_NUMBERS = {
     "errors.py": "words",
     "device.py": "where to compute",
     "files.py": "bytes to files and back",
-    "locks.py": "who may write",
     "hub.py": "where files lie",
-    "pretrained": "where files lie; refuses weights that are not whole or quantised already",
-    "cache/families.py": "refuses models without KV",
+    "models/on_disk.py": "where files lie",
+    "models/quantised.py": "refuses weights that are quantised already",
+    "models/source.py": "where files lie",
+    "models/weights.py": "refuses weights that are not whole",
+    "data/positions.py": "refuses prompts that do not fit",
+    "models/families.py": "refuses models without KV",
     "faults.py": "words",
     "inert.py": "words for numbers that are known",
     "terminal": "words that are shown or left out",
@@ -39,10 +39,7 @@ WITHOUT_NUMBERS = {
     "data/demo.py": "rows of a token set, whose key has a hash of it",
     "data/gsm8k.py": "rows of a token set, which its key stands for",
     "data/task.py": "test questions of a token set",
-    "cache/describe.py": "words about a store",
-    "cache/inventory.py": "which stores there are",
-    "cache/integrity.py": "whether bytes are those of the manifest",
-    "cache/shard.py": "bytes of a store, which its key and format version stand for",
+    "store/integrity.py": "whether bytes are those of the manifest",
     "data/template.py": "texts of a token set, which its key and format version stand for",
 }
 

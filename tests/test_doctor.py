@@ -11,7 +11,7 @@ import torch
 
 from kava.cli import main
 from kava.config import load_config
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY
 from kava.device import GIB
 from kava.doctor import cpu_time, machine, software
@@ -226,7 +226,7 @@ def test_bitsandbytes_that_computes_something_else_or_nothing(monkeypatch) -> No
 
 
 def test_a_full_disk_and_too_little_memory(monkeypatch) -> None:
-    plan = Plan(config(data={"train": 20, "validation": 5, "test": 5}))
+    plan = Jobs(config(data={"train": 20, "validation": 5, "test": 5}))
     (disk,) = machine.disk(plan, None)
     assert disk.status == machine.memory(plan).status == "ok"
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
@@ -241,7 +241,7 @@ def test_a_full_disk_and_too_little_memory(monkeypatch) -> None:
 
 
 def test_each_disk_is_measured_against_what_goes_there(monkeypatch, tmp_path: Path) -> None:
-    plan = Plan(config(cache_dir=str(tmp_path / "cache"), data={"train": 20, "validation": 5, "test": 5}))
+    plan = Jobs(config(cache_dir=str(tmp_path / "cache"), data={"train": 20, "validation": 5, "test": 5}))
     other, hub = tmp_path / "elsewhere", tmp_path / "hub"
     plan.results = other
     for folder in (other, hub):

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from workflow_runs import TINY, run_in_this_process, slurm_plugin
 
 from kava.cli import main
-from kava.config import Plan, Runtime, load_config
+from kava.config import Jobs, Runtime, load_config
 from kava.config.load import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for experiment in ("demo", "long"):
-            plan = Plan(load_config("config.yaml", {"experiment": experiment}))
+            plan = Jobs(load_config("config.yaml", {"experiment": experiment}))
             run_in_this_process(plan, Runtime.of(plan.config))
     shutil.copytree(folder / "results", folder / "shared")
     shutil.copytree(folder / "results/long", folder / "results/steps1500")

@@ -12,8 +12,8 @@ from zoo.models import change_config
 
 from kava.cli import main
 from kava.config.load import REPOSITORY
-from kava.harness import answering
-from kava.models import load_ends, load_for_evaluation, load_tokenizer, second_model_allowed
+from kava.evaluation.harness import answering
+from kava.models.load import load_ends, load_for_evaluation, load_tokenizer, second_model_allowed
 
 MARK = 292  # `####` of the demo's tokenizer
 

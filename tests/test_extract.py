@@ -19,14 +19,15 @@ from store_fixtures import (
     write,
 )  # fmt: skip
 
-from kava.cache.capture import capture, capture_with_hidden
-from kava.cache.contents import Contents
-from kava.cache.extract import batches, pad_ids
-from kava.cache.layout import Packing
-from kava.cache.reader import StoreReader
-from kava.cache.writer import StoreWriter
 from kava.data.tokens import Segment
 from kava.errors import UserError
+from kava.kv import pad_ids
+from kava.models.capture import capture, capture_with_hidden
+from kava.store.contents import Contents
+from kava.store.layout import Packing
+from kava.store.reader import StoreReader
+from kava.store.writer import StoreWriter
+from kava.teacher.extractor import batches
 
 SCORES = {"importance": {"kind": "rkv"}}
 
@@ -42,7 +43,7 @@ def test_batches_hold_each_example_once_within_the_token_budget() -> None:
 @pytest.mark.parametrize("settings", CODECS_UNDER_TEST)
 def test_stored_kv_equals_the_teacher_run_live_on_the_same_batch(settings: dict, tmp_path: Path, tinystories) -> None:
     """The real path: trained weights, NF4 by bitsandbytes, bf16 compute, un-rotated keys."""
-    from kava.models import load_teacher
+    from kava.models.load import load_teacher
 
     source = {"model": str(tinystories), "revision": None, "quantization": "nf4", "dtype": "bfloat16"}
     teacher = load_teacher(source, torch.device("cpu"))

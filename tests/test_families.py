@@ -11,13 +11,16 @@ import torch
 from conftest import tiny_model
 
 import kava.demo
-from kava.bench.workspace import BenchPlan, free, quiet
-from kava.cache.capture import geometry
+from kava.bench.workspace import BenchJobs, free, quiet
 from kava.config.jobs import Runtime
 from kava.config.load import REPOSITORY, load_config
+from kava.data import tokenize
+from kava.evaluation import evaluate
 from kava.files import read_json
-from kava.models import load_student, load_tokenizer
-from kava.stages import distill, evaluate, extract, pretrain, tokenize
+from kava.models.capture import geometry
+from kava.models.load import load_student, load_tokenizer
+from kava.teacher import extract
+from kava.training import distill, pretrain
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +71,7 @@ def test_a_family_goes_from_tokens_to_an_evaluated_student(
             "evaluation": {"batch_size": 4, "max_new_tokens": 4},
         },
     )
-    plan, runtime = BenchPlan(config, tmp_path), Runtime.of(config)
+    plan, runtime = BenchJobs(config, tmp_path), Runtime.of(config)
     jobs = [plan.pretrain("structured", 42), plan.distill("structured", 42), plan.evaluate("structured", 42)]
     stages = [tokenize.run, extract.run, pretrain.run, distill.run, evaluate.run, evaluate.run]
     with quiet():

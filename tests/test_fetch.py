@@ -29,7 +29,7 @@ import sys, torch
 from kava.cli import main
 from kava.doctor.sources import sources
 from kava.config import load_config
-from kava.models import load_teacher
+from kava.models.load import load_teacher
 overrides = {json!r}
 config = load_config(None, overrides)
 for check in sources(config, "kava fetch").checks:
@@ -44,9 +44,9 @@ import sys
 from kava.config import load_config
 from kava.doctor.sources import sources
 from kava.errors import UserError
-from kava.models import load_model_config, load_tokenizer
+from kava.models.load import load_model_config, load_tokenizer
 import torch
-from kava.models import load_student
+from kava.models.load import load_student
 for name in ("org/gated", "org/nobody", "org/pickle"):
     try:
         load_student({"model": name, "revision": "a" * 40}, torch.device("cpu"))

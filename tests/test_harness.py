@@ -14,8 +14,8 @@ from kava.config.schema import Config
 from kava.data import load_splits
 from kava.data.task import TASK, write_task
 from kava.data.template import Template
-from kava.harness import AnswerStop, harness_results, samples, score
-from kava.models import load_for_evaluation, load_tokenizer
+from kava.evaluation.harness import AnswerStop, harness_results, samples, score
+from kava.models.load import load_for_evaluation, load_tokenizer
 
 CONFIG = Path(__file__).resolve().parents[1] / "config.yaml"
 QUESTIONS = 10

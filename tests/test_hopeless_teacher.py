@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kava.stages.evaluate import hopeless
+from kava.evaluation.evaluate import hopeless
 
 FILE = Path("results/references/teacher-x/samples.jsonl")
 

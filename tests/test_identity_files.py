@@ -18,7 +18,7 @@ from job_fixtures import (
     settings_of_a_run,  # noqa: F401
 )
 
-from kava.config import Config, Plan, jobs
+from kava.config import Config, Jobs, jobs
 from kava.config.identity import model_identity
 from kava.config.load import merge
 from kava.config.schema import ModelSettings
@@ -96,16 +96,16 @@ def test_rows_of_every_parquet_file_are_in_the_key(base: dict[str, Any], tmp_pat
     for name in ("train-00000-of-00002", "train-00001-of-00002", "test"):
         (tmp_path / f"{name}.parquet").write_text(name)
     config = Config.model_validate(merge(base, {"data": {"path": str(tmp_path)}}))
-    before = Plan(config).extract.params
+    before = Jobs(config).extract.params
     (tmp_path / "train-00001-of-00002.parquet").write_text("other rows")
-    assert Plan(config).extract.params != before
+    assert Jobs(config).extract.params != before
 
 
 def test_an_edited_generator_makes_other_problems(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config.model_validate(base | {"data": {"kind": "demo"}})
-    before = Plan(config).tokenize.params
+    before = Jobs(config).tokenize.params
     monkeypatch.setattr("kava.config.identity.sha256_file", lambda path: f"edited {path.name}")
-    assert "edited demo.py" in Plan(config).tokenize.params
+    assert "edited demo.py" in Jobs(config).tokenize.params
     assert "edited demo.py" not in before
 
 

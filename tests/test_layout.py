@@ -23,15 +23,15 @@ from store_fixtures import (
     write,
 )  # fmt: skip
 
-from kava.cache.capture import Geometry
-from kava.cache.codecs import KvBlock, TokenInfo
-from kava.cache.contents import Contents
-from kava.cache.layout import TENSORS, Packing, open_group, shard_files
-from kava.cache.reader import StoreReader
-from kava.cache.select import make_selector
-from kava.cache.shard import ShardContent
-from kava.cache.writer import StoreWriter
 from kava.errors import UserError
+from kava.kv import TENSORS, Geometry, KeysValues
+from kava.select import make_selector
+from kava.store.codecs import TokenInfo
+from kava.store.contents import Contents
+from kava.store.layout import Packing, open_group, shard_files
+from kava.store.reader import StoreReader
+from kava.store.shard import ShardContent
+from kava.store.writer import StoreWriter
 
 SIGNALS = {"importance": {"kind": "rkv"}, "hidden_states": True, "topk_logits": 3}
 
@@ -103,7 +103,7 @@ def test_a_draw_on_reading_is_that_of_its_example(tmp_path: Path) -> None:
 
 
 def store_of(
-    folder: Path, blocks: list[KvBlock], lengths: list[int], codec: dict[str, Any], shard_tokens: int
+    folder: Path, blocks: list[KeysValues], lengths: list[int], codec: dict[str, Any], shard_tokens: int
 ) -> StoreReader:
     """A sealed store of training examples, whose shards hold these blocks."""
     geometry = Geometry(*blocks[0].keys.shape[1:])
@@ -119,7 +119,9 @@ def store_of(
 
 def test_a_shard_that_its_examples_fill_exactly_comes_back_whole(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    blocks = [KvBlock(*(torch.randn(n, 1, 1, 4, generator=generator).bfloat16() for _ in "kv")) for n in (128, 128, 5)]
+    blocks = [
+        KeysValues(*(torch.randn(n, 1, 1, 4, generator=generator).bfloat16() for _ in "kv")) for n in (128, 128, 5)
+    ]
     store = store_of(tmp_path, blocks, [100, 28, 128, 5], BF16, 128)
     assert list(store.manifest["shards"]) == ["train-00000", "train-00001", "train-00002"]
     whole = [torch.cat([store.read("train", example).kv[i] for example in range(4)]) for i in range(2)]
@@ -129,7 +131,7 @@ def test_a_shard_that_its_examples_fill_exactly_comes_back_whole(tmp_path: Path)
 
 def test_shards_that_are_all_fill_are_there(tmp_path: Path) -> None:
     """Codes of constant KV are zeros, int8's fill value: a file that was left out could not be told from a lost one."""
-    constant = KvBlock(*(torch.full((128, 1, 1, 4), 2.5) for _ in "kv"))
+    constant = KeysValues(*(torch.full((128, 1, 1, 4), 2.5) for _ in "kv"))
     store = store_of(tmp_path, [constant, constant], [128, 128], INT8, 128)
     for shard in range(2):
         for tensor in TENSORS:
@@ -144,7 +146,9 @@ def test_a_shard_longer_than_what_is_encoded_at_a_time_comes_back_in_order_and_i
     tmp_path: Path,
 ) -> None:
     tokens = torch.arange(2112).float()
-    ramp = KvBlock(*(sign * (tokens / 512)[:, None, None, None].expand(-1, 1, 1, 2).contiguous() for sign in (1, -1)))
+    ramp = KeysValues(
+        *(sign * (tokens / 512)[:, None, None, None].expand(-1, 1, 1, 2).contiguous() for sign in (1, -1))
+    )
     store = store_of(tmp_path, [ramp], [2000, 112], INT8, 2112)
     for example, start, stop in ((0, 0, 2000), (1, 2000, 2112)):
         torch.testing.assert_close(store.read("train", example).kv.keys, ramp.keys[start:stop], atol=1e-3, rtol=0)
@@ -174,7 +178,7 @@ def test_a_shard_that_was_coded_with_other_parameters_is_not_taken(tmp_path: Pat
 
 
 def test_a_file_of_another_shard_is_named_and_not_read_though_its_own_checksums_are_right(tmp_path: Path) -> None:
-    blocks = [KvBlock(*(torch.full((128, 1, 1, 4), value) for _ in "kv")) for value in (2.5, 7.5)]
+    blocks = [KeysValues(*(torch.full((128, 1, 1, 4), value) for _ in "kv")) for value in (2.5, 7.5)]
     store_of(tmp_path, blocks, [128, 128], INT8, 128)
     one, other = (tmp_path / f"store.zarr/train/keys/minimum/c/{shard}/0/0/0" for shard in range(2))
     assert one.stat().st_size == other.stat().st_size

@@ -31,13 +31,13 @@ from zoo.models import (
     write_model,
 )
 
-from kava import models
 from kava.cli import main
 from kava.config import load_config
 from kava.config.load import REPOSITORY
 from kava.doctor.sources import sources
 from kava.errors import UserError
-from kava.models import check_model, load_for_evaluation, load_student, load_teacher, second_model_allowed
+from kava.models import load as models
+from kava.models.load import check_model, load_for_evaluation, load_student, load_teacher, second_model_allowed
 
 CPU = torch.device("cpu")
 CONFIG = str(REPOSITORY / "config.yaml")

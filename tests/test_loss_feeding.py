@@ -10,9 +10,10 @@ from scipy.special import log_softmax, softmax
 from test_batches import ANSWER, PROMPT, arm, stores, teacher, token_set  # noqa: F401
 
 from kava.align.projector import Projector
-from kava.cache.capture import Geometry, KeysValues, capture, geometry, observed_attention
-from kava.cache.reader import StoreReader
 from kava.cka import linear_cka
+from kava.kv import Geometry, KeysValues
+from kava.models.capture import capture, geometry, observed_attention
+from kava.store.reader import StoreReader
 from kava.training.batches import Batches
 from kava.training.kv import KvObjective
 from kava.training.model import WHOLE, DistillationModel

@@ -20,7 +20,6 @@ from zoo.machines import (
     with_mode,
 )
 
-from kava.cache.inventory import entries
 from kava.cli import main
 from kava.commandline import INTERRUPTED, exit_status, print_whatever_the_locale
 from kava.config.load import REPOSITORY, parse_assignments
@@ -30,6 +29,7 @@ from kava.faults import machine_fault
 from kava.files import write_json
 from kava.locks import claim, live_holder, locked, present
 from kava.stages import common
+from kava.store.admin.inventory import entries
 
 CONFIG = str(REPOSITORY / "config.yaml")
 TEACHER = REPOSITORY / "kava" / "demo" / "teacher"
@@ -72,7 +72,7 @@ IN_A_LOCALE = """
 import json, sys
 from kava.cli import main
 from kava.files import read_json
-from kava.harness import TASK, TaskManager, read_task
+from kava.evaluation.harness import TASK, TaskManager, read_task
 from pathlib import Path
 data = f"data={{kind: gsm8k, path: {sys.argv[1]}, validation: 1}}"
 assert main(["tokenize", "--configfile", sys.argv[2], "--set", data, "--set", "notes=" + sys.argv[4]]) == 0

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from kava.align.projector import ChannelStatistics, Projector
-from kava.cache.capture import Geometry, KeysValues
+from kava.align.projector import Projector
 from kava.grades import grade
+from kava.kv import ChannelStatistics, Geometry, KeysValues
 from kava.metrics import NAMES, Pair, alignment_metrics, nested, warnings_for
 
 BIAS = 20 * torch.randn(2, 2, 1, 8, generator=torch.Generator().manual_seed(1))

@@ -8,7 +8,7 @@ import torch
 
 from kava.device import GIB, choose_device, use_device
 from kava.errors import UserError
-from kava.models import load_student, load_teacher, load_tokenizer, second_model_allowed
+from kava.models.load import load_student, load_teacher, load_tokenizer, second_model_allowed
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from zoo.models import write_model
 
-from kava.models import load_teacher
-from kava.nf4 import serve_any_shape
+from kava.models.load import load_teacher
+from kava.models.nf4 import serve_any_shape
 
 # The 16 values of NF4 (Dettmers et al. 2023, QLoRA, appendix E).
 NF4 = torch.tensor([

@@ -9,9 +9,10 @@ from conftest import tiny_model
 from test_batches import arm, stores, teacher, token_set  # noqa: F401
 
 from kava.align.projector import Projector
-from kava.cache.capture import Geometry, capture, geometry, rotate, unrotate
-from kava.cache.reader import StoreReader
+from kava.kv import Geometry
 from kava.losses.schedule import weight_at
+from kava.models.capture import capture, geometry, rotate, unrotate
+from kava.store.reader import StoreReader
 from kava.training.batches import Batches
 from kava.training.calibrate import calibrate
 from kava.training.loop import measure_alignment

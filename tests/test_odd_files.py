@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from kava.cache.describe import read_begun
 from kava.commands.generate import _longest_answer
 from kava.data.prompt_format import PromptFormat
 from kava.errors import UserError
 from kava.files import read_json
+from kava.store.admin.describe import read_begun
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "1", '"x"'])

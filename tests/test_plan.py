@@ -13,15 +13,15 @@ from conftest import tiny_model
 from torch._subclasses import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from kava.cache.capture import Geometry
 from kava.cli import main
 from kava.config.arms import Arm
-from kava.config.jobs import Plan, Runtime
+from kava.config.jobs import Jobs, Runtime
 from kava.config.load import REPOSITORY, load_config
 from kava.device import GIB
 from kava.errors import UserError
+from kava.kv import Geometry
 from kava.losses import cross_entropy
-from kava.models import load_teacher
+from kava.models.load import load_teacher
 from kava.plan import check, trace
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import of_training
@@ -214,7 +214,7 @@ def test_a_budget_that_is_too_small_is_refused_with_the_number_and_the_mend(caps
 
 def test_a_stage_on_a_gpu_stops_at_its_start_and_one_on_a_cpu_does_not(monkeypatch) -> None:
     config = load_config(CONFIG, {"vram_budget_gib": 1.05})
-    made = Plan(config)
+    made = Jobs(config)
     job, runtime = made.distill("sft", 42), Runtime.of(config)
     job.inputs["tokens"].parent.mkdir(parents=True)
     job.inputs["tokens"].write_text(json.dumps({"spec": made.tokenize.spec["key"]}))
@@ -226,7 +226,7 @@ def test_a_stage_on_a_gpu_stops_at_its_start_and_one_on_a_cpu_does_not(monkeypat
 
 
 def test_every_stage_has_a_need(monkeypatch) -> None:
-    made = Plan(load_config(CONFIG))
+    made = Jobs(load_config(CONFIG))
     monkeypatch.setattr(check, "read_json", lambda _: {"spec": made.tokenize.spec["key"] | made.extract.spec["key"]})
     jobs = [made.extract, made.pretrain("flat", 42), made.distill("flat", 42), made.evaluate("flat", 42)]
     jobs += [made.reference(role) for role in ("teacher", "student_base")]

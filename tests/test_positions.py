@@ -16,18 +16,18 @@ from zoo.students import demo_student
 
 from kava.bench.evaluate import main as bench_evaluate
 from kava.cli import main
-from kava.config import Job, Plan, Runtime, load_config
+from kava.config import Job, Jobs, Runtime, load_config
 from kava.config.load import REPOSITORY
 from kava.data.fit import Longest, lack, longest_prompt
 from kava.data.fit import positions as positions_reached
+from kava.data.positions import Prompts, check_positions, look
 from kava.data.task import read_prompt, read_questions, write_task
 from kava.data.template import Template
 from kava.doctor.prompts import prompts
 from kava.errors import UserError
-from kava.harness import RowwiseStop
-from kava.models import load_for_evaluation, load_tokenizer
-from kava.plan.positions import Prompts, check_positions, look
-from kava.stages import evaluate
+from kava.evaluation import evaluate
+from kava.evaluation.harness import RowwiseStop
+from kava.models.load import load_for_evaluation, load_tokenizer
 
 CONFIG = REPOSITORY / "config.yaml"
 POSITIONS = 1024  # of both demo models
@@ -39,9 +39,9 @@ def options(folder: Path, *settings: str) -> list[str]:
     return ["--configfile", str(CONFIG), *(word for setting in given for word in ("--set", setting))]
 
 
-def planned(folder: Path, **changes: Any) -> Plan:
+def planned(folder: Path, **changes: Any) -> Jobs:
     data = {"train": 8, "validation": 2, "test": 6}
-    return Plan(load_config(CONFIG, {"cache_dir": str(folder), "data": data} | changes))
+    return Jobs(load_config(CONFIG, {"cache_dir": str(folder), "data": data} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_the_largest_answer_that_fits_is_let_through_everywhere(cache: Path, lon
         check_positions(job, Runtime.of(plan.config))
 
 
-def jobs(plan: Plan) -> list[Job]:
+def jobs(plan: Jobs) -> list[Job]:
     return [
         plan.extract, plan.pretrain("flat", 42), plan.distill("sft", 42),
         *(plan.reference(role) for role in ("teacher", "student_base")),
@@ -152,8 +152,8 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any) -> None:
         raise Loaded
 
-    monkeypatch.setattr("kava.models.load_for_evaluation", load)
-    monkeypatch.setattr("kava.card.write_card", lambda *_: None)
+    monkeypatch.setattr(evaluate, "load_for_evaluation", load)
+    monkeypatch.setattr(evaluate, "write_card", lambda *_: None)
 
 
 @pytest.mark.usefixtures("_no_model")

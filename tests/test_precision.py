@@ -10,7 +10,7 @@ from kava.cli import main
 from kava.config.arms import Arm
 from kava.config.schema import Distill
 from kava.data.tokens import TokenSet
-from kava.models import load_student, second_model_allowed
+from kava.models.load import load_student, second_model_allowed
 from kava.training.batches import Batches
 from kava.training.loop import train
 from kava.training.model import DistillationModel

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kava.cli import main
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY, load_config
 from kava.plan.geometry import PACKAGED, read_geometry
 from kava.plan.trace import parameter_counts
@@ -40,7 +40,7 @@ def test_every_presets_models_are_known_and_pinned_without_a_download() -> None:
     for preset in HUB_PRESETS:
         config = load_config(None, {"preset": preset})
         assert {config.teacher.model, config.student.model} <= PARAMETERS.keys() <= PACKAGED.keys()
-        assert Plan(config).report.inputs
+        assert Jobs(config).report.inputs
 
 
 @pytest.mark.slow

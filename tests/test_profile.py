@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kava.cache.capture import KeysValues
-from kava.cache.codecs import KvBlock
 from kava.cli import main
 from kava.config.load import REPOSITORY
 from kava.errors import UserError
+from kava.kv import KeysValues
 from kava.metrics import Pair, alignment_metrics
 from kava.profile.measure import Sample, constant_floor, describe, effective_rank, measure, score
 from kava.profile.probe import Halves, LinearProbe
@@ -122,7 +121,7 @@ def sample(bias: float = 0.0) -> Sample:
     student += bias
     silent = student.clone()
     silent[:, 1, 1] = 3.0
-    return Sample(KvBlock(teacher, teacher), KvBlock(student, silent), of_examples())
+    return Sample(KeysValues(teacher, teacher), KeysValues(student, silent), of_examples())
 
 
 def profile(**changes: float) -> dict:
@@ -165,7 +164,7 @@ def test_the_text_has_a_line_per_layer_that_fits_a_terminal() -> None:
 def test_too_few_examples_are_refused() -> None:
     few = [rows[: 3 * LENGTH] for rows in (*sample().teacher, *sample().student)]
     with pytest.raises(UserError, match="at least 4 examples, got 3"):
-        measure(Sample(KvBlock(*few[:2]), KvBlock(*few[2:]), of_examples()[: 3 * LENGTH]))
+        measure(Sample(KeysValues(*few[:2]), KeysValues(*few[2:]), of_examples()[: 3 * LENGTH]))
 
 
 SMALL = ["--configfile", str(REPOSITORY / "config.yaml"), "--set", "data={train: 20, validation: 5, test: 5}"]

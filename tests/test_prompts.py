@@ -17,8 +17,8 @@ from kava.data.doubts import tokenizer_doubts
 from kava.data.prompt import prompt_ids, text_ids
 from kava.data.template import Template
 from kava.data.tokens import Segment, encode_example
-from kava.harness import RowwiseStop
-from kava.models import load_tokenizer
+from kava.evaluation.harness import RowwiseStop
+from kava.models.load import load_tokenizer
 from kava.report.notices import token_warnings
 
 TEMPLATE = Template("Question: {question}\nAnswer: {answer}")
@@ -118,7 +118,7 @@ def test_a_doubt_stands_in_log_manifest_and_report(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a tokenizer without one leaves a manifest as it always was."""
-    monkeypatch.setattr("kava.models.check_model", lambda _: True)  # a tokenizer alone has no weights
+    monkeypatch.setattr("kava.data.tokenize.check_model", lambda _: True)  # a tokenizer alone has no weights
     good = token_set(tmp_path)
     assert "warnings" not in good.manifest
     assert not any("tokenizer" in record.message for record in caplog.records)

@@ -10,7 +10,7 @@ from zoo.models import change_config, student, teacher, write_model
 from kava.cli import main
 from kava.config.load import REPOSITORY
 from kava.errors import UserError
-from kava.models import check_model, load_student, load_teacher
+from kava.models.load import check_model, load_student, load_teacher
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from record_fixtures import job_inputs, job_spec, record, recorded
 from report_files import edit_json
 from report_fixtures import PROVENANCE, finished_runs
 
-from kava.config import Plan, load_config
+from kava.config import Jobs, load_config
 from kava.errors import UserError
 from kava.grades import grade
 from kava.report import build_report
@@ -111,7 +111,7 @@ def test_what_is_missing_or_broken_is_named_with_what_to_do(folder: Path, tmp_pa
 
 
 def test_notes_are_a_reason_to_make_the_report_again_and_nothing_else() -> None:
-    plain, noted = (Plan(load_config(None, given)) for given in ({}, {"notes": "why"}))
+    plain, noted = (Jobs(load_config(None, given)) for given in ({}, {"notes": "why"}))
     assert plain.report.params != noted.report.params
     for job in ("tokenize", "extract", "bench"):
         assert getattr(plain, job).params == getattr(noted, job).params

@@ -12,10 +12,10 @@ from select_fixtures import GEOMETRY, GROUP, SCALING, WINDOW, attention_inputs, 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kava.cache.capture import capture, observed_attention
-from kava.cache.scores import BatchRow, ScoreCollector
-from kava.cache.select import make_selector
 from kava.data.tokens import Segment
+from kava.models.capture import capture, observed_attention
+from kava.select import make_selector
+from kava.select.scores import BatchRow, ScoreCollector
 
 
 def softmax(values: list[float]) -> list[float]:

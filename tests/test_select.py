@@ -9,9 +9,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from select_fixtures import EXAMPLES, GEOMETRY, WINDOW, attention_inputs, batch_row, observe, segments
 
-from kava.cache.scores import Scores
-from kava.cache.select import SELECTORS, make_selector
 from kava.config.kv import Selection
+from kava.select import SELECTORS, make_selector
+from kava.select.scores import Scores
 
 SETTINGS: list[dict[str, Any]] = [
     {"kind": "full"},

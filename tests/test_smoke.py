@@ -11,7 +11,7 @@ import pytest
 import torch
 from workflow_runs import logs, run_in_this_process
 
-from kava.bench.workspace import BenchPlan
+from kava.bench.workspace import BenchJobs
 from kava.commands import init_student
 from kava.config.jobs import Runtime
 from kava.config.load import REPOSITORY, load_config
@@ -33,7 +33,7 @@ def test_gsm8k_with_a_real_nf4_teacher_runs_to_a_report_that_says_it_knows_nothi
         "data": {"path": str(gsm8k)},
         "arms": {"flat": None},
     }
-    plan = BenchPlan(load_config(None, settings), tmp_path)
+    plan = BenchJobs(load_config(None, settings), tmp_path)
     run_in_this_process(plan, Runtime.of(plan.config))
     found = read_json(plan.report.output.with_suffix(".json"))
     assert "No arm answers these questions" in found["verdict"]

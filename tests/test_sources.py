@@ -19,8 +19,8 @@ from kava.data.gsm8k import load_splits
 from kava.doctor.sources import sources
 from kava.errors import UserError
 from kava.hub import Repository, hub_fault
-from kava.models import load_model_config, load_student, load_tokenizer
-from kava.pretrained.files import tokenizer_fault
+from kava.models.load import load_model_config, load_student, load_tokenizer
+from kava.models.on_disk import tokenizer_fault
 
 ROWS = {
     split: [{"question": f"{split} {n}?", "answer": f"It is\u2028{n}.\n#### {n}"} for n in range(count)]

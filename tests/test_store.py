@@ -20,11 +20,11 @@ from store_fixtures import (
     write,
 )  # fmt: skip
 
-from kava.cache.capture import Geometry
-from kava.cache.codecs import KvBlock, TokenInfo, make_codec
-from kava.cache.layout import Packing, chunk_tokens, open_group
-from kava.cache.reader import StoreReader
 from kava.errors import UserError
+from kava.kv import Geometry, KeysValues
+from kava.store.codecs import TokenInfo, make_codec
+from kava.store.layout import Packing, chunk_tokens, open_group
+from kava.store.reader import StoreReader
 
 
 @pytest.mark.parametrize("settings", CODECS_UNDER_TEST)
@@ -125,7 +125,7 @@ def test_a_damaged_shard_is_put_aside_and_written_again_and_the_others_are_kept(
 def test_a_disk_without_room_is_refused_before_anything_is_computed(tmp_path: Path, monkeypatch) -> None:
     write(tmp_path, INT8, only=1)
     before = files(tmp_path)
-    monkeypatch.setattr("kava.cache.writer.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("kava.store.writer.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     writer = open_writer(tmp_path, INT8)
     with pytest.raises(UserError, match="finished shards are kept"):
         writer.check_room(writer.pending())
@@ -167,7 +167,7 @@ def test_the_bytes_of_format_2_do_not_change() -> None:
         codec = make_codec(settings, geometry)
         if codec.calibration_tokens:
             codec.load_parameters(parameters, torch.device("cpu"))
-        arrays = codec.encode(KvBlock(block, -block), info)
+        arrays = codec.encode(KeysValues(block, -block), info)
         assert arrays.keys() == codec.arrays.keys()
         joined = b"".join(name.encode() + arrays[name].numpy().tobytes() for name in sorted(arrays))
         decoded = codec.decode(arrays, 0, info)

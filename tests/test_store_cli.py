@@ -9,11 +9,11 @@ import yaml
 from command_fixtures import in_a_folder_of_its_own  # noqa: F401
 from store_fixtures import files, key, open_writer, write
 
-from kava.cache.layout import STATISTICS
 from kava.cli import main
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY, load_config
 from kava.files import sha256_json, write_json
+from kava.store.layout import STATISTICS
 
 INT8 = {"kind": "int8"}
 CONFIG = ["--configfile", str(REPOSITORY / "config.yaml")]
@@ -116,7 +116,7 @@ def listed(capsys, *arguments: str) -> dict[str, dict]:
 def test_ls_tells_sealed_from_unfinished_and_who_uses_what(capsys) -> None:
     write(store_folder(), INT8)
     write(store_folder({"kind": "int4"}), {"kind": "int4"}, only=1)
-    planned = Plan(load_config(REPOSITORY / "config.yaml")).extract.output.parent
+    planned = Jobs(load_config(REPOSITORY / "config.yaml")).extract.output.parent
     planned.mkdir(parents=True)
     run("old", store_folder().name)
     rows = listed(capsys)

@@ -13,15 +13,15 @@ import pytest
 import torch
 from store_fixtures import CODECS_UNDER_TEST, LENGTHS, calibration, content, files, key, open_writer, write
 
-from kava.cache.codecs import KvBlock
-from kava.cache.fill import fill
-from kava.cache.reader import StoreReader
-from kava.cache.verify import Verification, verify
-from kava.cache.writer import StoreWriter
 from kava.cli import main
 from kava.commandline import exit_status
 from kava.errors import UserError
 from kava.files import sha256_json
+from kava.kv import KeysValues
+from kava.store.admin.verify import Verification, verify
+from kava.store.reader import StoreReader
+from kava.store.writer import StoreWriter
+from kava.teacher.fill import fill
 
 INT8 = {"kind": "int8"}
 TRANSFORM = CODECS_UNDER_TEST[-1]
@@ -122,7 +122,7 @@ def write_foreign(folder: Path, codec: dict[str, Any]) -> None:
     writer = open_writer(folder, codec, **FOREIGN)
     for split, shard in writer.pending():
         own = content(writer, split, shard)
-        kv = KvBlock(*(block.flip(0) for block in own.kv))
+        kv = KeysValues(*(block.flip(0) for block in own.kv))
         writer.write_shard(split, shard, own._replace(kv=kv))
     writer.seal()
 

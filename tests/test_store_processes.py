@@ -17,8 +17,8 @@ import pytest
 import yaml
 from store_fixtures import files
 
-from kava.cache.verify import verify
 from kava.cli import main
+from kava.store.admin.verify import verify
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ KILLS = 10  # of each codec, so 20 in all
 DATA = {"train": 64, "validation": 12, "test": 12}
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["kava.stages.extract", "kava.cache.fill", "kava.cache.extract", "kava.models", "datasets"]
+    ["kava.stages.extract", "kava.teacher.fill", "kava.teacher.extractor", "kava.models.load", "datasets"]
 )
 EVERY_CODEC = pytest.mark.parametrize("codec", ["int8", "transform"])
 
@@ -197,7 +197,7 @@ def test_a_store_made_in_parts_is_the_same_and_sealing_loads_no_teacher(
         assert not (store(folder) / "manifest.json").exists()
     assert sum(shares) == written(log)
     assert max(shares) - min(shares) <= 1
-    monkeypatch.setattr("kava.models.load_teacher", lambda *_: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr("kava.models.load.load_teacher", lambda *_: pytest.fail("the teacher was loaded"))
     assert main(["extract", *arguments(folder, "int8")]) == 0
     assert result(folder) == expected
 

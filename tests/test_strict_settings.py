@@ -9,7 +9,7 @@ from command_fixtures import in_a_folder_of_its_own, sentence  # noqa: F401
 from zoo.machines import with_mode, without_home
 
 from kava.cli import main
-from kava.config import Plan, load_config
+from kava.config import Jobs, load_config
 from kava.config.identity import model_identity
 from kava.config.load import REPOSITORY, check_typed
 from kava.config.schema import ModelSettings
@@ -112,7 +112,7 @@ def test_a_home_folder_and_variables_are_expanded_once(
     expected = str(tmp_path / "kava")
     assert [config.cache_dir, config.teacher.model, config.data.path] == [expected] * 3
     monkeypatch.setenv("KAVA_CACHE", typed)
-    assert Plan(load_config(CONFIG)).cache == tmp_path / "kava"
+    assert Jobs(load_config(CONFIG)).cache == tmp_path / "kava"
     assert main(["store", "ls", "--configfile", CONFIG, f"--cache-dir={typed}"]) == 0
     assert not Path("~").exists()
 
@@ -144,7 +144,7 @@ def test_any_name_of_a_model_folder_makes_a_folder_of_the_cache(name: str, tmp_p
     for file in TEACHER.iterdir():
         if file.is_file():
             (tmp_path / name / file.name).symlink_to(file)
-    plan = Plan(load_config(CONFIG, {"teacher": {"model": str(tmp_path / name)}}))
+    plan = Jobs(load_config(CONFIG, {"teacher": {"model": str(tmp_path / name)}}))
     for job in (plan.extract, plan.reference("teacher"), plan.bench):
         folder = job.output.parent
         folder.mkdir(parents=True)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 import kava.demo
 from kava.config import load_config
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY
 from kava.data.demo import generate
 from kava.data.task import TASK
@@ -99,7 +99,7 @@ def test_the_task_asks_what_was_trained(tmp_path: Path) -> None:
 def test_a_chat_is_in_the_key_with_its_template_and_no_chat_is_in_none(tmp_path: Path) -> None:
     teacher = {"model": talking(tmp_path / "model")}
     keys = [
-        Plan(load_config(REPOSITORY / "config.yaml", {"teacher": teacher, "chat": chat})).tokenize.spec["key"]
+        Jobs(load_config(REPOSITORY / "config.yaml", {"teacher": teacher, "chat": chat})).tokenize.spec["key"]
         for chat in (None, {}, {"system": "Think."})
     ]
     assert "chat" not in keys[0]

@@ -15,7 +15,7 @@ from kava.data.template import template_for
 from kava.data.tokens import require_same_tokenizer
 from kava.doctor.sources import _pair
 from kava.errors import UserError
-from kava.models import load_tokenizer
+from kava.models.load import load_tokenizer
 
 DEMO = Path(kava.demo.__file__).parent / "teacher"
 PLAIN = "Question: {question}\nAnswer: {answer}"
@@ -43,7 +43,7 @@ def pair(folder: Path) -> dict[str, Any]:
 def test_a_tokenizer_that_cannot_be_used_is_one_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kava.pretrained.files.find_spec", lambda _: None)  # as where sentencepiece is not installed
+    monkeypatch.setattr("kava.models.on_disk.find_spec", lambda _: None)  # as where sentencepiece is not installed
     folder = zoo.UNREADABLE[name](tmp_path / "model")
     with pytest.raises(UserError) as tokenising:
         token_set(tmp_path, *pair(folder).items())

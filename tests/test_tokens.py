@@ -10,13 +10,13 @@ from transformers import AutoTokenizer, GPT2Tokenizer
 
 import kava.demo
 from kava.config import load_config
-from kava.config.jobs import Plan, Runtime
+from kava.config.jobs import Jobs, Runtime
 from kava.config.load import REPOSITORY
 from kava.data.demo import generate
 from kava.data.task import harness_gsm8k
 from kava.data.template import Template
+from kava.data.tokenize import run
 from kava.data.tokens import Segment, TokenSet, encode_example, equations_only
-from kava.stages.tokenize import run
 
 TEMPLATE = Template("Question: {question}\nAnswer: {answer}")
 ROW = {"question": "How many?", "answer": "2+3=<<2+3=5>>5 apples.\n#### 5"}
@@ -128,7 +128,7 @@ def test_prompt_and_answer_of_the_student_are_the_teachers_tokens(name: str) -> 
 def token_set(folder: Path, *changes: tuple[str, object]) -> TokenSet:
     settings = {"cache_dir": str(folder), "data": {"kind": "demo", "train": 30, "validation": 4, "test": 5}}
     config = load_config(REPOSITORY / "config.yaml", settings | dict(changes))
-    job = Plan(config).tokenize
+    job = Jobs(config).tokenize
     run(job, Runtime.of(config))
     return TokenSet(job.output)
 

@@ -14,8 +14,8 @@ from training_fixtures import batches, make_model, measure, order_of_run, run
 from kava.config.arms import FlatAligner, StructuredAligner
 from kava.config.schema import Distill
 from kava.errors import UserError
+from kava.training.metrics_file import MetricsFile
 from kava.training.optimizer import make_optimizer, parameter_groups
-from kava.training.record import MetricsFile
 from kava.training.termination import StopOnSignal, heeded
 from kava.training.trainer import KavaTrainer
 from kava.training.watch import phase
@@ -31,7 +31,8 @@ def test_kv_loss_alone_gives_the_student_a_gradient(aligner: Any, center: bool) 
     batch["label_mask"][0, -1] = 1
     output = model(**batch)
     assert torch.isfinite(output["loss"])
-    from kava.cache.capture import KeysValues, capture
+    from kava.kv import KeysValues
+    from kava.models.capture import capture
 
     captured, _ = capture(model.student, batch["input_ids"], batch["attention_mask"])
     projected = model.projector(KeysValues(batch["teacher_keys"], batch["teacher_values"]))
@@ -77,7 +78,7 @@ def test_pretraining_moves_the_projector_and_not_the_student(tmp_path: Path) -> 
 def test_centring_removes_the_means_of_both_sides() -> None:
     model = make_model().eval()
     measure(model, 8)
-    from kava.align.projector import ChannelStatistics
+    from kava.kv import ChannelStatistics
 
     student, projected = ChannelStatistics(), ChannelStatistics()
     for batch in batches().slice(range(40), 8):
@@ -164,7 +165,7 @@ def test_8bit_adamw_of_bitsandbytes_follows_adamw() -> None:
 
 
 def test_exported_student_stops_at_the_end_token_that_was_trained() -> None:
-    from kava.stages.distill import stop_at
+    from kava.training.distill import stop_at
 
     student = tiny_model("qwen2")
     stop_at(student, 2)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from training_fixtures import FakeStore, batches, make_model, order_of_run, run
 
-from kava.cache.codecs import KvBlock, TokenInfo
-from kava.cache.reader import StoredExample
 from kava.config.arms import FlatAligner, StructuredAligner
 from kava.errors import UserError
+from kava.kv import KeysValues
+from kava.store.codecs import TokenInfo
+from kava.store.reader import StoredExample
 from kava.training.order import data_order, partners
 
 
@@ -26,7 +27,7 @@ def test_a_batch_keeps_the_dtype_of_the_store_and_pads_with_zeros() -> None:
 
     def in_bf16(split: str, example: int) -> StoredExample:
         kv, info = read(split, example)
-        return StoredExample(KvBlock(*(tensor.bfloat16() for tensor in kv)), info)
+        return StoredExample(KeysValues(*(tensor.bfloat16() for tensor in kv)), info)
 
     data.store.read = in_bf16  # type: ignore[method-assign]
     batch = data.collate([0, 1, 2])
@@ -47,7 +48,7 @@ def test_selected_tokens_are_compared_where_they_stand() -> None:
 
     def every_third(split: str, example: int) -> StoredExample:
         kv, info = read(split, example)
-        return StoredExample(KvBlock(*(x[1::3] for x in kv)), TokenInfo(*(x[1::3] for x in info)))
+        return StoredExample(KeysValues(*(x[1::3] for x in kv)), TokenInfo(*(x[1::3] for x in info)))
 
     data.store.read = every_third  # type: ignore[method-assign]
     whole, kept = batches().collate([0, 1]), data.collate([0, 1])

@@ -10,12 +10,12 @@ from conftest import tiny_model
 from transformers import AutoConfig
 from zoo.models import change_config, write_config, write_model
 
-from kava.cache.capture import geometry
-from kava.cache.families import unreadable_cache
 from kava.cli import main
 from kava.config.load import REPOSITORY
 from kava.errors import UserError
-from kava.models import check_model, load_model_config, load_student
+from kava.models.capture import geometry
+from kava.models.families import unreadable_cache
+from kava.models.load import check_model, load_model_config, load_student
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
 FAMILIES = {

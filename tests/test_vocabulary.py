@@ -13,9 +13,9 @@ from test_tokens import token_set
 from transformers import AutoConfig
 from zoo import tokenizers as zoo
 
-from kava.cache.reader import StoreReader
 from kava.data.fit import Reach, no_tokens, positions, require_fit, require_more_tokens
 from kava.errors import UserError
+from kava.store.reader import StoreReader
 from kava.training.auxiliary import AuxiliaryLosses
 
 TOKENS, PADDED, TOP = 61, 67, 4

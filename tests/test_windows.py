@@ -13,10 +13,10 @@ from training_fixtures import STRUCTURED, TEACHER, FakeStore, batches
 from transformers import DynamicCache
 
 from kava.align.projector import Projector
-from kava.cache.capture import ROTATE_HALF, capture, capture_with_hidden, geometry, observed_attention, unrotate
-from kava.cache.reader import StoreReader
 from kava.config.arms import Arm
 from kava.errors import UserError
+from kava.models.capture import ROTATE_HALF, capture, capture_with_hidden, geometry, observed_attention, unrotate
+from kava.store.reader import StoreReader
 from kava.training.model import DistillationModel
 
 WINDOW, TOKENS = 8, 20

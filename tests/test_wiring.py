@@ -12,19 +12,21 @@ from conftest import tiny_model
 from safetensors.torch import load_file
 
 import kava.demo
-from kava.align.projector import TENSORS, Projector
-from kava.bench.workspace import BenchPlan, free, quiet
-from kava.cache.capture import KeysValues, capture
-from kava.cache.reader import StoreReader
+from kava.align.projector import Projector
+from kava.bench.workspace import BenchJobs, free, quiet
 from kava.config.jobs import Job, Runtime
 from kava.config.load import REPOSITORY, load_config
+from kava.data import tokenize
 from kava.data.tokens import Segment, TokenSet
 from kava.errors import UserError
 from kava.files import read_json
+from kava.kv import TENSORS, KeysValues
 from kava.metrics import Pair, alignment_metrics
-from kava.models import load_tokenizer, second_model_allowed
-from kava.stages import distill, extract, pretrain, tokenize
-from kava.training import phase
+from kava.models.capture import capture
+from kava.models.load import load_tokenizer, second_model_allowed
+from kava.store.reader import StoreReader
+from kava.teacher import extract
+from kava.training import distill, phase, pretrain
 from kava.training.batches import Batches
 from kava.training.finish import finish
 from kava.training.order import partners
@@ -79,7 +81,7 @@ class World:
             "device": "cpu",
         }
         config = load_config(REPOSITORY / "config.yaml", settings)
-        self.plan, self.runtime = BenchPlan(config, folder), Runtime.of(config)
+        self.plan, self.runtime = BenchJobs(config, folder), Runtime.of(config)
         with quiet(), second_model_allowed():
             tokenize.run(self.plan.tokenize, self.runtime)
             extract.run(self.plan.extract, self.runtime)

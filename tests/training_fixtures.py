@@ -10,11 +10,12 @@ import torch
 from conftest import tiny_model
 
 from kava.align.projector import Projector
-from kava.cache.capture import Geometry, geometry
-from kava.cache.codecs import KvBlock, TokenInfo
-from kava.cache.reader import StoredExample
 from kava.config.arms import Arm, StructuredAligner
 from kava.config.schema import Distill
+from kava.kv import Geometry, KeysValues
+from kava.models.capture import geometry
+from kava.store.codecs import TokenInfo
+from kava.store.reader import StoredExample
 from kava.training.batches import Batches
 from kava.training.calibrate import calibrate
 from kava.training.loop import train
@@ -47,7 +48,7 @@ class FakeStore:
         self.examples.append(example)
         generator = torch.Generator().manual_seed(example)
         shape = (len(self.ids[example]), 4, 2, 16)
-        kv = KvBlock(*(torch.randn(shape, generator=generator) + 5.0 for _ in range(2)))
+        kv = KeysValues(*(torch.randn(shape, generator=generator) + 5.0 for _ in range(2)))
         return StoredExample(kv, self.tokens(split, example))
 
 

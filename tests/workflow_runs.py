@@ -14,11 +14,16 @@ import psutil
 import torch
 import yaml
 
+from kava.bench import bench_store
 from kava.bench.workspace import free, quiet
-from kava.config.jobs import REFERENCES, Plan, Runtime
+from kava.config.jobs import REFERENCES, Jobs, Runtime
 from kava.config.load import REPOSITORY
-from kava.stages import bench_store, distill, evaluate, extract, pretrain, report, tokenize
+from kava.data import tokenize
+from kava.evaluation import evaluate
+from kava.report import write as report
+from kava.teacher import extract
 from kava.terminal.noise import leave_out_noise
+from kava.training import distill, pretrain
 
 TRAINING = {"steps": 4, "batch_size": 8, "log_every": 2, "save_every": 2}
 TINY = {
@@ -49,7 +54,7 @@ def snakemake(folder: Path, *arguments: str, settings: dict | None = None) -> st
     return output
 
 
-def run_in_this_process(plan: Plan, runtime: Runtime) -> None:
+def run_in_this_process(plan: Jobs, runtime: Runtime) -> None:
     """All stages of a plan, one after the other; as processes of their own they would import for minutes."""
     runs = [(arm, seed) for arm in plan.config.arms for seed in plan.config.seeds]
     jobs = [(tokenize.run, plan.tokenize), (extract.run, plan.extract)]

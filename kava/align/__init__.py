@@ -11,7 +11,7 @@ from kava.align.flat import Flat
 from kava.align.flat_matched import FlatMatched
 from kava.align.linear import Linear
 from kava.align.structured import Structured
-from kava.cache.capture import Geometry
+from kava.kv import Geometry
 
 ALIGNERS: tuple[type[Aligner], ...] = (Flat, Linear, FlatMatched, Structured)
 

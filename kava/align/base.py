@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kava.cache.capture import Geometry
+from kava.kv import Geometry
 
 
 class Aligner(nn.Module, ABC):

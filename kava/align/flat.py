@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kava.align.base import Aligner, from_channels, to_channels
-from kava.cache.capture import Geometry
+from kava.kv import Geometry
 
 
 class Flat(Aligner):

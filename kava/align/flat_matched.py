@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kava.align.base import Aligner, from_channels, to_channels
-from kava.cache.capture import Geometry
+from kava.kv import Geometry
 
 
 class FlatMatched(Aligner):

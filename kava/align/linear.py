@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from kava.align.base import Aligner, from_channels, to_channels
-from kava.cache.capture import Geometry
+from kava.kv import Geometry
 
 
 class Linear(Aligner):

@@ -1,6 +1,5 @@
 """The projector: one aligner for keys and one for values, the channel statistics around them, and its file format."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kava.align import make_aligner
-from kava.cache.capture import Geometry, KeysValues
 from kava.errors import UserError
 from kava.files import read_json, write_json
+from kava.kv import TENSORS, Geometry, KeysValues
 
-TENSORS = ("keys", "values")
 # Channels that hardly vary would be blown up to unit variance.
 STD_FLOOR = 1e-4
 
@@ -141,34 +139,3 @@ class Projector(nn.Module):
 def _spread(std: Tensor) -> Tensor:
     """Root mean square over the channels of each layer and head."""
     return std.square().mean(-1, keepdim=True).sqrt()
-
-
-class ChannelStatistics:
-    """Mean and standard deviation per channel of `[B, L, H, T, D]` tensors over unmasked tokens, in float64."""
-
-    def __init__(self) -> None:
-        self.sums: Tensor | float = 0.0  # of the first and of the second power
-        self.tokens = 0
-
-    def add(self, tensors: Iterable[Tensor], mask_BT: Tensor) -> None:
-        wide = [tensor.double() * mask_BT[:, None, None, :, None] for tensor in tensors]
-        powers = [torch.stack([tensor.pow(power).sum((0, 3)) for tensor in wide]) for power in (1, 2)]
-        self.sums = self.sums + torch.stack(powers)
-        self.tokens += int(mask_BT.sum())
-
-    @property
-    def mean(self) -> Tensor:
-        """`[2, L, H, 1, D]`, float32."""
-        return self.moments[0].float().unsqueeze(-2)
-
-    @property
-    def std(self) -> Tensor:
-        """`[2, L, H, 1, D]`, float32."""
-        mean, square = self.moments
-        return (square - mean.square()).clamp(min=0).sqrt().float().unsqueeze(-2)
-
-    @property
-    def moments(self) -> Tensor:
-        """Means of the channels and of their squares, float64 `[2, 2, L, H, D]`: float32 is too coarse to subtract."""
-        assert isinstance(self.sums, Tensor), "no batch was added"
-        return self.sums / self.tokens

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kava.align.base import Aligner
 from kava.align.layers import ONE_HOT, block_means, cka_map, layer_weights
-from kava.cache.capture import Geometry
+from kava.kv import Geometry
 
 
 class Structured(Aligner):

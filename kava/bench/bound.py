@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kava.cache.codecs import KvBlock
+from kava.kv import KeysValues
 
 # Tokens per channel: the covariance of fewer is too much that of the sample, and its bound too low.
 LEAST_TOKENS_PER_CHANNEL: Final = 4
@@ -56,7 +56,7 @@ class Bound:
         KV of all tokens, `[T, L, H, D]` each.
     """
 
-    def __init__(self, kv: list[KvBlock]) -> None:
+    def __init__(self, kv: list[KeysValues]) -> None:
         layers = kv[0].keys.shape[1]
         covariance = _covariance(kv)
         self._first_layer = len(covariance) // layers
@@ -81,7 +81,7 @@ class Bound:
         return bits / len(self._all) / 16
 
 
-def _covariance(kv: list[KvBlock]) -> Tensor:
+def _covariance(kv: list[KeysValues]) -> Tensor:
     """Float64 `[C, C]`, the channels of a layer after those of the one before, heads of variance 1 or 0."""
     tokens = sum(len(block.keys) for block in kv)
     channels = 2 * kv[0].keys[0].numel()

@@ -11,12 +11,12 @@ import torch
 from kava.bench.fidelity import Fidelity, HeadFidelity, summary
 from kava.bench.source import Source
 from kava.bench.speed import codec_speed
-from kava.cache.capture import Geometry
-from kava.cache.contents import Contents
-from kava.cache.layout import STATISTICS, Packing, chunk_tokens
-from kava.cache.reader import StoreReader
-from kava.cache.writer import StoreWriter
 from kava.config.kv import KvStore
+from kava.kv import Geometry
+from kava.store.contents import Contents
+from kava.store.layout import STATISTICS, Packing, chunk_tokens
+from kava.store.reader import StoreReader
+from kava.store.writer import StoreWriter
 
 
 @dataclass(frozen=True)

@@ -43,13 +43,13 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from kava.bench.workspace import quiet
+    from kava.data.positions import check_prompts
     from kava.data.rows import load_rows
     from kava.data.task import write_task
     from kava.data.template import template_for
     from kava.device import choose_device
-    from kava.harness import harness_results
-    from kava.models import load_for_evaluation, load_tokenizer
-    from kava.plan.positions import check_prompts
+    from kava.evaluation.harness import harness_results
+    from kava.models.load import load_for_evaluation, load_tokenizer
 
     small = prepared(config, arguments, folder, log.info)
     rows = load_rows(small.data).splits["test"][: arguments.questions]
@@ -92,7 +92,7 @@ def generate(model: Any, tokenizer: Any, prompts: list[str], batch_size: int, ma
     import torch
 
     from kava.data.prompt import prompt_ids
-    from kava.harness import prompt_batch
+    from kava.evaluation.harness import prompt_batch
 
     longest_first = sorted(range(len(prompts)), key=lambda number: -len(prompt_ids(tokenizer, prompts[number])))
     answers = [""] * len(prompts)

@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
-from kava.cache.capture import geometry
-from kava.cache.contents import Contents
-from kava.cache.extract import Extractor, batches, pad_ids
-from kava.cache.fill import fill
-from kava.cache.writer import StoreWriter
 from kava.config.jobs import Job, Runtime
 from kava.data.tokens import TokenSet
 from kava.device import choose_device
-from kava.models import load_model_config, load_teacher
+from kava.kv import pad_ids
+from kava.models.capture import geometry
+from kava.models.load import load_model_config, load_teacher
+from kava.store.contents import Contents
+from kava.store.writer import StoreWriter
+from kava.teacher.extractor import Extractor, batches
+from kava.teacher.fill import fill
 
 
 def measure_extraction(job: Job, runtime: Runtime, rounds: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kava.cache.codecs import KvBlock
+from kava.kv import KeysValues
 
 
 class HeadFidelity(NamedTuple):
@@ -31,13 +31,13 @@ class Fidelity:
         Channel means of the teacher's KV, `[L, H, D]` each.
     """
 
-    def __init__(self, mean: KvBlock) -> None:
-        self.mean = KvBlock(*(tensor.double() for tensor in mean))
+    def __init__(self, mean: KeysValues) -> None:
+        self.mean = KeysValues(*(tensor.double() for tensor in mean))
         self.tokens = 0
         self._sums = torch.zeros(4, 2, *mean.keys.shape[:2], dtype=torch.float64)
         self._error = torch.zeros_like(self._sums[0])
 
-    def add(self, exact: KvBlock, decoded: KvBlock) -> None:
+    def add(self, exact: KeysValues, decoded: KeysValues) -> None:
         """Count tokens `[T, L, H, D]` of the teacher and of the store."""
         for tensor, (x, y, mean) in enumerate(zip(exact, decoded, self.mean, strict=True)):
             x, y = x.double(), y.double()

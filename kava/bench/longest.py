@@ -7,7 +7,7 @@ from kava.data.rows import load_rows
 from kava.data.template import template_for
 from kava.data.tokens import encode_example
 from kava.errors import UserError
-from kava.models import load_tokenizer
+from kava.models.load import load_tokenizer
 
 
 def longest_rows(config: Config, examples: int, held_out: int, questions: int) -> tuple[dict[str, Rows], int]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from kava.bench.setting import bench_parser, columns, configured, machine, prepared, report, require_one, show_machine
 from kava.commandline import exit_status
-from kava.config.jobs import Job, Plan
+from kava.config.jobs import Job, Jobs
 from kava.config.schema import Config
 
 log = logging.getLogger("kava")
@@ -44,13 +44,13 @@ def _bench(arguments: argparse.Namespace) -> None:
 def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from kava.bench.planned import planned
     from kava.bench.stage_process import run_measured
-    from kava.bench.workspace import BenchPlan, quiet
+    from kava.bench.workspace import BenchJobs, quiet
     from kava.config.jobs import Runtime
+    from kava.data import tokenize
     from kava.files import read_json
-    from kava.stages import tokenize
 
     small, longest = _few(prepared(config, arguments, folder, log.info), arguments.steps, folder)
-    plan, runtime = BenchPlan(small, folder), Runtime.of(small)
+    plan, runtime = BenchJobs(small, folder), Runtime.of(small)
     with quiet():
         tokenize.run(plan.tokenize, runtime)
     # As configured, but for what was measured: the longest example, and every loss at full weight.
@@ -94,7 +94,7 @@ def _few(config: Config, steps: int, folder: Path) -> tuple[Config, int]:
     return on_rows(config, rows, folder / "data").model_copy(update=changes), longest
 
 
-def _jobs(plan: Plan) -> Iterator[tuple[str, str, Job]]:
+def _jobs(plan: Jobs) -> Iterator[tuple[str, str, Job]]:
     """Stage, arm and job, in an order in which each finds what it reads; names are those of `kava plan`."""
     arms, seed = plan.config.arms, plan.config.seeds[0]
     yield "extract", "", plan.extract

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kava.cache.capture import KeysValues, capture
+from kava.kv import KeysValues
+from kava.models.capture import capture
 from kava.training.batches import Batch, Batches
 from kava.training.model import DistillationModel
 

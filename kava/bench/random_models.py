@@ -6,7 +6,7 @@ import torch
 
 from kava.config.schema import Config, ModelSettings
 from kava.errors import UserError
-from kava.models import build, load_tokenizer
+from kava.models.load import build, load_tokenizer
 from kava.plan.geometry import read_geometry
 
 

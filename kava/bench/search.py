@@ -6,10 +6,10 @@ from typing import Any, Final
 from kava.bench.codecs import store_key
 from kava.bench.fidelity import Fidelity
 from kava.bench.source import Source
-from kava.cache.contents import Contents
-from kava.cache.shard import ENCODE_TOKENS
 from kava.config.kv import TransformCodec
 from kava.errors import UserError
+from kava.store.contents import Contents
+from kava.store.shard import ENCODE_TOKENS
 
 SEARCH_STEPS: Final = 6
 # The search may end this far above the goal, as a share of what is missing to a cosine of 1.

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kava.cache.capture import Geometry
-from kava.cache.codecs import Calibration, KvBlock, TokenInfo
-from kava.cache.contents import Contents
-from kava.cache.extract import Extractor, OnTokens, calibration_examples
-from kava.cache.layout import STATISTICS, Packing
-from kava.cache.shard import ShardContent
 from kava.config.kv import KvStore
 from kava.data.tokens import Segment
+from kava.kv import Geometry, KeysValues
+from kava.store.codecs import Calibration, TokenInfo
+from kava.store.contents import Contents
+from kava.store.layout import STATISTICS, Packing
+from kava.store.shard import ShardContent
+from kava.teacher.extractor import Extractor, OnTokens, calibration_examples
 
 # Of the tokens that are measured; the transform has not seen them.
 HELD_OUT: Final = 1 / 16
@@ -43,10 +43,10 @@ class Source:
 
     geometry: Geometry
     segments: Examples
-    kv: dict[str, KvBlock]
+    kv: dict[str, KeysValues]
     info: dict[str, TokenInfo]
     ids: Tensor
-    first_layer: KvBlock
+    first_layer: KeysValues
 
     @property
     def tokens(self) -> int:
@@ -61,16 +61,16 @@ class Source:
         """First token of each example, and the end of the last."""
         return [0, *accumulate(len(of_example) for of_example in self.segments[split])]
 
-    def part(self, split: str, rows: slice | Tensor) -> tuple[KvBlock, TokenInfo]:
+    def part(self, split: str, rows: slice | Tensor) -> tuple[KeysValues, TokenInfo]:
         """KV and facts of some tokens of a split."""
         kv, info = self.kv[split], self.info[split]
-        return KvBlock(*(tensor[rows] for tensor in kv)), TokenInfo(*(tensor[rows] for tensor in info))
+        return KeysValues(*(tensor[rows] for tensor in kv)), TokenInfo(*(tensor[rows] for tensor in info))
 
-    def mean(self) -> KvBlock:
+    def mean(self) -> KeysValues:
         """Channel means over all tokens, float64 `[L, H, D]`."""
         of_tensor = zip(*self.kv.values(), strict=True)
         totals = (torch.stack([x.sum(0, dtype=torch.float64) for x in blocks]).sum(0) for blocks in of_tensor)
-        return KvBlock(*(total / self.tokens for total in totals))
+        return KeysValues(*(total / self.tokens for total in totals))
 
     def shard(self, split: str, shard: int, packing: Packing) -> ShardContent:
         """What a store's writer gets, as from the teacher."""
@@ -125,10 +125,10 @@ def read_teacher(
     for split, of_split in segments.items():
         packing, axes = contents.pack(of_split, split)
         content = extractor.shard(split, 0, packing, axes)
-        kv[split], info[split] = KvBlock(*(x.float() for x in content.kv)), content.info
+        kv[split], info[split] = KeysValues(*(x.float() for x in content.kv)), content.info
         if split == STATISTICS:
             learnt = extractor.calibration(packing)  # for its first layer; the slice is of one example here
-    first_layer = KvBlock(*(x.float() for x in learnt.first_layer))
+    first_layer = KeysValues(*(x.float() for x in learnt.first_layer))
     return Source(geometry, segments, kv, info, learnt.ids, first_layer)
 
 
@@ -144,7 +144,7 @@ def synthetic(geometry: Geometry, tokens: int, seed: int = 0) -> Source:
         return torch.randn(*shape, generator=generator)
 
     bias = (KEY_BIAS * normal(*row), normal(*row))
-    directions = [normal(DIRECTIONS, geometry.channels) / DIRECTIONS**0.5 for _ in KvBlock._fields]
+    directions = [normal(DIRECTIONS, geometry.channels) / DIRECTIONS**0.5 for _ in KeysValues._fields]
     table = [b[:1] + normal(VOCABULARY, 1, *row[1:]) for b in bias]
     rng = np.random.default_rng(seed)
     segments, kv, info = {}, {}, {}
@@ -160,7 +160,7 @@ def synthetic(geometry: Geometry, tokens: int, seed: int = 0) -> Source:
             block += bias[tensor]
             block[:, :1] = table[tensor][ids]
             blocks.append(block)
-        kv[split] = KvBlock(*blocks)
+        kv[split] = KeysValues(*blocks)
         info[split] = TokenInfo(ids, position, torch.full_like(ids, int(Segment.REASONING)))
     known = torch.unique(torch.cat([x.id for x in info.values()]))
-    return Source(geometry, segments, kv, info, known, KvBlock(*(x[known] for x in table)))
+    return Source(geometry, segments, kv, info, known, KeysValues(*(x[known] for x in table)))

@@ -9,10 +9,10 @@ from typing import Final
 import torch
 
 from kava.bench.source import Source
-from kava.cache.codecs import Codec
-from kava.cache.layout import STATISTICS
-from kava.cache.shard import ENCODE_TOKENS
-from kava.cache.spec import TOKENS_PER_GROUP
+from kava.store.array_spec import TOKENS_PER_GROUP
+from kava.store.codecs import Codec
+from kava.store.layout import STATISTICS
+from kava.store.shard import ENCODE_TOKENS
 
 REPEATS: Final = 5
 # More than the processor's caches hold, and seconds for the slowest codec.

@@ -16,6 +16,13 @@ from kava.errors import UserError
 from kava.files import read_json, write_json
 from kava.text import first_line
 
+BODIES = {
+    "extract": "kava.teacher.extract",
+    "pretrain": "kava.training.pretrain",
+    "distill": "kava.training.distill",
+    "evaluate": "kava.evaluation.evaluate",
+}
+
 
 def run_measured(job: Job, runtime: Runtime, folder: Path) -> dict[str, Any]:
     """Run a stage of its own process.
@@ -67,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     from kava.bench.workspace import quiet
     from kava.device import choose_device
 
-    stage, error = import_module(f"kava.stages.{job.stage}"), None
+    stage, error = import_module(BODIES[job.stage]), None
     with meter(choose_device(runtime.device)) as measured, quiet():
         try:
             stage.run(job, runtime)

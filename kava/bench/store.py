@@ -65,7 +65,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _synthetic(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from kava.bench.source import synthetic
-    from kava.cache.capture import Geometry
+    from kava.kv import Geometry
 
     try:
         layers, heads, dim = (int(number) for number in arguments.synthetic.split(","))
@@ -84,13 +84,13 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from tqdm import tqdm
 
     from kava.bench.source import first_tokens, read_teacher
-    from kava.cache.capture import geometry
     from kava.config.identity import display_name
     from kava.config.schema import Config, DemoData, Gsm8kData
     from kava.data.rows import load_rows
     from kava.data.template import Template
     from kava.data.tokens import encode_example
-    from kava.models import load_model_config, load_teacher, load_tokenizer
+    from kava.models.capture import geometry
+    from kava.models.load import load_model_config, load_teacher, load_tokenizer
 
     teacher = {name: getattr(arguments, name) for name in ("model", "quantization", "dtype")}
     data = Gsm8kData(path=arguments.data) if arguments.data else DemoData(train=5000, validation=500, test=1)

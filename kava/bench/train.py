@@ -61,13 +61,14 @@ def _bench(arguments: argparse.Namespace) -> None:
 def _measure(config: Config, arm: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from kava.bench.extraction import measure_extraction
     from kava.bench.ways import measure_ways
-    from kava.bench.workspace import BenchPlan, free, quiet
+    from kava.bench.workspace import BenchJobs, free, quiet
     from kava.config.jobs import Runtime
+    from kava.data import tokenize
     from kava.device import choose_device
-    from kava.stages import pretrain, tokenize
+    from kava.training import pretrain
 
     small = _few(prepared(config, arguments, folder, log.info), arm, arguments.steps, folder)
-    plan, runtime, seed = BenchPlan(small, folder), Runtime.of(small), small.seeds[0]
+    plan, runtime, seed = BenchJobs(small, folder), Runtime.of(small), small.seeds[0]
     device = choose_device(small.device)
     log.info("tokenizing %d examples, then extracting them %d times", small.data.train, arguments.rounds)
     with quiet():

@@ -18,9 +18,9 @@ from kava.bench.setting import WARM_UP
 from kava.bench.workspace import free, quiet
 from kava.config.jobs import Job, Runtime
 from kava.device import choose_device, peak_memory_mib
-from kava.models import load_teacher, second_model_allowed
+from kava.models.load import load_teacher, second_model_allowed
+from kava.training.metrics_file import MetricsFile
 from kava.training.phase import run_phase
-from kava.training.record import MetricsFile
 
 COMPARED: Final = ("loss", "ce", "kv")
 WAYS: Final = ("store", "online", "online_ahead")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.config.schema import Config, Gsm8kData
 from kava.errors import UserError
 from kava.files import write_atomic
@@ -20,7 +20,7 @@ from kava.files import write_atomic
 Rows = list[dict[str, str]]
 
 
-class BenchPlan(Plan):
+class BenchJobs(Jobs):
     """Jobs of a configuration, with all that they write below one folder."""
 
     def __init__(self, config: Config, folder: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan, same_configuration
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY
 from kava.doctor.check import Check, fail, ok
 from kava.errors import UserError
@@ -80,7 +80,7 @@ def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
     yield from machine.disk(plan, found.to_come)
 
 
-def _plan(arguments: argparse.Namespace) -> Plan | Check:
+def _plan(arguments: argparse.Namespace) -> Jobs | Check:
     try:
         plan = load_plan(arguments)
         _ = plan.report  # names every model and data set

@@ -34,7 +34,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
     from huggingface_hub import constants
 
     from kava.hub import download, measure, repositories
-    from kava.pretrained.files import tokenizer_fault, weights_fault
+    from kava.models.on_disk import tokenizer_fault, weights_fault
 
     wanted = repositories(plan.config)
     measured = {role: measure(repository) for role, repository in wanted.items() if repository}

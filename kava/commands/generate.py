@@ -92,8 +92,8 @@ def _replying(arguments: argparse.Namespace, prompt: PromptFormat, max_new_token
     from kava.data.fit import positions
     from kava.data.prompt import prompt_ids
     from kava.device import choose_device
-    from kava.harness import answer, answering
-    from kava.models import load_for_evaluation, load_model_config, load_tokenizer
+    from kava.evaluation.harness import answer, answering
+    from kava.models.load import load_for_evaluation, load_model_config, load_tokenizer
 
     source = {"model": str(arguments.student), "trust_remote_code": False}
     tokenizer, limit = load_tokenizer(source), positions(load_model_config(source))

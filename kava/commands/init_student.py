@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 def _make(arguments: argparse.Namespace) -> None:
     import torch
 
-    from kava.models import build, load_model_config, load_tokenizer
+    from kava.models.load import build, load_model_config, load_tokenizer
 
     source = {"model": arguments.like}
     config = load_model_config(source)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan, same_configuration
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.errors import UserError
 
 log = logging.getLogger("kava")
@@ -41,7 +41,6 @@ def _profile(arguments: argparse.Namespace) -> None:
     plan = load_plan(arguments)
     _require_store(plan, arguments)
 
-    from kava.cache.reader import StoreReader
     from kava.config.identity import display_name
     from kava.device import choose_device
     from kava.files import write_atomic, write_json
@@ -49,6 +48,7 @@ def _profile(arguments: argparse.Namespace) -> None:
     from kava.profile.measure import measure
     from kava.profile.page import page
     from kava.profile.show import as_text
+    from kava.store.reader import StoreReader
 
     config = plan.config
     device = choose_device(config.device)
@@ -68,7 +68,7 @@ def _profile(arguments: argparse.Namespace) -> None:
     log.info("wrote %s", html)
 
 
-def _require_store(plan: Plan, arguments: argparse.Namespace) -> None:
+def _require_store(plan: Jobs, arguments: argparse.Namespace) -> None:
     missing = [job for job in (plan.tokenize, plan.extract) if not job.output.is_file()]
     if not missing:
         return

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from kava.cache.describe import describe, store_folder
+    from kava.store.admin.describe import describe, store_folder
 
     facts = describe(store_folder(arguments.path))
     print(json.dumps(facts) if arguments.json else as_text(facts))

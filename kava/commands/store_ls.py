@@ -14,8 +14,8 @@ from kava.commandline import add_configuration_options, command_parser, exit_sta
 from kava.text import size, table
 
 if TYPE_CHECKING:
-    from kava.cache.inventory import Entry
-    from kava.cache.usage import Usage
+    from kava.store.admin.inventory import Entry
+    from kava.store.admin.usage import Usage
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,8 +28,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from kava.cache.inventory import entries
-    from kava.cache.usage import usage
+    from kava.store.admin.inventory import entries
+    from kava.store.admin.usage import usage
 
     plan = load_plan(arguments)
     cache = arguments.cache_dir or plan.cache

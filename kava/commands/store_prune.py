@@ -19,7 +19,7 @@ from kava.errors import UserError
 from kava.text import size
 
 if TYPE_CHECKING:
-    from kava.cache.prune import Candidate
+    from kava.store.admin.prune import Candidate
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prune(arguments: argparse.Namespace) -> None:
-    from kava.cache.prune import delete, is_own, named, unused
-    from kava.cache.usage import usage
+    from kava.store.admin.prune import delete, is_own, named, unused
+    from kava.store.admin.usage import usage
 
     plan = load_plan(arguments)
     cache = arguments.cache_dir or plan.cache

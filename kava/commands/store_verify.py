@@ -15,7 +15,7 @@ from kava.commandline import command_parser, exit_status
 from kava.errors import UserError
 
 if TYPE_CHECKING:
-    from kava.cache.verify import Verification
+    from kava.store.admin.verify import Verification
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from kava.cache.describe import store_folder
-    from kava.cache.verify import verify
+    from kava.store.admin.describe import store_folder
+    from kava.store.admin.verify import verify
 
     folder = store_folder(arguments.path)
     found = verify(folder)

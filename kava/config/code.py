@@ -7,10 +7,9 @@ from kava.config.load import PACKAGE
 from kava.files import sha256_bytes
 
 NUMERIC_MODULES = (
-    "align", "cache/capture.py", "cache/codecs", "cache/contents.py", "cache/extract.py", "cache/layout.py",
-    "cache/reader.py", "cache/scores.py", "cache/select", "cache/spec.py", "cka.py", "data/fit.py", "data/prompt.py",
-    "data/tokens.py", "losses", "metrics.py", "models.py", "nf4.py", "stages/distill.py", "stages/pretrain.py",
-    "training",
+    "align", "cka.py", "data/fit.py", "data/prompt.py", "data/tokens.py", "kv.py", "losses", "metrics.py",
+    "models/capture.py", "models/load.py", "models/nf4.py", "select", "store/array_spec.py", "store/codecs",
+    "store/contents.py", "store/layout.py", "store/reader.py", "teacher/extractor.py", "training",
 )  # fmt: skip
 
 

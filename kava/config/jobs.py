@@ -128,7 +128,7 @@ def from_another_process(text: str) -> tuple[Job, Runtime]:
     return Job(job["stage"], job["spec"], Path(job["output"]), inputs), Runtime(**given["runtime"])
 
 
-class Plan:
+class Jobs:
     """All jobs of one configuration."""
 
     def __init__(self, config: Config) -> None:

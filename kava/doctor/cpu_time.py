@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.config.schema import Config, DemoData
 from kava.errors import UserError
 from kava.plan.geometry import read_geometry
@@ -28,7 +28,7 @@ def run_seconds(config: Config) -> float | None:
 
     An estimate, good to a factor of two or three: projectors are not counted, and answers are as long as they may be.
     """
-    plan = Plan(config)
+    plan = Jobs(config)
     try:
         teacher, student = (
             parameter_counts(read_geometry(settings.model_dump())).all for settings in (config.teacher, config.student)

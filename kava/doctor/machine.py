@@ -9,7 +9,7 @@ import psutil
 import torch
 from huggingface_hub import constants
 
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.config.schema import Config
 from kava.device import GIB
 from kava.doctor.check import Check, fail, ok, warning
@@ -125,7 +125,7 @@ def matmul_error(device: str) -> float:
     return float((product - expected).abs().max() / expected.abs().max())
 
 
-def disk(plan: Plan, to_come: int | None) -> list[Check]:
+def disk(plan: Jobs, to_come: int | None) -> list[Check]:
     """Free space of each filesystem that a run writes to, against what it takes there; one line for each.
 
     `to_come` is what is still to be downloaded, in bytes; None if it is not known.
@@ -161,7 +161,7 @@ def _unknown(name: str) -> Check:
     return warning(name, "not known what is needed", "mend or fetch the models above, then run this again")
 
 
-def memory(plan: Plan) -> Check:
+def memory(plan: Jobs) -> Check:
     """RAM against the weights that a stage reads, or the student that it trains on the CPU."""
     config = plan.config
     parameters = _parameters(config)

@@ -1,8 +1,8 @@
 """Whether the test questions fit the positions of teacher and student."""
 
 from kava.config.schema import Config
+from kava.data.positions import look
 from kava.doctor.check import Check, fail, ok, warning
-from kava.plan.positions import look
 
 NAME = "prompts"
 

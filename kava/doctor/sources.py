@@ -6,8 +6,6 @@ from typing import Any, Final
 
 from huggingface_hub import constants
 
-from kava.cache.capture import require_known_rotation
-from kava.cache.families import require_readable
 from kava.config.identity import model_path
 from kava.config.schema import Config, DemoData, Gsm8kData
 from kava.config.splits import split_files
@@ -20,8 +18,10 @@ from kava.doctor.check import Check, fail, ok, warning
 from kava.doctor.data import data_check
 from kava.errors import UserError
 from kava.hub import Repository, cached, measure, repositories
-from kava.models import check_model, load_model_config, load_tokenizer
-from kava.pretrained.files import tokenizer_fault, weights_fault
+from kava.models.capture import require_known_rotation
+from kava.models.families import require_readable
+from kava.models.load import check_model, load_model_config, load_tokenizer
+from kava.models.on_disk import tokenizer_fault, weights_fault
 from kava.text import size
 
 SAMPLE_ROWS: Final = 64

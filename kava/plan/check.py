@@ -9,7 +9,7 @@ from kava.config.jobs import Job, Runtime
 from kava.device import choose_device
 from kava.errors import UserError
 from kava.files import read_json
-from kava.models import load_model_config
+from kava.models.load import load_model_config
 from kava.plan.geometry import read_geometry
 from kava.plan.mend import explained
 from kava.plan.needs import Evaluation, Extraction, Need, Training, prompt_length

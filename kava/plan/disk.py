@@ -4,13 +4,13 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from kava.cache.capture import geometry
-from kava.cache.contents import Contents
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.files import nearest_folder, read_json
+from kava.models.capture import geometry
 from kava.plan.example import ANSWER_TOKENS
 from kava.plan.geometry import read_geometry
 from kava.plan.tokens import TokenCount
+from kava.store.contents import Contents
 
 # What `transform` took of raw bf16 at a cosine of 0.99, and not at others: 0.019 in the demo, 0.051 with a tiny Llama.
 TRANSFORM_RATIO = 0.06
@@ -44,7 +44,7 @@ class Disk:
         return (0 if self.store_is_there else self.store) + self.checkpoints + self.models
 
 
-def store_bytes(plan: Plan, count: TokenCount) -> int:
+def store_bytes(plan: Jobs, count: TokenCount) -> int:
     """Bytes of the store before entropy coding, which takes a few per cent more off it; an upper bound for budgets."""
     config = plan.config
     teacher = read_geometry(config.teacher.model_dump())
@@ -61,7 +61,7 @@ def store_bytes(plan: Plan, count: TokenCount) -> int:
     return round(fixed + sum(spec.bits_per_token * rows[spec.axis] / 8 for spec in arrays.values()))
 
 
-def disk(plan: Plan, count: TokenCount, checkpoints: dict[str, int], models: int) -> Disk:
+def disk(plan: Jobs, count: TokenCount, checkpoints: dict[str, int], models: int) -> Disk:
     """What the run of a configuration takes.
 
     Parameters

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from kava.cache.capture import Geometry
 from kava.data.tokens import Segment
+from kava.kv import Geometry
 from kava.training.batches import PADDING
 
 # Measured on GSM8K under Qwen2.5's tokenizer: the shortest question in the default template, and the longest answer

@@ -40,7 +40,7 @@ def read_geometry(source: Mapping[str, Any]) -> Any:
     from huggingface_hub import try_to_load_from_cache
     from transformers import AutoConfig
 
-    from kava.models import load_model_config, require_readable_model
+    from kava.models.load import load_model_config, require_readable_model
 
     model, revision = source["model"], source.get("revision")
     path = model_path(model)

@@ -8,15 +8,15 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from kava.cache.capture import geometry
-from kava.cache.shard import ENCODE_TOKENS
 from kava.config.arms import Arm
 from kava.config.schema import Lora
 from kava.files import canonical_json
+from kava.models.capture import geometry
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory, of_forward, of_training
 from kava.plan.optimizer import state_bytes
 from kava.plan.trace import Counts, Teacher, Traced, parameter_counts, trace_forward, trace_training
+from kava.store.shard import ENCODE_TOKENS
 from kava.training.prefetch import AHEAD
 
 # NF4 with double quantisation: 4 bits, one 8-bit maximum per 64 weights, one fp32 one per 256 of those.
@@ -247,7 +247,7 @@ def _forward(source: str, dtype: str, rows: int, tokens: int, keys: str | None, 
 
 
 def _loaded(source: dict[str, Any], tokens: int) -> tuple[int, int]:
-    """Bytes of a model's weights as `kava.models` loads them, and those that one of its matrices takes while used.
+    """Bytes of a model's weights as `kava.models.load` loads them, and those that one of its matrices takes while used.
 
     NF4 widens the matrix; LLM.int8 narrows its inputs, `tokens` of them, and widens its outputs.
     """

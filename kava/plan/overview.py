@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.config.schema import Config, Gsm8kData
+from kava.data.positions import Prompts, look
 from kava.plan.disk import Disk, disk
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory
 from kava.plan.mend import Mend, mends
 from kava.plan.needs import Evaluation, Extraction, Need, Training, prompt_length
-from kava.plan.positions import Prompts, look
 from kava.plan.tokens import TokenCount, count_tokens
 from kava.plan.trace import parameter_counts
 
@@ -54,13 +54,13 @@ class Overview:
         return self.prompts.lack is None and not any(stage.too_large for stage in self.stages.values())
 
 
-def overview(plan: Plan) -> Overview:
-    """Plan every stage of a configuration; nothing is run, loaded or downloaded.
+def overview(plan: Jobs) -> Overview:
+    """Jobs every stage of a configuration; nothing is run, loaded or downloaded.
 
     Raises
     ------
     UserError
-        A model whose geometry is not known, or anything that `Plan` refuses.
+        A model whose geometry is not known, or anything that `Jobs` refuses.
     """
     config = plan.config
     count, needed = count_tokens(plan), _by_stage(config)
@@ -68,7 +68,7 @@ def overview(plan: Plan) -> Overview:
     return Overview(config.vram_budget_gib, stages, count, _disk(plan, count, needed), look(config))
 
 
-def disk_alone(plan: Plan) -> Disk:
+def disk_alone(plan: Jobs) -> Disk:
     """The disk of `overview`, in seconds; raises what that does."""
     return _disk(plan, count_tokens(plan), _by_stage(plan.config))
 
@@ -80,7 +80,7 @@ def _by_stage(config: Config) -> dict[str, dict[str, Need]]:
     return needed
 
 
-def _disk(plan: Plan, count: TokenCount, needed: dict[str, dict[str, Need]]) -> Disk:
+def _disk(plan: Jobs, count: TokenCount, needed: dict[str, dict[str, Need]]) -> Disk:
     checkpoints: dict[str, int] = {
         stage: max(need.checkpoint() for need in needed[stage].values() if isinstance(need, Training))
         for stage in ("pretrain", "distill")

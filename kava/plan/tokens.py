@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from kava.config.identity import model_path
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.config.schema import Config, DemoData, Gsm8kData
 from kava.data.rows import load_rows
 from kava.data.template import Template, template_for
 from kava.data.tokens import encode_example
 from kava.files import read_json
 from kava.hub import cached, repositories
-from kava.models import load_tokenizer
+from kava.models.load import load_tokenizer
 
 # Measured with the default template, end token included: GSM8K's training split under Qwen2.5's tokenizer, 1,390,694
 # tokens in 7,473 examples of 4,042,914 characters; the demo's under its own, 79,007 in 1,100.
@@ -33,7 +33,7 @@ class TokenCount:
     known: bool
 
 
-def count_tokens(plan: Plan) -> TokenCount:
+def count_tokens(plan: Jobs) -> TokenCount:
     """Read the token set's manifest, or estimate from a sample of the rows; where they are not here, from GSM8K's.
 
     Raises
@@ -60,7 +60,7 @@ def _of_known_length(examples: int, config: Config) -> TokenCount:
     return TokenCount(examples, round(tokens), False)
 
 
-def _from_sample(plan: Plan, data: Gsm8kData) -> TokenCount:
+def _from_sample(plan: Jobs, data: Gsm8kData) -> TokenCount:
     """Estimate from every n-th row, without those that are too long, as `kava tokenize` drops them."""
     splits = load_rows(data).splits
     rows = splits["train"] + splits["validation"]

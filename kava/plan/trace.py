@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from kava.align.projector import Projector
-from kava.cache.capture import Geometry, capture, capture_with_hidden, geometry
-from kava.models import build
+from kava.kv import Geometry
+from kava.models.capture import capture, capture_with_hidden, geometry
+from kava.models.load import build
 from kava.plan.example import masks, teacher_side
 from kava.plan.live import StepBytes
 from kava.training.model import DistillationModel

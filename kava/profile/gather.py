@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from kava.cache.capture import capture
-from kava.cache.codecs import KvBlock
-from kava.cache.reader import StoreReader
 from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.errors import UserError
-from kava.models import load_student, load_tokenizer
+from kava.kv import KeysValues
+from kava.models.capture import capture
+from kava.models.load import load_student, load_tokenizer
 from kava.profile.measure import Sample
+from kava.store.reader import StoreReader
 from kava.training.batches import Batches, teacher_kv
 
 
@@ -63,4 +63,4 @@ def gather(
         of_example.append(first + kept.nonzero()[:, 0])
         first += len(kept)
     joined = [torch.cat(of_tensor) for of_tensor in zip(*parts, strict=True)]
-    return Sample(KvBlock(*joined[:2]), KvBlock(*joined[2:]), torch.cat(of_example))
+    return Sample(KeysValues(*joined[:2]), KeysValues(*joined[2:]), torch.cat(of_example))

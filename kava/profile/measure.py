@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from kava.align.layers import ratio_map
-from kava.cache.codecs import KvBlock
 from kava.cka import cka_matrix
 from kava.errors import UserError
+from kava.kv import KeysValues
 from kava.losses.masking import cosine
 from kava.metrics import ROUNDING, nested
 from kava.profile.probe import Halves, LinearProbe, Prediction
@@ -24,8 +24,8 @@ FEWEST_EXAMPLES = 4
 class Sample(NamedTuple):
     """KV of the same tokens in both models, `[N, L, H, D]` each, and the example `[N]` that each token is of."""
 
-    teacher: KvBlock
-    student: KvBlock
+    teacher: KeysValues
+    student: KeysValues
     example: Tensor
 
 
@@ -58,7 +58,7 @@ def measure(sample: Sample) -> dict[str, Any]:
         "student": {},
         "pair": {},
     }
-    for name, teacher, student in zip(KvBlock._fields, sample.teacher, sample.student, strict=True):
+    for name, teacher, student in zip(KeysValues._fields, sample.teacher, sample.student, strict=True):
         report["teacher"][name] = describe(teacher)
         report["student"][name] = describe(student)
         report["pair"][name] = relate(teacher, student, halves)

@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from kava.profile.show import LEGEND, TENSORS, better, layers, mean_of_known, reach, sentences, tables
+from kava.kv import TENSORS
+from kava.profile.show import LEGEND, better, layers, mean_of_known, reach, sentences, tables
 from kava.report import charts
 from kava.report.charts import Chart, finish, series_styles
 from kava.report.heatmap import heat_map

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
+from kava.kv import TENSORS
 from kava.report.format import number
 from kava.text import table
 
-TENSORS = ("keys", "values")
 INFLATED = 0.3  # a floor from which a raw cosine misleads
 DOMINANT = 0.25  # share of the squared norm from which a single channel is worth a sentence
 

@@ -5,21 +5,20 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-from kava.cache.inventory import KEYED, SHARED_MARK
 from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
-from kava.config.jobs import Job, Plan, Runtime
+from kava.config.jobs import Job, Jobs, Runtime
 from kava.config.schema import Tracker
 from kava.errors import UserError
 from kava.faults import not_writable
-from kava.files import read_json, write_json
+from kava.files import read_json
 from kava.locks import Claim, claim, holder, locked
+from kava.store.admin.inventory import KEYED, SHARED_MARK
 from kava.text import from_outside
 
 log = logging.getLogger("kava")
@@ -36,7 +35,7 @@ def stage_main(
     stage: str,
     documentation: str,
     argv: list[str] | None,
-    select: Callable[[Plan, argparse.Namespace], Job],
+    select: Callable[[Jobs, argparse.Namespace], Job],
     load_run: Callable[[argparse.Namespace], Run],
     options: dict[str, str] | None = None,
     beside_others: BesideOthers = "refuse",
@@ -78,21 +77,18 @@ def stage_main(
     return exit_status(f"kava {stage}", lambda: _run(stage, arguments, select, load_run, beside_others))
 
 
-@contextmanager
-def cost_record(path: Path, peak_memory_mib: Callable[[], float]) -> Iterator[None]:
-    """Write seconds and peak memory beside a manifest, whose bytes must not depend on them."""
-    started = time.monotonic()
-    yield
-    write_json(path, {"seconds": time.monotonic() - started, "peak_memory_mib": peak_memory_mib()})
+def after(check: Run, body: Run) -> Run:
+    """The body of a stage, once a check has let it pass."""
 
+    def run(job: Job, runtime: Runtime) -> None:
+        check(job, runtime)
+        body(job, runtime)
 
-def progress_interval() -> float:
-    """Seconds between updates of a progress bar: lively on a terminal, few lines in a log file."""
-    return 0.2 if sys.stderr.isatty() else 10.0
+    return run
 
 
 def _job(
-    stage: str, arguments: argparse.Namespace, select: Callable[[Plan, argparse.Namespace], Job]
+    stage: str, arguments: argparse.Namespace, select: Callable[[Jobs, argparse.Namespace], Job]
 ) -> tuple[Job, Runtime]:
     for pair in arguments.input:
         if "=" not in pair:
@@ -145,7 +141,7 @@ def _admitted(folder: Path, beside_others: BesideOthers) -> Iterator[Claim | Non
 def _run(
     stage: str,
     arguments: argparse.Namespace,
-    select: Callable[[Plan, argparse.Namespace], Job],
+    select: Callable[[Jobs, argparse.Namespace], Job],
     load_run: Callable[[argparse.Namespace], Run],
     beside_others: BesideOthers,
 ) -> None:
@@ -181,7 +177,9 @@ def _work(
         if processes == 1:
             load_run(arguments)(job, runtime)
         else:
+            from kava.plan.check import check_fits
             from kava.training.processes import run_in_processes
 
+            check_fits(job, runtime)
             assert lock is not None, "training refuses to start beside others"
             run_in_processes(job, runtime, processes, lock.fileno())

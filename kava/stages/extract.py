@@ -10,22 +10,15 @@ sealing, to the other parts and a last run without it.
 """
 
 import argparse
-import re
 import sys
-import time
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-from kava.config.jobs import Job, Plan, Runtime
-from kava.errors import Interrupted, UserError
-from kava.faults import not_writable
-from kava.files import read_json, write_json
-from kava.stages.common import log, progress_interval, stage_main
+from kava.config.jobs import Job, Jobs
+from kava.stages.common import Run, stage_main
 
 
 def main(argv: list[str] | None = None) -> int:
-    def select(plan: Plan, arguments: argparse.Namespace) -> Job:  # noqa: ARG001
+    def select(plan: Jobs, arguments: argparse.Namespace) -> Job:  # noqa: ARG001
         return plan.extract
 
     return stage_main(
@@ -33,110 +26,17 @@ def main(argv: list[str] | None = None) -> int:
         __doc__,
         argv,
         select,
-        lambda arguments: partial(run, part=arguments.part),
+        _body,
         {"part": "k/n: write every n-th shard from the k-th on, and do not seal"},
         beside_others="share",
     )
 
 
-def run(job: Job, runtime: Runtime, part: str | None = None) -> None:
-    from tqdm import tqdm
-
-    from kava.cache.capture import geometry
-    from kava.cache.contents import Contents
-    from kava.cache.extract import Extractor
-    from kava.cache.fill import fill
-    from kava.cache.integrity import is_intact
-    from kava.cache.writer import Shard, StoreWriter
-    from kava.data.fit import require_fit
-    from kava.data.tokens import TokenSet
-    from kava.device import peak_memory_mib, use_device
-    from kava.locks import PRESENCE, present
-    from kava.models import check_model, load_model_config, load_teacher, load_tokenizer
+def _body(arguments: argparse.Namespace) -> Run:
     from kava.plan.check import check_fits
-    from kava.plan.positions import check_positions
+    from kava.teacher.extract import run
 
-    own = _parse_part(part) if part else (1, 1)
-    marker = job.output if job.output.name != "manifest.json" else None  # Snakemake's, for a part
-    folder = marker.parents[1] if marker else job.output.parent
-    device = use_device(runtime, own[0] if part else None)
-    tokens = TokenSet(job.inputs["tokens"])
-    model_config = load_model_config(runtime.teacher)
-    require_fit("teacher", runtime.teacher["model"], model_config, tokens.reach)
-    top = job.spec["key"]["signals"]["topk_logits"]
-    left_out = _no_tokens(load_tokenizer(runtime.teacher), model_config, top) if top else None
-    contents = Contents(job.spec["key"], geometry(model_config), model_config.hidden_size)
-    splits = ("train", "validation")
-    segments = {split: tokens.segments[split] for split in splits}
-    writer = StoreWriter(folder, contents, segments, device)
-
-    with (
-        present(folder / PRESENCE),
-        tqdm(unit="tok", desc="extract", mininterval=progress_interval(), delay=1e-9) as bar,
-    ):
-
-        def load(shards: list[Shard]) -> Any:
-            check_fits(job, runtime)
-            check_positions(job, runtime)
-            check_model(runtime.student)  # or hours would be spent on a store that no student can read
-            examples = [(s, example) for s, shard in shards for example in writer.packings[s].members(shard)]
-            bar.total = sum(len(segments[split][example]) for split, example in examples)
-            input_ids = {split: tokens.input_ids[split] for split in splits}
-            teacher = load_teacher(runtime.teacher, device)
-            return Extractor(teacher, contents, input_ids, segments, bar.update, left_out)
-
-        if not part and is_intact(folder):
-            log.info("%s is sealed, and every shard is as it was written", folder)
-            return
-        if fault := not_writable(folder):
-            raise UserError(fault)
-        started = time.monotonic()
-        try:
-            written = fill(writer, load, own)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted; finished shards are kept: run again to go on with the others") from None
-        if written:
-            with writer.exclusive():
-                _add_cost(folder / "cost.json", time.monotonic() - started, peak_memory_mib(device))
-        manifest = None if part else writer.seal()
-    if manifest is None:
-        if marker:
-            write_json(marker, {"stage": "extract", "part": part})
-        return
-    log.info(
-        "sealed: %d tokens, %.1f MB, %.3f of raw bf16", manifest["tokens"], manifest["bytes"] / 1e6, manifest["ratio"]
-    )
-
-
-def _no_tokens(tokenizer: Any, model_config: Any, top: int) -> Any:
-    """Rows of the teacher's head that top-k logits leave out; None if there are none."""
-    from kava.data.fit import embedding_rows, no_tokens, require_more_tokens
-
-    require_more_tokens(tokenizer, top)
-    rows = embedding_rows(model_config)
-    left_out = no_tokens(tokenizer, rows) if rows is not None else None
-    if left_out is not None:
-        log.info(
-            "the teacher's head has %d rows that are no tokens of its tokenizer, of %d: they are left out of top-k "
-            "logits, whose probabilities are those among the tokens",
-            int(left_out.sum()), rows,
-        )  # fmt: skip
-    return left_out
-
-
-def _add_cost(path: Path, seconds: float, peak_memory_mib: float) -> None:
-    """Add one process's share: a store may be the work of several runs."""
-    before = read_json(path) if path.is_file() else {"seconds": 0.0, "peak_memory_mib": 0.0}
-    peak = max(before["peak_memory_mib"], peak_memory_mib)
-    write_json(path, {"seconds": before["seconds"] + seconds, "peak_memory_mib": peak})
-
-
-def _parse_part(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= part <= parts:
-        raise UserError(f"--part {text!r}: expected k/n with 1 <= k <= n, such as 2/4")
-    return part, parts
+    return partial(run, part=arguments.part, before_loading=check_fits)
 
 
 if __name__ == "__main__":

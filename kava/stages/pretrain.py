@@ -9,36 +9,23 @@ results/<experiment>/<arm>/seed-<n>/projector/: projector.safetensors, config.js
 import argparse
 import sys
 
-from kava.config.jobs import Job, Plan, Runtime
-from kava.stages.common import stage_main
+from kava.config.jobs import Job, Jobs
+from kava.stages.common import Run, after, stage_main
 from kava.stages.selection import ARM_OPTIONS, arm_and_seed
 
 
 def main(argv: list[str] | None = None) -> int:
-    def select(plan: Plan, arguments: argparse.Namespace) -> Job:
+    def select(plan: Jobs, arguments: argparse.Namespace) -> Job:
         return plan.pretrain(*arm_and_seed(plan, arguments))
 
-    return stage_main("pretrain", __doc__, argv, select, lambda _: run, ARM_OPTIONS)
+    return stage_main("pretrain", __doc__, argv, select, _body, ARM_OPTIONS)
 
 
-def run(job: Job, runtime: Runtime) -> None:
+def _body(_arguments: argparse.Namespace) -> Run:
     from kava.plan.check import check_fits
-    from kava.plan.positions import check_positions
-    from kava.training.finish import finish
-    from kava.training.phase import run_phase
-    from kava.training.processes import is_main_process
+    from kava.training.pretrain import run
 
-    if is_main_process():
-        check_fits(job, runtime)
-        check_positions(job, runtime)
-        job.output.unlink(missing_ok=True)  # what it vouches for is about to change
-    folder = job.output.parent
-    model, _, manifest = run_phase(job, runtime)
-    if not is_main_process():
-        return
-    assert model.projector is not None
-    model.projector.save(folder)
-    finish(job.output, manifest, ["projector.safetensors", "config.json"], model)
+    return after(check_fits, run)
 
 
 if __name__ == "__main__":

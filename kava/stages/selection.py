@@ -2,13 +2,13 @@
 
 import argparse
 
-from kava.config.jobs import Plan
+from kava.config.jobs import Jobs
 from kava.errors import UserError
 
 ARM_OPTIONS = {"arm": "name of the arm", "seed": "seed of the run (default: the first configured)"}
 
 
-def arm_and_seed(plan: Plan, arguments: argparse.Namespace) -> tuple[str, int]:
+def arm_and_seed(plan: Jobs, arguments: argparse.Namespace) -> tuple[str, int]:
     """The chosen arm, and the chosen or first seed."""
     if arguments.arm is None:
         raise UserError(f"choose an arm with --arm; arms are: {', '.join(plan.config.arms)}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kava.align.layers import ratio_map
-from kava.cache.capture import KeysValues
+from kava.kv import KeysValues
 from kava.losses.cka import cka_loss
 from kava.losses.codi import codi
 from kava.losses.logit_kd import logit_kd

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from kava.align.time import warp_rows
-from kava.cache.capture import KeysValues
-from kava.cache.codecs import KvBlock
-from kava.cache.extract import pad_ids
-from kava.cache.reader import StoredExample, StoreReader
 from kava.config.arms import TimeWarp
 from kava.data.tokens import Segment, TokenSet
+from kava.kv import KeysValues, pad_ids
+from kava.store.reader import StoredExample, StoreReader
 from kava.training.order import partners
 from kava.training.prefetch import Prefetch
 from kava.training.weights import (
@@ -182,13 +180,13 @@ class Batches:
             batch["kv_weight"][row, where] = self._weight(example)[where]
         batch["teacher_keys"], batch["teacher_values"] = (x.permute(0, 2, 3, 1, 4) for x in padded)
 
-    def _laid(self, stored: StoredExample, example: int) -> tuple[KvBlock, Tensor]:
+    def _laid(self, stored: StoredExample, example: int) -> tuple[KeysValues, Tensor]:
         """Teacher KV and the student's tokens that it is for; on tokens of its own the student gets a row for each."""
         kv, position = stored.kv, stored.info.position
         if not self._teacher_segments:
             return kv, position
         theirs, ours = self._teacher_segments[self.source[example]], self.segments[example]
-        return KvBlock(*(warp_rows(tensor, theirs, ours, **self._warp) for tensor in kv)), torch.arange(len(ours))
+        return KeysValues(*(warp_rows(tensor, theirs, ours, **self._warp) for tensor in kv)), torch.arange(len(ours))
 
     def _weight(self, example: int) -> Tensor:
         """What each of an example's tokens would count with teacher KV, float32 `[T]`."""

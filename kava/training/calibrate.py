@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from kava.align.projector import ChannelStatistics, Projector
-from kava.cache.capture import KeysValues, capture
+from kava.align.projector import Projector
 from kava.cka import cka_matrix
+from kava.kv import ChannelStatistics, KeysValues
+from kava.models.capture import capture
 from kava.training.batches import Batch, teacher_kv
 
 CALIBRATION_EXAMPLES = 64

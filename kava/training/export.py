@@ -7,7 +7,7 @@ from typing import Any
 from kava.data.prompt_format import KEY, PromptFormat
 from kava.data.template import template_for
 from kava.errors import UserError
-from kava.models import plain_greedy
+from kava.models.load import plain_greedy
 
 PROBE = "How many?"
 

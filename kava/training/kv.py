@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kava.align.projector import TENSORS, Projector
-from kava.cache.capture import KeysValues
+from kava.align.projector import Projector
+from kava.kv import TENSORS, KeysValues
 from kava.losses import kv_loss
 from kava.losses.structural import attention_kl
 

@@ -13,11 +13,11 @@ from kava.training.arguments import training_arguments
 from kava.training.batches import Batch, Batches, reader_onto
 from kava.training.calibrate import CALIBRATION_EXAMPLES
 from kava.training.checkpoints import last_checkpoint
+from kava.training.metrics_file import MetricsFile
 from kava.training.micro_batches import MicroBatches, Part
 from kava.training.model import DistillationModel
 from kava.training.order import data_order, longest_first
 from kava.training.processes import is_main_process, wait_for_others
-from kava.training.record import MetricsFile
 from kava.training.trackers import prepare_tracker
 from kava.training.trainer import KavaTrainer
 from kava.training.watch import first_warnings

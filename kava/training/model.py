@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from kava.align.projector import Projector
-from kava.cache.capture import KeysValues, capture, capture_with_hidden, observed_attention, rotate
 from kava.data.tokens import Segment
+from kava.kv import KeysValues
 from kava.losses.cross_entropy import check_head, cross_entropy
 from kava.losses.masking import cosine, masked_mean, safe_norm
 from kava.losses.schedule import weight_at
 from kava.metrics import Pair
+from kava.models.capture import capture, capture_with_hidden, observed_attention, rotate
 from kava.training.auxiliary import AuxiliaryLosses
 from kava.training.batches import Batch, teacher_kv
 from kava.training.kv import KvObjective

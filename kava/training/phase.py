@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from kava.align.projector import TENSORS, Projector
-from kava.cache.capture import geometry
-from kava.cache.reader import StoreReader
+from kava.align.projector import Projector
 from kava.config.jobs import Job, Runtime
 from kava.data.fit import embedding_rows, no_tokens, require_a_row_for_each_token, require_fit
 from kava.data.tokens import TokenSet, vocabulary_sha256
@@ -18,8 +16,11 @@ from kava.device import use_device
 from kava.errors import UserError
 from kava.files import sha256_json
 from kava.inert import inert_sentence, is_inert
+from kava.kv import TENSORS
 from kava.metrics import warnings_for
-from kava.models import load_model_config, load_student, load_tokenizer
+from kava.models.capture import geometry
+from kava.models.load import load_model_config, load_student, load_tokenizer
+from kava.store.reader import StoreReader
 from kava.training.batches import Batches
 from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
 from kava.training.loop import measure_alignment, run_fingerprint, train

@@ -89,7 +89,7 @@ def main() -> int:
     )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    run = import_module(f"kava.stages.{job.stage}").run
+    run = import_module(f"kava.training.{job.stage}").run
     status = exit_status(f"kava {job.stage} (process {os.environ['RANK']})", lambda: run(job, runtime))
     # A process that failed must not wait here for others, which wait for it.
     if status == 0 and distributed.is_initialized():

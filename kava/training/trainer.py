@@ -22,10 +22,10 @@ from kava.device import device_memory_mib
 from kava.errors import UserError
 from kava.text import first_line
 from kava.training.checkpoints import AtomicCheckpoints
+from kava.training.metrics_file import MetricsFile, status_line
 from kava.training.micro_batches import MicroBatches
 from kava.training.model import PARTS
 from kava.training.optimizer import make_optimizer, parameter_groups
-from kava.training.record import MetricsFile, status_line
 from kava.training.termination import StopOnSignal
 from kava.training.watch import late_step, warnings_at
 

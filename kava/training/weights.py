@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kava.cache.reader import StoreReader
 from kava.data.tokens import Segment, TokenSet
 from kava.errors import UserError
+from kava.store.reader import StoreReader
 
 Arrays = Sequence[np.ndarray]
 

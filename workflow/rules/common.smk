@@ -11,7 +11,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from kava.commandline import print_whatever_the_locale
-from kava.config import Plan, Runtime, load_config
+from kava.config import Jobs, Runtime, load_config
 from kava.config.load import check_typed
 from kava.errors import UserError
 from kava.faults import faults_as_sentences, user_name
@@ -30,7 +30,7 @@ print_whatever_the_locale()
 try:
     with faults_as_sentences():
         check_typed(workflow.config_settings.configfiles, sys.argv[1:])
-        PLAN = Plan(load_config(f"{workflow.basedir}/config.yaml", config))
+        PLAN = Jobs(load_config(f"{workflow.basedir}/config.yaml", config))
         PLAN.report
 except UserError as error:
     raise WorkflowError(str(error)) from None

@@ -1,1 +1,0 @@
-"""The teacher's KV: capture → select → codec → store."""

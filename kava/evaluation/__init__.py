@@ -1,0 +1,1 @@
+"""Answers of one model to the test questions, and their marks."""

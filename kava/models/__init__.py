@@ -1,0 +1,1 @@
+"""A language model: its files on disk, loading and quantising it, and reading its keys and values."""

@@ -1,0 +1,24 @@
+"""`uniform`: candidates at even distances, a control that needs no teacher."""
+
+import numpy as np
+
+from kava.kv import Geometry
+from kava.select.base import Pool, Selector
+from kava.select.scores import Scores
+
+
+class Uniform(Selector):
+    """Keeps the candidates nearest to i·(n−1)/(M−1), so both ends; the middle one where only one is kept."""
+
+    kind = "uniform"
+
+    def __init__(self, budget: int, candidates: Pool = "reasoning") -> None:
+        super().__init__(budget, candidates)
+
+    def choose(self, candidates: int, scores: Scores | None, example: int, geometry: Geometry) -> np.ndarray:  # noqa: ARG002
+        kept = self.rows(candidates)
+        if kept == 1:
+            return np.array([(candidates - 1) // 2])
+        # Rounded in whole numbers: halves go up everywhere, so that steps of at least one never meet.
+        steps = max(1, kept - 1)
+        return (2 * np.arange(kept) * (candidates - 1) + steps) // (2 * steps)

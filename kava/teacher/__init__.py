@@ -1,0 +1,1 @@
+"""The teacher's pass over the data: its KV, scores and signals, shard after shard."""

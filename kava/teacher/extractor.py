@@ -1,0 +1,219 @@
+"""Run the teacher over a token set: what goes into each shard, and the slice that codecs are calibrated on."""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numcodecs import Blosc
+from torch import Tensor
+
+from kava.data.tokens import Segment
+from kava.kv import KeysValues, pad_ids
+from kava.models.capture import capture, capture_with_hidden, observed_attention
+from kava.select.scores import BatchRow, Scores
+from kava.store.codecs import Calibration, TokenInfo
+from kava.store.contents import Contents
+from kava.store.layout import Packing, Rows
+from kava.store.reader import StoredExample, keep, take
+from kava.store.shard import ShardContent
+
+# Ids per sequence when the first layer's KV is read off; any length within a model's context would do.
+IDS_PER_SEQUENCE: Final = 128
+
+# For the estimate of what a store takes besides its codec: per file and shard, per example, per array.
+RECORD_BYTES, INDEX_BYTES, METADATA_BYTES = 220, 8, 4000
+FILES_OF_COMPONENTS = 7
+
+OnTokens = Callable[[int], object]
+
+
+class Extractor:
+    """The teacher, and the examples of a token set.
+
+    Parameters
+    ----------
+    teacher
+        The model; its head is run on answer tokens only, and only for top-k logits.
+    contents
+        What the store holds.
+    input_ids, segments
+        Split → ids and segments of every example.
+    on_tokens
+        Called with the number of tokens after each forward over a shard, for progress.
+    no_tokens
+        Rows of the head that are no tokens, bool `[rows]`, which top-k logits leave out; None for no rows.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        contents: Contents,
+        input_ids: dict[str, list[np.ndarray]],
+        segments: dict[str, list[np.ndarray]],
+        on_tokens: OnTokens = lambda _: None,
+        no_tokens: np.ndarray | None = None,
+    ) -> None:
+        self.teacher, self.contents, self.on_tokens = teacher, contents, on_tokens
+        self.no_tokens = None if no_tokens is None else torch.from_numpy(no_tokens).to(teacher.device)
+        self.input_ids, self.segments = input_ids, segments
+
+    @torch.inference_mode()
+    def shard(self, split: str, shard: int, packing: Packing, axes: dict[str, Rows]) -> ShardContent:
+        """Content of one shard, in the teacher's dtype, on the CPU."""
+        members = packing.members(shard)
+        kept: dict[int, StoredExample] = {}
+        signals: dict[str, Tensor] = {}
+        for batch in self._batches(split, members):
+            tokens = sum(len(self.input_ids[split][example]) for example in batch)
+            for example, (stored, of_example) in zip(batch, self._run(split, batch), strict=True):
+                kept[example] = stored
+                for name, rows in of_example.items():
+                    spec = self.contents.arrays[name]
+                    axis = axes[spec.axis]
+                    if name not in signals:
+                        shape = (axis.used(members), *rows.shape[1:])
+                        signals[name] = torch.full(shape, spec.fill_value, dtype=rows.dtype)
+                    first = int(axis.start[example]) % axis.per_shard
+                    signals[name][first : first + len(rows)] = rows
+            self.on_tokens(tokens)
+        return ShardContent(*_join([kept[int(example)] for example in members]), signals)
+
+    @torch.inference_mode()
+    def calibration(self, packing: Packing) -> Calibration:
+        """Evenly spread training examples, as many as the codec wants tokens, and the first layer's KV of every id."""
+        lengths = packing.tokens.length
+        chosen = calibration_examples(lengths, self.contents.codec.calibration_tokens)
+        kept = [stored for batch in self._batches("train", chosen) for stored, _ in self._run("train", batch)]
+        ids = np.unique(np.concatenate([x for of_split in self.input_ids.values() for x in of_split]))
+        kv, info = _join(kept)
+        total = int(lengths.sum())
+        other_bytes = overhead(self.contents, packing, info)
+        return Calibration(kv, info, torch.from_numpy(ids).long(), self._first_layer(ids), total, other_bytes)
+
+    def _batches(self, split: str, examples: Iterable[int]) -> list[list[int]]:
+        return batches(examples, [len(ids) for ids in self.input_ids[split]], self.contents.key["batch_tokens"])
+
+    def _first_layer(self, ids: np.ndarray) -> KeysValues:
+        """KV of the first layer for every id, `[U, 1, H, D]`, as if it depended on nothing else."""
+        sequences = [ids[first : first + IDS_PER_SEQUENCE] for first in range(0, len(ids), IDS_PER_SEQUENCE)]
+        parts = []
+        per_batch = max(1, self.contents.key["batch_tokens"] // IDS_PER_SEQUENCE)
+        for first in range(0, len(sequences), per_batch):
+            batch = sequences[first : first + per_batch]
+            padded, mask = pad_ids(batch)
+            device = self.teacher.device
+            captured, _ = capture(self.teacher, padded.to(device), mask.to(device), self.contents.key["keys"])
+            for row, sequence in enumerate(batch):
+                parts.append([x[row, :1, :, : len(sequence)].permute(2, 0, 1, 3).cpu() for x in captured])
+        return KeysValues(*(torch.cat(of_tensor) for of_tensor in zip(*parts, strict=True)))
+
+    def _run(self, split: str, batch: list[int]) -> list[tuple[StoredExample, dict[str, Tensor]]]:
+        """One forward: what is kept of each example, and its signals by array name."""
+        contents, ids = self.contents, [self.input_ids[split][example] for example in batch]
+        segments = [self.segments[split][example] for example in batch]
+        padded, mask = pad_ids(ids)
+        scorer = contents.scorer
+        collector = scorer.collector([_batch_row(scorer, of_example) for of_example in segments]) if scorer else None
+        device = self.teacher.device
+        run = capture_with_hidden if contents.signals["hidden_states"] else capture
+        with observed_attention(self.teacher, collector) if collector else nullcontext():
+            captured, hidden = run(self.teacher, padded.to(device), mask.to(device), contents.key["keys"])
+        scores = collector.result() if collector else [None] * len(batch)
+        on_cpu = KeysValues(*(tensor.permute(0, 3, 1, 2, 4).cpu() for tensor in captured))  # [B, T, L, H, D]
+        found = []
+        for row, example in enumerate(batch):
+            tokens = len(ids[row])
+            kv = KeysValues(*(tensor[row, :tokens] for tensor in on_cpu))
+            facts = (ids[row], np.arange(tokens), segments[row])
+            info = TokenInfo(*(torch.from_numpy(fact.astype(np.int64)) for fact in facts))
+            stored, signals = self._keep(StoredExample(kv, info), scores[row], example)
+            found.append((stored, signals | self._of_the_answer(hidden, row, segments[row])))
+        return found
+
+    def _keep(
+        self, whole: StoredExample, scores: Scores | None, example: int
+    ) -> tuple[StoredExample, dict[str, Tensor]]:
+        """The selected tokens of an example, and the scores of those."""
+        selector, scorer = self.contents.selector, self.contents.scorer
+        segments = whole.info.segment.numpy()
+        stored = whole
+        if selector.kind != "full":
+            positions = selector.select(selector.candidates(segments), scores, example, self.contents.geometry)
+            stored = keep(whole, torch.from_numpy(positions).long())
+        if scorer is None or scores is None:
+            return stored, {}
+        signals = {}
+        for name, term in scores._asdict().items():
+            of_tokens = term.new_full((len(segments), *term.shape[1:]), float("nan"))
+            of_tokens[torch.from_numpy(scorer.candidates(segments)).long()] = term
+            signals[f"signals/{name}"] = take(of_tokens, stored.info.position)
+        return stored, signals
+
+    def _of_the_answer(self, hidden: Any, row: int, segments: np.ndarray) -> dict[str, Tensor]:
+        """Hidden states before the answer, and the top log-probabilities of its tokens."""
+        signals: dict[str, Tensor] = {}
+        answers = np.flatnonzero(segments == Segment.ANSWER)
+        if self.contents.signals["hidden_states"]:
+            states = torch.stack([layer[row, answers[0] - 1] for layer in hidden])
+            signals["signals/hidden"] = states.bfloat16().cpu().view(torch.int16)[None]
+            hidden = hidden[-1]
+        if top := self.contents.signals["topk_logits"]:
+            logits = self.teacher.get_output_embeddings()(hidden[row, answers - 1])  # the token before predicts it
+            logits = logits.float()
+            if self.no_tokens is not None:
+                logits = logits.masked_fill(self.no_tokens, -torch.inf)
+            best = logits.log_softmax(-1).topk(top)
+            signals["signals/topk_ids"] = best.indices.int().cpu()
+            signals["signals/topk_logprobs"] = best.values.half().cpu()
+        return signals
+
+
+def batches(examples: Iterable[int], lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    """Examples in batches of like length, each of at most `batch_tokens` padded tokens.
+
+    Padding changes the rounding of low-precision models, so the composition of batches depends on the shard alone
+    and is part of the format: a resumed store then equals an uninterrupted one.
+    """
+    found: list[list[int]] = []
+    for example in sorted((int(index) for index in examples), key=lambda index: (lengths[index], index)):
+        # Sorted by length, so that this example is the longest of its batch.
+        if found and (len(found[-1]) + 1) * lengths[example] <= batch_tokens:
+            found[-1].append(example)
+        else:
+            found.append([example])
+    return found
+
+
+def calibration_examples(lengths: np.ndarray, wanted: int) -> np.ndarray:
+    """Evenly spread examples of about `wanted` tokens together, one at least."""
+    share = min(1.0, wanted / int(lengths.sum()))
+    count = max(1, round(share * len(lengths)))
+    return np.unique(np.linspace(0, len(lengths) - 1, count).round().astype(int))
+
+
+def overhead(contents: Contents, packing: Packing, sample: TokenInfo) -> int:
+    """Estimated bytes of a split's store besides what the codec writes."""
+    of_tokens = [name for name in TokenInfo._fields if name != "position" or contents.selector.kind != "full"]
+    sizes = [len(Blosc(cname="zstd", clevel=1).encode(getattr(sample, name).int().numpy())) for name in of_tokens]
+    per_token = sum(sizes) / len(sample.id)
+    moments = 2 * 2 * contents.geometry.channels * np.dtype(np.float64).itemsize
+    files = len(contents.arrays) + FILES_OF_COMPONENTS
+    records = packing.shards * (moments + files * RECORD_BYTES)
+    return (
+        int(per_token * packing.tokens.length.sum() + INDEX_BYTES * len(packing.shard))
+        + records
+        + files * METADATA_BYTES
+    )
+
+
+def _batch_row(scorer: Any, segments: np.ndarray) -> BatchRow:
+    answers = np.flatnonzero(segments == Segment.ANSWER)
+    candidates = scorer.candidates(segments)
+    return BatchRow(len(segments), torch.from_numpy(candidates).long(), torch.from_numpy(answers))
+
+
+def _join(kept: list[StoredExample]) -> tuple[KeysValues, TokenInfo]:
+    kv = KeysValues(*(torch.cat(tensors) for tensors in zip(*(stored.kv for stored in kept), strict=True)))
+    return kv, TokenInfo(*(torch.cat(tensors) for tensors in zip(*(stored.info for stored in kept), strict=True)))
