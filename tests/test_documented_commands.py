@@ -24,7 +24,7 @@ from kava.config import Jobs, Runtime, load_config
 from kava.config.load import REPOSITORY
 
 pytestmark = pytest.mark.slow
-PAGES = ("README.md", "docs/ablation.md", "docs/cluster.md")
+PAGES = ("README.md", *sorted(f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md")))
 # Beginning of a command → a test file that runs it, and what stands there when it does.
 ELSEWHERE = {
     "kava bench store": ("test_bench_store.py", '"bench", "store"'),
@@ -114,12 +114,19 @@ def test_a_command_does_what_it_says(place: str, line: str, folder: Path, monkey
             assert needs(line), f"{place}: neither run nor marked with what it needs: {line}"
 
 
-def test_the_readmes_python_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_python_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    programs = [text for _, text in blocks("README.md", "python")]
-    assert len(programs) == 2
-    for program in programs:
-        exec(compile(filled_in(program, folder), "README.md", "exec"), {})
+    programs = [(page, text) for page in PAGES for _, text in blocks(page, "python")]
+    assert {page for page, _ in programs} >= {"README.md", "docs/store.md"}
+    for page, program in programs:
+        exec(compile(filled_in(program, folder), page, "exec"), {})
+
+
+def test_a_link_of_the_readme_leads_to_a_file() -> None:
+    """`mkdocs build --strict` looks at those of docs/."""
+    links = re.findall(r"\]\(([^)]+)\)", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    assert len(links) > 10
+    assert [link for link in links if not (REPOSITORY / link).is_file()] == []
 
 
 def test_what_is_published_is_a_model_and_nothing_of_its_training(folder: Path, tmp_path: Path) -> None:
