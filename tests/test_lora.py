@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from kava.config.arms import Arm
 from kava.config.schema import Lora
 from kava.errors import UserError
+from kava.training.loop import Loop
 from kava.training.lora import add_lora, merge_lora
 from kava.training.model import DistillationModel
-from kava.training.trainer import KavaTrainer
 
 
 def with_lora(**settings: Any) -> DistillationModel:
@@ -42,17 +42,17 @@ def test_adapters_learn_and_what_lies_below_stays(tmp_path: Path, monkeypatch) -
         if name not in trained:
             assert torch.equal(parameter, plain[name.replace(".base_layer", "")]), name
 
-    calls = KavaTrainer.training_step
+    gradients = Loop.gradients
 
-    def kill(trainer: KavaTrainer, *args: Any, **options: Any) -> Any:
-        if trainer.state.global_step == 6:
+    def kill(loop: Loop, step: int) -> Any:
+        if step == 6:
             raise KeyboardInterrupt
-        return calls(trainer, *args, **options)
+        return gradients(loop, step)
 
-    monkeypatch.setattr(KavaTrainer, "training_step", kill)
+    monkeypatch.setattr(Loop, "gradients", kill)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", with_lora(), student_lr=1e-2, steps=12)
-    monkeypatch.setattr(KavaTrainer, "training_step", calls)
+    monkeypatch.setattr(Loop, "gradients", gradients)
     resumed = with_lora()
     run(tmp_path / "cut", resumed, student_lr=1e-2, steps=12)
     for (name, a), b in zip(model.named_parameters(), resumed.parameters(), strict=True):

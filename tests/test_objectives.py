@@ -15,9 +15,8 @@ from kava.models.capture import capture, geometry, rotate, unrotate
 from kava.store.reader import StoreReader
 from kava.training.batches import Batches
 from kava.training.calibrate import calibrate
-from kava.training.loop import measure_alignment
 from kava.training.model import DistillationModel
-from kava.training.phase import judge
+from kava.training.phase import judge, measure_alignment
 from kava.training.watch import first_warnings, late_step, warnings_at
 
 ARMS = {

@@ -66,7 +66,7 @@ def allocated(run: Any) -> int:
 def step(model: Any, name: str, settings: dict[str, Any], stage: str) -> None:
     """The step itself, with nothing that counts beside it."""
     module, batch = trace.training_model(model, TEACHER, arm(name), settings, stage, TOKENS)
-    trace.training_step(module, batch, settings, lambda: None)
+    trace.run_step(module, batch, settings)
 
 
 def without_weights(parts: dict[str, int]) -> int:

@@ -14,6 +14,7 @@ from kava.models.load import load_student, second_model_allowed
 from kava.training.batches import Batches
 from kava.training.loop import train
 from kava.training.model import DistillationModel
+from kava.training.run import TrainingRun
 
 pytestmark = pytest.mark.slow
 
@@ -26,9 +27,7 @@ def losses(tokens: TokenSet, folder: Path, weights: torch.dtype, precision: str,
     with second_model_allowed():
         student = load_student({"model": "kava:student"}, cpu, weights)
     model = DistillationModel(student, None, arm, True, "post_rope")
-    train(
-        model, Batches(tokens, "train", None, arm), Distill(**settings).model_dump(), 1, folder, "f", "sft", cpu, "none"
-    )
+    train(model, Batches(tokens, "train", None, arm), Distill(**settings), TrainingRun(folder, "f", "sft", 1, cpu))
     return torch.tensor([json.loads(line)["ce"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
 
 

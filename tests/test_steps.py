@@ -15,10 +15,10 @@ from training_fixtures import FakeStore, batches, make_model, order_of_run, run
 
 from kava.config.arms import FlatAligner, StructuredAligner
 from kava.errors import Interrupted, UserError
+from kava.training.loop import Loop
 from kava.training.micro_batches import MicroBatches
 from kava.training.model import DistillationModel
 from kava.training.termination import StopOnSignal, Terminated
-from kava.training.trainer import KavaTrainer
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
@@ -120,19 +120,19 @@ def test_a_signal_saves_the_step_that_is_computed_and_the_next_run_goes_on_from_
 
     whole, cut = model(), model()
     facts = run(tmp_path / "whole", whole)
-    training_step = KavaTrainer.training_step
+    gradients = Loop.gradients
 
-    def told(trainer: KavaTrainer, *args: Any, **kwargs: Any) -> Any:
-        if trainer.state.global_step == at:
+    def told(loop: Loop, step: int) -> Any:
+        if step == at:
             os.kill(os.getpid(), number)
-        return training_step(trainer, *args, **kwargs)
+        return gradients(loop, step)
 
-    monkeypatch.setattr(KavaTrainer, "training_step", told)
+    monkeypatch.setattr(Loop, "gradients", told)
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(error, match=rf"after step {at + 1} of arm, which is saved"):
         run(tmp_path / "cut", cut)
     assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    monkeypatch.setattr(KavaTrainer, "training_step", training_step)
+    monkeypatch.setattr(Loop, "gradients", gradients)
     resumed, data = model(), batches()
     assert run(tmp_path / "cut", resumed, data=data) == facts
     assert isinstance(data.store, FakeStore)

@@ -21,6 +21,7 @@ from kava.training.calibrate import calibrate
 from kava.training.loop import train
 from kava.training.model import DistillationModel
 from kava.training.order import data_order, longest_first
+from kava.training.run import TrainingRun
 
 TEACHER = Geometry(4, 2, 16)
 
@@ -90,10 +91,15 @@ def order_of_run() -> list[int]:
 
 
 def run(
-    folder: Path, model: DistillationModel, tracker: str = "none", data: Batches | None = None, **changes: Any
+    folder: Path,
+    model: DistillationModel,
+    tracker: str = "none",
+    data: Batches | None = None,
+    seed: int = 7,
+    **changes: Any,
 ) -> dict[str, Any]:
     short = {"steps": 8, "batch_size": 4, "accumulation": 2, "student_lr": 1e-3, "log_every": 2, "save_every": 4}
-    settings = Distill(**short | changes).model_dump()
+    settings = Distill(**short | changes)
     measure(model, 4)
     data = data or batches(store=model.projector is not None)
-    return train(model, data, settings, 7, folder, "fingerprint", "arm", torch.device("cpu"), tracker)
+    return train(model, data, settings, TrainingRun(folder, "fingerprint", "arm", seed, torch.device("cpu"), tracker))

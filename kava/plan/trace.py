@@ -4,10 +4,9 @@ Models are built from their configuration in torch's fake mode: every operator w
 nothing, so a step of a 0.5B student takes seconds and no memory, and the plan cannot drift from what is trained.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from kava.models.load import build
 from kava.plan.example import masks, teacher_side
 from kava.plan.live import StepBytes
 from kava.training.model import DistillationModel
+from kava.training.step import backward
 from kava.training.student import prepare_student, student_dtype
 
 
@@ -96,7 +96,7 @@ def trace_training(
         live.own(batch.values(), "batch")
         if step:
             with live:
-                training_step(model, batch, settings, partial(setattr, live, "phase", "temporary"))
+                run_step(model, batch, settings, live)
         trained = {path: p.numel() for path, p in model.named_parameters() if p.requires_grad}
         own = {"student": [n for path, n in trained.items() if path.startswith("student.")]}
         own["projector"] = [n for path, n in trained.items() if not path.startswith("student.")]
@@ -123,17 +123,17 @@ def training_model(
     return model, real | teacher_side(arm, real, teacher.geometry, teacher.width, teacher.codec, teacher.top)
 
 
-def training_step(
-    model: DistillationModel, batch: dict[str, Tensor], settings: dict[str, Any], before_backward: Callable[[], Any]
+def run_step(
+    model: DistillationModel, batch: dict[str, Tensor], settings: dict[str, Any], live: StepBytes | None = None
 ) -> None:
-    """Forward and backward of a micro-batch, as the Trainer runs them."""
-    low = settings["precision"] == "bfloat16"
-    autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if low else nullcontext()
-    with torch.set_grad_enabled(settings["learns"]), autocast:
-        loss = model(**batch)["loss"]
-    before_backward()
+    """Forward and backward of a micro-batch as training runs them, or the forward of a phase that only measures."""
+    if live:
+        model.register_forward_hook(lambda *_: setattr(live, "phase", "temporary"))
     if settings["learns"]:
-        loss.backward()
+        backward(model, batch, settings["precision"])
+    else:
+        with torch.no_grad():
+            model(**batch)
 
 
 def trace_forward(

@@ -1,5 +1,6 @@
 """Set up and run a training phase: pretraining the projector, or distilling the student."""
 
+import gc
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -10,21 +11,23 @@ import torch
 
 from kava.align.projector import Projector
 from kava.config.jobs import Job, Runtime
+from kava.config.training import Distill, Pretrain
 from kava.data.fit import embedding_rows, no_tokens, require_a_row_for_each_token, require_fit
 from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.device import use_device
 from kava.errors import UserError
-from kava.files import sha256_json
+from kava.files import sha256_file, sha256_json
 from kava.inert import inert_sentence, is_inert
 from kava.kv import TENSORS
-from kava.metrics import warnings_for
+from kava.metrics import alignment_metrics, warnings_for
 from kava.models.capture import geometry
 from kava.models.load import load_model_config, load_student, load_tokenizer
 from kava.store.reader import StoreReader
 from kava.training.batches import Batches
 from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
-from kava.training.loop import measure_alignment, run_fingerprint, train
+from kava.training.loop import train
 from kava.training.model import DistillationModel
+from kava.training.run import PhaseSettings, TrainingRun
 from kava.training.student import prepare_student, student_dtype
 
 log = logging.getLogger("kava")
@@ -56,7 +59,7 @@ def run_phase(
     """
     stage, spec, inputs = job.stage, job.spec, job.inputs
     arm, seed = spec["arm"], spec["seed"]
-    settings = spec[stage] | runtime.execution[stage]
+    settings = phase_settings(stage, spec[stage] | runtime.execution[stage])
     device = use_device(runtime)
     tokens = TokenSet(inputs["tokens"])
     tokenizer = load_tokenizer(runtime.student)
@@ -70,11 +73,11 @@ def run_phase(
     if store:
         log.info("teacher KV from %s", inputs["store"].parent)
     trained = stage == "distill"
-    dtype = student_dtype(spec["lora"], settings["precision"]) if trained else torch.float32
+    dtype = student_dtype(spec["lora"], settings.precision) if trained else torch.float32
     student = load_student(runtime.student, device, dtype)
     torch.manual_seed(seed)
-    if trained:
-        prepare_student(student, spec["lora"], settings["gradient_checkpointing"], settings["compile_layers"])
+    if isinstance(settings, Distill):
+        prepare_student(student, spec["lora"], settings.gradient_checkpointing, settings.compile_layers)
     projector = _projector(stage, arm, inputs, store, student)
     # Keys that nobody compares are left as they are: their family's RoPE need not be known.
     keys = store.keys_form if store and (projector or arm["auxiliary"]["cka"]) else "post_rope"
@@ -89,13 +92,13 @@ def run_phase(
         measured = {split: Batches(tokens, split, whole) for split in ("train", "validation")}
         model.eval()
         first = range(min(CALIBRATION_EXAMPLES, len(measured["train"])))
-        read = partial(measured["train"].slice, first, settings["batch_size"])
+        read = partial(measured["train"].slice, first, settings.batch_size)
         calibrate(projector, student, read, keys, base_student=not trained)
-    fingerprint = run_fingerprint(spec, inputs)
-    facts = train(model, batches, settings, seed, job.output.parent, fingerprint, spec["name"], device, runtime.tracker)
+    run = TrainingRun(job.output.parent, run_fingerprint(spec, inputs), spec["name"], seed, device, runtime.tracker)
+    facts = train(model, batches, settings, run)
     alignment, warnings = None, facts.pop("warnings")
     if projector is not None:
-        alignment = measure_alignment(model, measured["train"], measured["validation"], settings["batch_size"])
+        alignment = measure_alignment(model, measured["train"], measured["validation"], settings.batch_size)
         warnings = warnings + judge(alignment)
         if trained and is_inert(arm, alignment):
             warnings.append(inert_sentence(arm, alignment))
@@ -112,6 +115,35 @@ def run_phase(
         **facts,
     }
     return model, tokenizer, manifest
+
+
+def phase_settings(stage: str, given: dict[str, Any]) -> PhaseSettings:
+    """Settings of a phase; one without steps, which only measures, has no more than a batch size."""
+    kind = Distill if stage == "distill" else Pretrain
+    steps = given["steps"]
+    settings = kind.model_validate({name: value for name, value in given.items() if steps or name != "steps"})
+    return settings.model_copy(update={"steps": steps})
+
+
+def measure_alignment(
+    model: DistillationModel, training: Batches, held_out: Batches, batch_size: int
+) -> dict[str, Any]:
+    """Alignment metrics of a model with a projector."""
+    model.eval()
+    # Optimizer states hang in reference cycles; on a small GPU they would still be there.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return alignment_metrics(
+        model.predict,
+        training.slice(range(min(CALIBRATION_EXAMPLES, len(training))), batch_size),
+        held_out.slice(range(len(held_out)), batch_size),
+    )
+
+
+def run_fingerprint(spec: dict[str, Any], inputs: dict[str, Path]) -> str:
+    """Hash of a stage's spec and of the manifests that it reads."""
+    return sha256_json([spec, {name: sha256_file(path) for name, path in inputs.items()}])[:16]
 
 
 def _rows_left_out(runtime: Runtime, tokens: TokenSet, tokenizer: Any, arm: dict[str, Any]) -> torch.Tensor | None:
