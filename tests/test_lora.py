@@ -21,7 +21,7 @@ from kava.training.model import DistillationModel
 def with_lora(**settings: Any) -> DistillationModel:
     plain = make_model()
     torch.manual_seed(1)
-    add_lora(plain.student, Lora(**{"rank": 4} | settings).model_dump())
+    add_lora(plain.student, Lora(**{"rank": 4} | settings))
     return DistillationModel(plain.student, plain.projector, plain.arm, True, "pre_rope")
 
 
@@ -78,8 +78,8 @@ def test_adapters_on_bf16_weights_are_fp32_and_checkpointed_gradients_are_theirs
     for on in (False, True):
         student = tiny_model("qwen2").bfloat16()
         torch.manual_seed(1)
-        add_lora(student, Lora(rank=4, dropout=0.1).model_dump())
-        model = DistillationModel(student, None, Arm(aligner=None).model_dump(), True, "pre_rope").train()
+        add_lora(student, Lora(rank=4, dropout=0.1))
+        model = DistillationModel(student, None, Arm(aligner=None), True, "pre_rope").train()
         if on:
             student.activation_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(2)
@@ -96,7 +96,7 @@ def test_gpt2_takes_adapters_by_its_own_names_and_unknown_ones_are_refused() -> 
     student, ids = tiny_model("gpt2"), torch.randint(3, 61, (1, 5))
     before = student(ids).logits
     with pytest.raises(UserError, match=r"gpt2 has no q_proj; allowed: c_attn, c_fc, c_proj"):
-        add_lora(student, Lora(targets=["c_attn", "q_proj"]).model_dump())
-    add_lora(student, Lora(targets=["c_attn"]).model_dump())
+        add_lora(student, Lora(targets=["c_attn", "q_proj"]))
+    add_lora(student, Lora(targets=["c_attn"]))
     merge_lora(student)
     torch.testing.assert_close(student(ids).logits, before)

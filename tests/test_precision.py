@@ -23,11 +23,11 @@ def losses(tokens: TokenSet, folder: Path, weights: torch.dtype, precision: str,
     """Cross entropy of the demo's student over 60 steps, a mean per 10."""
     settings = {"steps": 60, "batch_size": 16, "accumulation": 1, "student_lr": 5e-5, "warmup_ratio": 0.0}
     settings |= {"precision": precision, "optimizer": optimizer}
-    arm, cpu = Arm(aligner=None).model_dump(), torch.device("cpu")
+    arm, cpu = Arm(aligner=None), torch.device("cpu")
     with second_model_allowed():
         student = load_student({"model": "kava:student"}, cpu, weights)
     model = DistillationModel(student, None, arm, True, "post_rope")
-    train(model, Batches(tokens, "train", None, arm), Distill(**settings), TrainingRun(folder, "f", "sft", 1, cpu))
+    train(model, Batches(tokens, "train"), Distill(**settings), TrainingRun(folder, "f", "sft", 1, cpu))
     return torch.tensor([json.loads(line)["ce"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from test_training import TIMINGS
-from training_fixtures import FakeStore, batches, make_model, order_of_run, run
+from training_fixtures import batches, make_model, order_of_run, run, store_of
 
 from kava.config.arms import FlatAligner, StructuredAligner
 from kava.errors import Interrupted, UserError
@@ -84,8 +84,7 @@ def test_a_step_that_runs_out_of_memory_is_done_again_from_its_first_example(
     assert len(refused) == len(expected)
     assert_same_curve(tmp_path / "a", tmp_path / "b")
     # In the end every example was read in its turn, and none of a later step was lost to what was read ahead.
-    assert isinstance(data.store, FakeStore)
-    assert data.store.examples[-8:] == order_of_run()[-8:]
+    assert store_of(data).examples[-8:] == order_of_run()[-8:]
 
 
 def test_memory_that_does_not_suffice_for_one_example_is_told(tmp_path: Path, monkeypatch: Any) -> None:
@@ -135,8 +134,7 @@ def test_a_signal_saves_the_step_that_is_computed_and_the_next_run_goes_on_from_
     monkeypatch.setattr(Loop, "gradients", gradients)
     resumed, data = model(), batches()
     assert run(tmp_path / "cut", resumed, data=data) == facts
-    assert isinstance(data.store, FakeStore)
-    assert data.store.examples == order_of_run()[8 * (at + 1) :]
+    assert store_of(data).examples == order_of_run()[8 * (at + 1) :]
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name

@@ -14,25 +14,16 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from kava.align.projector import Projector
-from kava.kv import Geometry
+from kava.config.arms import Arm
+from kava.config.schema import Lora
 from kava.models.capture import capture, capture_with_hidden, geometry
 from kava.models.load import build
 from kava.plan.example import masks, teacher_side
 from kava.plan.live import StepBytes
 from kava.training.model import DistillationModel
+from kava.training.signals.base import TeacherShape
 from kava.training.step import backward
 from kava.training.student import prepare_student, student_dtype
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """What a step needs to know of the teacher's side: KV geometry, hidden width, codec's kind, stored logits."""
-
-    geometry: Geometry
-    width: int
-    codec: str = "bf16"
-    top: int = 0
-    keys: str = "pre_rope"
 
 
 @dataclass(frozen=True)
@@ -56,8 +47,8 @@ class Traced:
 
 def trace_training(
     student_config: Any,
-    teacher: Teacher,
-    arm: dict[str, Any],
+    teacher: TeacherShape,
+    arm: Arm,
     settings: dict[str, Any],
     stage: str,
     tokens: int,
@@ -72,7 +63,7 @@ def trace_training(
     teacher
         The teacher's side.
     arm
-        Settings of the arm, as JSON values.
+        Whose losses are computed.
     settings
         `batch_size`, `precision`, `lora`, `gradient_checkpointing`, and `learns` (false for a phase without steps,
         which only measures).
@@ -83,8 +74,9 @@ def trace_training(
     step
         False for the parameters alone, which is quick.
     """
-    student = _causal_lm(student_config, student_dtype(settings["lora"], settings["precision"]))
-    prepare_student(student, settings["lora"], settings["gradient_checkpointing"])
+    lora = Lora.model_validate(settings["lora"]) if settings["lora"] else None
+    student = _causal_lm(student_config, student_dtype(lora, settings["precision"]))
+    prepare_student(student, lora, settings["gradient_checkpointing"])
     with _without_data():
         _fake(student)
         model, batch = training_model(student, teacher, arm, settings, stage, tokens)
@@ -104,15 +96,15 @@ def trace_training(
 
 
 def training_model(
-    student: Any, teacher: Teacher, arm: dict[str, Any], settings: dict[str, Any], stage: str, tokens: int
+    student: Any, teacher: TeacherShape, arm: Arm, settings: dict[str, Any], stage: str, tokens: int
 ) -> tuple[DistillationModel, dict[str, Tensor]]:
     """Model and largest batch of a phase, gradients being there; with data or without, as the student and the mode are.
 
     Parameters are those of `trace_training`, and the student as `prepare_student` leaves it.
     """
     projector = None
-    if arm["aligner"]:
-        projector = Projector(arm["aligner"], teacher.geometry, geometry(student.config), arm["loss"]["center"])
+    if arm.aligner:
+        projector = Projector(arm.aligner.model_dump(), teacher.geometry, geometry(student.config), arm.loss.center)
     model = DistillationModel(student, projector, arm, stage == "distill", teacher.keys, teacher.width).train()
     if not settings["learns"]:
         model.requires_grad_(False)
@@ -120,7 +112,7 @@ def training_model(
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     real = masks(settings["batch_size"], tokens)
-    return model, real | teacher_side(arm, real, teacher.geometry, teacher.width, teacher.codec, teacher.top)
+    return model, real | teacher_side(arm, real, teacher)
 
 
 def run_step(

@@ -97,7 +97,7 @@ class Loop:
 
         def read(part: Part) -> Batch:
             """Examples with the teacher's side that their step will want."""
-            return batches.collate(part.examples, frozenset(model.weights(part.step / settings.steps)))
+            return batches.collate(part.examples, model.wanted(part.step / settings.steps))
 
         per_step, place = settings.batch_size * settings.accumulation, self.accelerator
         self.micro_batches = MicroBatches(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from kava.device import device_memory_mib
 from kava.errors import UserError
 from kava.files import write_atomic
-from kava.training.model import PARTS
+from kava.training.model import parts
 from kava.training.run import PhaseSettings, TrainingRun
 from kava.training.trackers import open_tracker
 from kava.training.watch import alignment_word, warnings_at
@@ -107,7 +107,7 @@ class Journal:
         record = {
             "step": step,
             "loss": means["loss"],
-            **{name: means.get(name) for name in PARTS},
+            **{name: means.get(name) for name in parts()},
             **rates | {group["rate"]: group["lr"] for group in groups},
             "data_wait": waited / (now - self._logged),
             "seconds": now - self._began,
@@ -128,10 +128,10 @@ class Journal:
 
 def status_line(record: dict[str, Any], steps: int, arm: str) -> str:
     """`step 100/800 arm=flat loss=… ce=… kv=… cos=… centred=… phase=…`."""
-    parts = [f"step {record['step']}/{steps} arm={arm} loss={record['loss']:.4f}"]
-    for name in PARTS:
+    words = [f"step {record['step']}/{steps} arm={arm} loss={record['loss']:.4f}"]
+    for name in parts():
         if record[name] is not None:
-            parts.append(f"{LABELS.get(name, name)}={record[name]:.4f}")
+            words.append(f"{LABELS.get(name, name)}={record[name]:.4f}")
     if record["cos_sim_centered"] is not None:
-        parts.append(f"phase={alignment_word(record['cos_sim_centered'])}")
-    return " ".join(parts)
+        words.append(f"phase={alignment_word(record['cos_sim_centered'])}")
+    return " ".join(words)
