@@ -15,8 +15,8 @@ from kava.data.tokens import Segment
 from kava.errors import UserError
 from kava.kv import KeysValues, pad_ids
 from kava.store.reader import StoredExample, StoreReader
-from kava.training.batches import Batches
-from kava.training.weights import relative_importance
+from kava.training.batches import stored_batches
+from kava.training.signals.kv import relative_importance
 
 PROMPT, ANSWER, KEPT = 5, 4, 3  # tokens; of the reasoning the student of equations reads every third
 ALIGNER = {"kind": "structured"}
@@ -54,8 +54,8 @@ def segments_of(reasoning: int) -> np.ndarray:
     return np.repeat([0, 1, 2], [PROMPT, reasoning, ANSWER]).astype(np.int8)
 
 
-def arm(aligner: Any = ALIGNER, **settings: Any) -> dict[str, Any]:
-    return Arm.model_validate({"aligner": aligner} | settings).model_dump()
+def arm(aligner: Any = ALIGNER, **settings: Any) -> Arm:
+    return Arm.model_validate({"aligner": aligner} | settings)
 
 
 def of_ramps(store: StoreReader) -> StoreReader:
@@ -73,7 +73,7 @@ def of_ramps(store: StoreReader) -> StoreReader:
 
 
 def test_without_an_arm_all_tokens_count_alike_and_nothing_else_is_read(stores: dict[str, Path]) -> None:
-    batch = Batches(token_set(), "train", StoreReader(stores["full"])).collate([0, 1])
+    batch = stored_batches(token_set(), "train", StoreReader(stores["full"])).collate([0, 1])
     assert torch.equal(batch["kv_mask"], batch["attention_mask"])
     assert torch.equal(batch["kv_weight"], batch["attention_mask"].float())
     assert not {"teacher_hidden", "topk_ids"} & batch.keys()
@@ -85,7 +85,7 @@ def test_without_an_arm_all_tokens_count_alike_and_nothing_else_is_read(stores: 
 
 @pytest.mark.parametrize("names", [["reasoning"], ["prompt", "answer"]])
 def test_tokens_of_other_segments_weigh_nothing(names: list[str], stores: dict[str, Path]) -> None:
-    batch = Batches(token_set(), "train", StoreReader(stores["full"]), arm(segments=names)).collate([2, 3])
+    batch = stored_batches(token_set(), "train", StoreReader(stores["full"]), arm(segments=names)).collate([2, 3])
     wanted = torch.stack([batch["segments"] == Segment[name.upper()] for name in names]).any(0)
     assert torch.equal(batch["kv_weight"], wanted.float())
     assert torch.equal(batch["kv_mask"], batch["attention_mask"])
@@ -93,7 +93,9 @@ def test_tokens_of_other_segments_weigh_nothing(names: list[str], stores: dict[s
 
 def test_importance_weighs_the_reasoning_by_its_share_and_the_rest_by_one(stores: dict[str, Path]) -> None:
     store = StoreReader(stores["full"])
-    batch = Batches(token_set(), "train", store, arm(loss={"kind": "mse", "weights": "importance"})).collate([1, 4])
+    batch = stored_batches(token_set(), "train", store, arm(loss={"kind": "mse", "weights": "importance"})).collate(
+        [1, 4]
+    )
     for row, example in enumerate([1, 4]):
         n = token_set().lengths("train")[example]
         scores = store.scores("train", example).importance.double().numpy()[PROMPT : n - ANSWER]
@@ -116,7 +118,7 @@ def test_teacher_kv_is_laid_onto_fewer_tokens_by_interpolation_within_segments(
     alpha: float, stores: dict[str, Path]
 ) -> None:
     tokens, store = token_set(equations=True), of_ramps(StoreReader(stores["full"]))
-    batches = Batches(tokens, "train", store, arm(time_warp={"alpha": alpha}))
+    batches = stored_batches(tokens, "train", store, arm(time_warp={"alpha": alpha}))
     examples = [1, 5, 2]
     batch = batches.collate(examples)
     assert torch.equal(batch["kv_mask"], batch["attention_mask"])
@@ -129,16 +131,16 @@ def test_teacher_kv_is_laid_onto_fewer_tokens_by_interpolation_within_segments(
         reasoning = PROMPT + alpha * linear + (1 - alpha) * nearest
         expected = np.concatenate([np.arange(PROMPT), reasoning, np.arange(theirs - ANSWER, theirs)])
         for name, shift in (("teacher_keys", 0), ("teacher_values", 10 * example)):
-            laid = batch[name][row, :, :, :ours]  # type: ignore[literal-required]
+            laid = batch[name][row, :, :, :ours]
             np.testing.assert_allclose(laid, np.broadcast_to(expected[:, None], laid.shape) + shift, atol=1e-4)
-            assert not batch[name][row, :, :, ours:].any()  # type: ignore[literal-required]
+            assert not batch[name][row, :, :, ours:].any()
 
 
 def test_another_examples_kv_is_laid_onto_fewer_tokens_by_its_own_segments(stores: dict[str, Path]) -> None:
     tokens, store = token_set(equations=True), of_ramps(StoreReader(stores["full"]))
-    batches = Batches(tokens, "train", store, arm(teacher_kv="shuffled"), 0)
+    batches = stored_batches(tokens, "train", store, arm(teacher_kv="shuffled"), 0)
     batch = batches.collate([0])
-    other = batches.source[0]
+    other = batches.teacher.by_name["kv"].stored.source[0]
     assert other != 0
     theirs, ours = len(tokens.input_ids["train"][other]), len(tokens.student_ids["train"][0])
     assert batch["kv_mask"].sum() == ours
@@ -154,7 +156,7 @@ def test_auxiliary_signals_are_those_of_the_example_whoever_gives_the_kv(teacher
     of_codi = arm(auxiliary=auxiliary, teacher_kv="shuffled")
     for equations in (False, True):
         tokens = token_set(equations)
-        batch = Batches(tokens, "train", StoreReader(stores["full"]), of_codi, 0).collate([3, 0])
+        batch = stored_batches(tokens, "train", StoreReader(stores["full"]), of_codi, 0).collate([3, 0])
         assert batch["teacher_hidden"].dtype == batch["topk_logprobs"].dtype == torch.float32
         assert batch["topk_ids"].dtype == torch.int64
         assert batch["topk_ids"].shape == batch["topk_logprobs"].shape == (2 * ANSWER, 5)
@@ -175,7 +177,7 @@ def test_auxiliary_signals_are_those_of_the_example_whoever_gives_the_kv(teacher
 def test_kv_is_read_where_it_is_compared_alone(stores: dict[str, Path]) -> None:
     for auxiliary, reads in (({"codi": {}, "logit_kd": {}}, False), ({"cka": {}}, True)):
         store = StoreReader(stores["full"])
-        batch = Batches(token_set(), "train", store, arm(None, auxiliary=auxiliary)).collate([0, 1])
+        batch = stored_batches(token_set(), "train", store, arm(None, auxiliary=auxiliary)).collate([0, 1])
         assert ("teacher_keys" in batch) == reads
         assert bool(batch["kv_mask"].any()) == bool(batch["kv_weight"].any()) == reads
 
@@ -183,7 +185,7 @@ def test_kv_is_read_where_it_is_compared_alone(stores: dict[str, Path]) -> None:
 def test_selected_tokens_alone_weigh(stores: dict[str, Path]) -> None:
     on_reading = key(BF16, select={"kind": "uniform", "budget": 6})["select"]
     for store in (StoreReader(stores["kept"]), StoreReader(stores["full"], select=on_reading)):
-        batch = Batches(token_set(), "train", store, arm(segments=["reasoning"])).collate([1, 2])
+        batch = stored_batches(token_set(), "train", store, arm(segments=["reasoning"])).collate([1, 2])
         assert batch["kv_weight"].sum(1).tolist() == [6, 6]
         assert torch.equal(batch["kv_weight"].bool(), batch["kv_mask"].bool())
         for row, example in enumerate([1, 2]):
@@ -196,54 +198,58 @@ def test_an_example_without_a_token_to_compare_is_named_before_training(stores: 
     on_reading = key(BF16, select={"kind": "uniform", "budget": 6})["select"]
     for store in (StoreReader(stores["kept"]), StoreReader(stores["full"], select=on_reading)):
         with pytest.raises(UserError, match=r"train example 0 has no token.*segments \['answer'\]"):
-            Batches(token_set(), "train", store, arm(segments=["answer"]))
+            stored_batches(token_set(), "train", store, arm(segments=["answer"]))
     # Partners of like length do not reach as far.
     with pytest.raises(UserError, match=r"segments \['answer'\]"):
-        Batches(token_set(), "train", StoreReader(stores["full"]), arm(segments=["answer"]), 0)
+        stored_batches(token_set(), "train", StoreReader(stores["full"]), arm(segments=["answer"]), 0)
 
 
 def test_a_student_whose_answer_is_other_tokens_cannot_learn_the_teachers_logits(stores: dict[str, Path]) -> None:
     tokens = token_set(equations=True)
     tokens.student_ids["train"][3][-2] += 1
-    Batches(tokens, "train", StoreReader(stores["full"]), arm(auxiliary={"codi": {}}))
+    stored_batches(tokens, "train", StoreReader(stores["full"]), arm(auxiliary={"codi": {}}))
     with pytest.raises(UserError, match="answer of train example 3 is 4 tokens for the student and 4 for the teacher"):
-        Batches(tokens, "train", StoreReader(stores["full"]), arm(auxiliary={"logit_kd": {}}))
+        stored_batches(tokens, "train", StoreReader(stores["full"]), arm(auxiliary={"logit_kd": {}}))
 
 
 def test_a_segment_that_the_teacher_lacks_is_named(stores: dict[str, Path]) -> None:
     tokens = token_set(equations=True)
     tokens.segments["train"][4] = np.where(tokens.segments["train"][4] == 1, 0, tokens.segments["train"][4])
     with pytest.raises(UserError, match="the student reads reasoning in train example 4 where the teacher has none"):
-        Batches(tokens, "train", StoreReader(stores["full"]), arm())
+        stored_batches(tokens, "train", StoreReader(stores["full"]), arm())
 
 
 def test_fewer_tokens_need_a_store_of_all_tokens(stores: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="interpolates between neighbouring tokens"):
-        Batches(token_set(equations=True), "train", StoreReader(stores["kept"]), arm(None, auxiliary={"cka": {}}))
+        stored_batches(
+            token_set(equations=True), "train", StoreReader(stores["kept"]), arm(None, auxiliary={"cka": {}})
+        )
 
 
 def test_ids_are_the_students_and_the_store_is_checked_against_the_teachers(stores: dict[str, Path]) -> None:
     tokens = token_set(equations=True)
-    batches = Batches(tokens, "train", StoreReader(stores["full"]), arm())
+    batches = stored_batches(tokens, "train", StoreReader(stores["full"]), arm())
     assert batches.ids is tokens.student_ids["train"]
     assert batches.collate([2])["input_ids"][0].tolist() == tokens.student_ids["train"][2].tolist()
     tokens.input_ids["train"][0] = tokens.input_ids["train"][0] + 1
     with pytest.raises(UserError, match="they are of other data"):
-        Batches(tokens, "train", StoreReader(stores["full"]), arm())
+        stored_batches(tokens, "train", StoreReader(stores["full"]), arm())
 
 
 def test_batches_read_ahead_are_those_read_one_by_one(stores: dict[str, Path]) -> None:
-    batches = Batches(token_set(), "train", StoreReader(stores["full"]), arm(auxiliary={"codi": {}, "logit_kd": {}}))
+    batches = stored_batches(
+        token_set(), "train", StoreReader(stores["full"]), arm(auxiliary={"codi": {}, "logit_kd": {}})
+    )
     for first, ahead in zip(range(0, 6, 2), batches.slice(range(6), 2), strict=True):
         alone = batches.collate([first, first + 1])
         assert alone.keys() == ahead.keys()
-        assert all(torch.equal(ahead[name], alone[name]) for name in alone)  # type: ignore[literal-required]
+        assert all(torch.equal(ahead[name], alone[name]) for name in alone)
 
 
 def test_losses_of_some_segments_are_shared_by_their_tokens_and_cosines_by_all_that_have_kv(
     stores: dict[str, Path],
 ) -> None:
-    batches = Batches(token_set(), "train", StoreReader(stores["full"]), arm(segments=["reasoning"]))
+    batches = stored_batches(token_set(), "train", StoreReader(stores["full"]), arm(segments=["reasoning"]))
     lengths, counts = token_set().lengths("train"), batches.counts([2, 3])
     assert counts["covered"] == lengths[2] + lengths[3]
     assert counts["kv"] == lengths[2] + lengths[3] - 2 * (PROMPT + ANSWER)

@@ -17,10 +17,10 @@ FAMILIES = ["qwen2", "qwen3", "llama", "mistral", "gpt2"]
 
 
 def a_model(family: str, **arm: Any) -> DistillationModel:
-    settings = Arm(**{"aligner": STRUCTURED, "train_projector": True, "kv_until": 1.0} | arm).model_dump()
+    settings = Arm(**{"aligner": STRUCTURED, "train_projector": True, "kv_until": 1.0} | arm)
     student = tiny_model(family)
     torch.manual_seed(0)
-    projector = Projector(settings["aligner"], TEACHER, geometry(student.config), settings["loss"]["center"])
+    projector = Projector(STRUCTURED.model_dump(), TEACHER, geometry(student.config), settings.loss.center)
     projector.set_teacher_statistics(FakeStore.mean, FakeStore.std)
     return DistillationModel(student, projector, settings, True, "pre_rope", 24)
 
@@ -39,7 +39,7 @@ def step(model: DistillationModel, checkpointed: bool) -> tuple[dict[str, torch.
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        own = model._read(batch, ("kv", "codi"))
+        own = model._read(batch, model.weights(0.0))
     torch.manual_seed(3)
     output = model(**batch)
     output["loss"].backward()
@@ -68,7 +68,7 @@ def test_kv_loss_alone_gives_a_checkpointed_student_its_gradient() -> None:
             model.student.activation_checkpointing_enable({"use_reentrant": False})
         model.train()
         batch = batches().collate([0, 1, 2])
-        own = model._read(batch, ("kv",)).kv
+        own = model._read(batch, model.weights(0.0)).kv
         projected = model.projector(KeysValues(batch["teacher_keys"], batch["teacher_values"]))
         model.objective.distance(own, projected, batch["kv_weight"], model.projector, 0.0).backward()
         gradients.append({name: p.grad for name, p in model.student.named_parameters() if p.grad is not None})

@@ -58,4 +58,4 @@ def test_a_student_that_changes_logits_after_its_head_is_refused() -> None:
     student = tiny_model("qwen2")
     student.config.final_logit_softcapping = 30.0
     with pytest.raises(UserError, match=r"qwen2 changes logits after its head \(final_logit_softcapping: 30\.0\)"):
-        DistillationModel(student, None, Arm(aligner=None).model_dump(), True, "pre_rope")
+        DistillationModel(student, None, Arm(aligner=None), True, "pre_rope")

@@ -13,15 +13,15 @@ from transformers import AutoModelForCausalLM
 from kava.config.arms import Arm
 from kava.config.schema import Lora
 from kava.errors import UserError
+from kava.training.loop import Loop
 from kava.training.lora import add_lora, merge_lora
 from kava.training.model import DistillationModel
-from kava.training.trainer import KavaTrainer
 
 
 def with_lora(**settings: Any) -> DistillationModel:
     plain = make_model()
     torch.manual_seed(1)
-    add_lora(plain.student, Lora(**{"rank": 4} | settings).model_dump())
+    add_lora(plain.student, Lora(**{"rank": 4} | settings))
     return DistillationModel(plain.student, plain.projector, plain.arm, True, "pre_rope")
 
 
@@ -42,17 +42,17 @@ def test_adapters_learn_and_what_lies_below_stays(tmp_path: Path, monkeypatch) -
         if name not in trained:
             assert torch.equal(parameter, plain[name.replace(".base_layer", "")]), name
 
-    calls = KavaTrainer.training_step
+    gradients = Loop.gradients
 
-    def kill(trainer: KavaTrainer, *args: Any, **options: Any) -> Any:
-        if trainer.state.global_step == 6:
+    def kill(loop: Loop, step: int) -> Any:
+        if step == 6:
             raise KeyboardInterrupt
-        return calls(trainer, *args, **options)
+        return gradients(loop, step)
 
-    monkeypatch.setattr(KavaTrainer, "training_step", kill)
+    monkeypatch.setattr(Loop, "gradients", kill)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", with_lora(), student_lr=1e-2, steps=12)
-    monkeypatch.setattr(KavaTrainer, "training_step", calls)
+    monkeypatch.setattr(Loop, "gradients", gradients)
     resumed = with_lora()
     run(tmp_path / "cut", resumed, student_lr=1e-2, steps=12)
     for (name, a), b in zip(model.named_parameters(), resumed.parameters(), strict=True):
@@ -78,8 +78,8 @@ def test_adapters_on_bf16_weights_are_fp32_and_checkpointed_gradients_are_theirs
     for on in (False, True):
         student = tiny_model("qwen2").bfloat16()
         torch.manual_seed(1)
-        add_lora(student, Lora(rank=4, dropout=0.1).model_dump())
-        model = DistillationModel(student, None, Arm(aligner=None).model_dump(), True, "pre_rope").train()
+        add_lora(student, Lora(rank=4, dropout=0.1))
+        model = DistillationModel(student, None, Arm(aligner=None), True, "pre_rope").train()
         if on:
             student.activation_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(2)
@@ -96,7 +96,7 @@ def test_gpt2_takes_adapters_by_its_own_names_and_unknown_ones_are_refused() -> 
     student, ids = tiny_model("gpt2"), torch.randint(3, 61, (1, 5))
     before = student(ids).logits
     with pytest.raises(UserError, match=r"gpt2 has no q_proj; allowed: c_attn, c_fc, c_proj"):
-        add_lora(student, Lora(targets=["c_attn", "q_proj"]).model_dump())
-    add_lora(student, Lora(targets=["c_attn"]).model_dump())
+        add_lora(student, Lora(targets=["c_attn", "q_proj"]))
+    add_lora(student, Lora(targets=["c_attn"]))
     merge_lora(student)
     torch.testing.assert_close(student(ids).logits, before)

@@ -11,10 +11,11 @@ from test_batches import ANSWER, PROMPT, arm, stores, teacher, token_set  # noqa
 
 from kava.align.projector import Projector
 from kava.cka import linear_cka
+from kava.config.arms import Arm, MseLoss
 from kava.kv import Geometry, KeysValues
 from kava.models.capture import capture, geometry, observed_attention
 from kava.store.reader import StoreReader
-from kava.training.batches import Batches
+from kava.training.batches import stored_batches
 from kava.training.kv import KvObjective
 from kava.training.model import WHOLE, DistillationModel
 
@@ -23,19 +24,20 @@ AUXILIARIES = {"codi": {}, "logit_kd": {}, "cka": {}}
 EXAMPLES = [0, 1, 3, 5]
 
 
-def prepared(manifest: Any, settings: dict[str, Any], layers: int = 2, train_student: bool = True) -> Any:
+def prepared(manifest: Any, settings: Arm, layers: int = 2, train_student: bool = True) -> Any:
     """Model and batches of an arm; the projector's statistics are made up and far from 0 and 1."""
-    store = StoreReader(manifest, select=settings["select"])
+    store = StoreReader(manifest, select=settings.select and settings.select.model_dump())
     student = tiny_model("qwen2", max_position_embeddings=128, num_hidden_layers=layers)
     for layer in student.model.layers:
         torch.nn.init.normal_(layer.self_attn.k_proj.bias)
     projector = None
-    if settings["aligner"]:
-        projector = Projector(settings["aligner"], store.geometry, geometry(student.config), settings["loss"]["center"])
+    if settings.aligner:
+        aligner, center = settings.aligner.model_dump(), settings.loss.center
+        projector = Projector(aligner, store.geometry, geometry(student.config), center)
         projector.set_teacher_statistics(store.mean, store.std)
         make_up(projector)
-    shuffled = 3 if settings["teacher_kv"] == "shuffled" else None
-    batches = Batches(token_set(), "train", store, settings, shuffled)
+    shuffled = 3 if settings.teacher_kv == "shuffled" else None
+    batches = stored_batches(token_set(), "train", store, settings, shuffled)
     return DistillationModel(student, projector, settings, train_student, "pre_rope", 32).eval(), batches
 
 
@@ -57,14 +59,14 @@ def cosine_distance(student: np.ndarray, projected: np.ndarray, weight: np.ndarr
 
 
 def objective_by_hand(
-    loss: dict[str, Any], tensors: str, student: Any, projected: Any, weight: np.ndarray, projector: Projector
+    loss: Any, tensors: str, student: Any, projected: Any, weight: np.ndarray, projector: Projector
 ) -> float:
     found = []
     for i in {"both": (0, 1), "keys": (0,), "values": (1,)}[tensors]:
         s, p = wide(student[i]), wide(projected[i])
-        if loss["center"]:
+        if loss.center:
             s, p = s - wide(projector.student_mean[i]), p - wide(projector.student_mean[i])
-        if loss["standardize"]:
+        if loss.standardize:
             s, p = s / wide(projector.student_std[i]), p / wide(projector.student_std[i])
         found.append(cosine_distance(s, p, weight))
     return sum(found) / len(found)
@@ -78,7 +80,8 @@ def test_the_kv_objective_compares_both_sides_in_the_same_coordinates(
 ) -> None:
     loss = {"kind": "structural", "attention": 0, "center": center, "standardize": standardize}
     settings = arm(loss=loss, tensors=tensors)
-    projector = Projector(settings["aligner"], Geometry(3, 2, 4), GEOMETRY)
+    assert settings.aligner
+    projector = Projector(settings.aligner.model_dump(), Geometry(3, 2, 4), GEOMETRY)
     make_up(projector)
     generator = torch.Generator().manual_seed(1)
     student, projected = (
@@ -86,7 +89,7 @@ def test_the_kv_objective_compares_both_sides_in_the_same_coordinates(
     )
     weight = torch.tensor([[1.0, 0.5, 2.0, 0.0, 1.0], [1.0, 1.0, 0.0, 0.0, 0.0]])
     found = KvObjective(settings).distance(student, projected, weight, projector, 1.0)
-    by_hand = objective_by_hand(settings["loss"], tensors, student, projected, wide(weight), projector)
+    by_hand = objective_by_hand(settings.loss, tensors, student, projected, wide(weight), projector)
     assert float(found) == pytest.approx(by_hand, rel=1e-5)
 
 
@@ -110,7 +113,7 @@ def test_importance_weighs_the_named_segments_alone_and_is_that_of_the_example_i
         assert counts["covered"] == int(batch["kv_mask"].sum())
         student, _ = capture(model.student, batch["input_ids"], batch["attention_mask"])
         projected = model.projector(KeysValues(batch["teacher_keys"], batch["teacher_values"]))
-        by_hand = objective_by_hand(settings["loss"], "both", student, projected, expected.numpy(), model.projector)
+        by_hand = objective_by_hand(settings.loss, "both", student, projected, expected.numpy(), model.projector)
         assert float(model(**batch)["kv"]) == pytest.approx(by_hand, rel=1e-4)
 
 
@@ -173,7 +176,7 @@ def test_attention_kl_gives_keys_a_gradient_and_queries_none() -> None:
 def test_auxiliaries_of_a_student_that_is_the_teacher_are_zero(stores: Any, teacher: Any) -> None:  # noqa: F811
     settings = arm(None, auxiliary=AUXILIARIES)
     model = DistillationModel(teacher, None, settings, True, "pre_rope", 32).eval()
-    batches = Batches(token_set(), "train", StoreReader(stores["full"]), settings)
+    batches = stored_batches(token_set(), "train", StoreReader(stores["full"]), settings)
     with torch.no_grad():
         output = model(**batches.collate(EXAMPLES))
     # The store rounds to 8 bits of mantissa.
@@ -269,6 +272,6 @@ def test_the_running_cosine_that_is_called_centred_is(stores: Any) -> None:  # n
         projected = model.projector(KeysValues(batch["teacher_keys"], batch["teacher_values"]))
     mask = wide(batch["kv_mask"])
     for name, center in (("cos_sim", False), ("cos_sim_centered", True)):
-        loss = {"center": center, "standardize": False}
+        loss = MseLoss(center=center)
         by_hand = 1 - objective_by_hand(loss, "both", student, projected, mask, model.projector)
         assert float(output[name]) == pytest.approx(by_hand, rel=1e-4)

@@ -12,12 +12,11 @@ from training_fixtures import make_model, run
 
 from kava.config.arms import FlatAligner, StructuredAligner
 from kava.config.schema import Distill
-from kava.training import trainer
-from kava.training.arguments import training_arguments
-from kava.training.loop import run_fingerprint
+from kava.training import loop
+from kava.training.loop import Loop
 from kava.training.model import DistillationModel
 from kava.training.optimizer import make_optimizer, parameter_groups
-from kava.training.trainer import KavaTrainer
+from kava.training.phase import run_fingerprint
 
 STEPS = 20
 
@@ -44,7 +43,7 @@ def test_gradients_of_student_and_projector_are_clipped_together_at_max_grad_nor
     limit: float, tmp_path: Path, monkeypatch: Any
 ) -> None:
     # Plain descent: the length of its step is that of the gradient, which Adam would make nothing of.
-    monkeypatch.setattr(trainer, "make_optimizer", lambda _, groups: torch.optim.SGD(groups))
+    monkeypatch.setattr(loop, "make_optimizer", lambda _, groups: torch.optim.SGD(groups))
     model, lr = make_model(kv_weight=100.0), 1e-2
     one = {"steps": 1, "log_every": 1, "student_lr": lr, "projector_lr": lr, "weight_decay": 0.0, "warmup_ratio": 0.0}
     before = [p.detach().double().clone() for p in model.parameters()]
@@ -58,13 +57,13 @@ def test_gradients_of_student_and_projector_are_clipped_together_at_max_grad_nor
 
 
 def test_weight_decay_and_rate_of_every_group_are_those_of_the_settings() -> None:
-    settings = {"student_lr": 3e-4, "projector_lr": 2e-3, "weight_decay": 0.3}
+    settings = Distill(student_lr=3e-4, projector_lr=2e-3, weight_decay=0.3)
     model = make_model()
     named = {id(p): name for name, p in model.named_parameters()}
     found = {named[id(p)]: group for group in parameter_groups(model, settings) for p in group["params"]}
     assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     for name, group in found.items():
-        assert group["lr"] == settings["student_lr" if name.startswith("student.") else "projector_lr"]
+        assert group["lr"] == (3e-4 if name.startswith("student.") else 2e-3)
         assert group["weight_decay"] == (0.0 if "norm" in name or name.endswith("bias") else 0.3), name
 
 
@@ -92,9 +91,14 @@ def test_steps_run_in_their_precision_and_with_dropout(precision: str, tmp_path:
 
 
 def test_dropout_is_drawn_by_the_seed(tmp_path: Path) -> None:
-    settings = Distill().model_dump()
-    found = training_arguments(settings, tmp_path, 7, torch.device("cpu"), "none", "run", False)
-    assert (found.seed, found.data_seed) == (7, 7)
+    found = []
+    for seed in (7, 7, 8):
+        torch.manual_seed(len(found))  # whatever was drawn before
+        model = make_model(FlatAligner())
+        run(tmp_path / str(len(found)), model, steps=2, seed=seed)
+        found.append(torch.cat([p.detach().flatten() for p in model.projector.parameters()]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def test_a_logged_loss_is_the_mean_of_the_steps_since_the_last_line(tmp_path: Path) -> None:
@@ -113,20 +117,20 @@ def test_a_resumed_run_keeps_the_size_that_fitted_and_the_record_of_it(tmp_path:
     class Killed(Exception):
         pass
 
-    def killed(this: KavaTrainer, *args: Any, **kwargs: Any) -> Any:
-        if this.state.global_step == 5:
+    def killed(this: Loop, step: int) -> Any:
+        if step == 5:
             raise Killed
-        return training_step(this, *args, **kwargs)
+        return gradients(this, step)
 
-    training_step, between_lines = KavaTrainer.training_step, {"log_every": 4, "save_every": 3}
+    gradients, between_lines = Loop.gradients, {"log_every": 4, "save_every": 3}
     refused = forgetful(monkeypatch, dict.fromkeys(range(8), 2))  # no step has memory for more than two examples
     whole = run(tmp_path / "whole", make_model(StructuredAligner()), **between_lines)
     assert whole["out_of_memory"] == [{"step": 1, "batch_size": 2}]
-    monkeypatch.setattr(KavaTrainer, "training_step", killed)
+    monkeypatch.setattr(Loop, "gradients", killed)
     with pytest.raises(Killed):
         run(tmp_path / "cut", make_model(StructuredAligner()), **between_lines)
     assert refused == [4, 4]
-    monkeypatch.setattr(KavaTrainer, "training_step", training_step)
+    monkeypatch.setattr(Loop, "gradients", gradients)
     assert run(tmp_path / "cut", make_model(StructuredAligner()), **between_lines) == whole
     assert refused == [4, 4]
     assert_same_curve(tmp_path / "whole", tmp_path / "cut", 1e-6)
@@ -156,19 +160,19 @@ def test_no_more_checkpoints_are_kept_than_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_seconds_of_a_resumed_run_go_on_from_those_before(tmp_path: Path, monkeypatch: Any) -> None:
-    training_step = KavaTrainer.training_step
+    gradients = Loop.gradients
 
-    def killed(this: KavaTrainer, *args: Any, **kwargs: Any) -> Any:
-        if this.state.global_step == 5:
+    def killed(this: Loop, step: int) -> Any:
+        if step == 5:
             raise KeyError
-        return training_step(this, *args, **kwargs)
+        return gradients(this, step)
 
-    monkeypatch.setattr(KavaTrainer, "training_step", killed)
+    monkeypatch.setattr(Loop, "gradients", killed)
     with pytest.raises(KeyError):
         run(tmp_path, make_model(None))
     before = [line | {"seconds": 1000.0 + line["step"]} for line in lines(tmp_path)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before))
-    monkeypatch.setattr(KavaTrainer, "training_step", training_step)
+    monkeypatch.setattr(Loop, "gradients", gradients)
     run(tmp_path, make_model(None))
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8]
     assert all(1004 < line["seconds"] < 1100 for line in lines(tmp_path)[2:])

@@ -28,10 +28,11 @@ from kava.plan.memory import of_training
 from kava.plan.needs import Extraction
 from kava.plan.optimizer import state_bytes
 from kava.training.optimizer import make_optimizer
+from kava.training.signals.base import TeacherShape
 from kava.training.student import prepare_student
 
 CONFIG = str(REPOSITORY / "config.yaml")
-TEACHER = trace.Teacher(Geometry(6, 2, 24), 96, "int8", top=8)
+TEACHER = TeacherShape(Geometry(6, 2, 24), 96, "int8", top=8)
 GEOMETRY = {"num_hidden_layers": 4, "hidden_size": 64, "head_dim": 16, "intermediate_size": 160, "vocab_size": 1999}
 SETTINGS = {"batch_size": 4, "precision": "float32", "lora": None, "gradient_checkpointing": False, "learns": True}
 TOKENS = 60
@@ -47,8 +48,8 @@ ARMS: dict[str, dict[str, Any]] = {
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
-def arm(name: str) -> dict[str, Any]:
-    return Arm.model_validate(ARMS[name]).model_dump()
+def arm(name: str) -> Arm:
+    return Arm.model_validate(ARMS[name])
 
 
 def allocated(run: Any) -> int:
@@ -66,7 +67,7 @@ def allocated(run: Any) -> int:
 def step(model: Any, name: str, settings: dict[str, Any], stage: str) -> None:
     """The step itself, with nothing that counts beside it."""
     module, batch = trace.training_model(model, TEACHER, arm(name), settings, stage, TOKENS)
-    trace.training_step(module, batch, settings, lambda: None)
+    trace.run_step(module, batch, settings)
 
 
 def without_weights(parts: dict[str, int]) -> int:

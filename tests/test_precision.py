@@ -14,6 +14,7 @@ from kava.models.load import load_student, second_model_allowed
 from kava.training.batches import Batches
 from kava.training.loop import train
 from kava.training.model import DistillationModel
+from kava.training.run import TrainingRun
 
 pytestmark = pytest.mark.slow
 
@@ -22,13 +23,11 @@ def losses(tokens: TokenSet, folder: Path, weights: torch.dtype, precision: str,
     """Cross entropy of the demo's student over 60 steps, a mean per 10."""
     settings = {"steps": 60, "batch_size": 16, "accumulation": 1, "student_lr": 5e-5, "warmup_ratio": 0.0}
     settings |= {"precision": precision, "optimizer": optimizer}
-    arm, cpu = Arm(aligner=None).model_dump(), torch.device("cpu")
+    arm, cpu = Arm(aligner=None), torch.device("cpu")
     with second_model_allowed():
         student = load_student({"model": "kava:student"}, cpu, weights)
     model = DistillationModel(student, None, arm, True, "post_rope")
-    train(
-        model, Batches(tokens, "train", None, arm), Distill(**settings).model_dump(), 1, folder, "f", "sft", cpu, "none"
-    )
+    train(model, Batches(tokens, "train"), Distill(**settings), TrainingRun(folder, "f", "sft", 1, cpu))
     return torch.tensor([json.loads(line)["ce"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_fixtures import batches, make_model, order_of_run, run
+from training_fixtures import batches, make_model, order_of_run, run, store_of
 
 from kava.config.arms import FlatAligner
 from kava.errors import UserError
@@ -95,14 +95,13 @@ def test_waiting_is_measured() -> None:
 
 def batches_with(before_read: Callable[[int], Any]) -> Batches:
     data = batches()
-    assert data.store
-    read = data.store.read
+    read = store_of(data).read
 
     def wrapped(split: str, example: int) -> Any:
         before_read(example)
         return read(split, example)
 
-    data.store.read = wrapped  # type: ignore[method-assign]
+    store_of(data).read = wrapped  # type: ignore[method-assign]
     return data
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from test_training import TIMINGS
-from training_fixtures import FakeStore, batches, make_model, order_of_run, run
+from training_fixtures import batches, make_model, order_of_run, run, store_of
 
 from kava.config.arms import FlatAligner, StructuredAligner
 from kava.errors import Interrupted, UserError
+from kava.training.loop import Loop
 from kava.training.micro_batches import MicroBatches
 from kava.training.model import DistillationModel
 from kava.training.termination import StopOnSignal, Terminated
-from kava.training.trainer import KavaTrainer
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
@@ -84,8 +84,7 @@ def test_a_step_that_runs_out_of_memory_is_done_again_from_its_first_example(
     assert len(refused) == len(expected)
     assert_same_curve(tmp_path / "a", tmp_path / "b")
     # In the end every example was read in its turn, and none of a later step was lost to what was read ahead.
-    assert isinstance(data.store, FakeStore)
-    assert data.store.examples[-8:] == order_of_run()[-8:]
+    assert store_of(data).examples[-8:] == order_of_run()[-8:]
 
 
 def test_memory_that_does_not_suffice_for_one_example_is_told(tmp_path: Path, monkeypatch: Any) -> None:
@@ -120,23 +119,22 @@ def test_a_signal_saves_the_step_that_is_computed_and_the_next_run_goes_on_from_
 
     whole, cut = model(), model()
     facts = run(tmp_path / "whole", whole)
-    training_step = KavaTrainer.training_step
+    gradients = Loop.gradients
 
-    def told(trainer: KavaTrainer, *args: Any, **kwargs: Any) -> Any:
-        if trainer.state.global_step == at:
+    def told(loop: Loop, step: int) -> Any:
+        if step == at:
             os.kill(os.getpid(), number)
-        return training_step(trainer, *args, **kwargs)
+        return gradients(loop, step)
 
-    monkeypatch.setattr(KavaTrainer, "training_step", told)
+    monkeypatch.setattr(Loop, "gradients", told)
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(error, match=rf"after step {at + 1} of arm, which is saved"):
         run(tmp_path / "cut", cut)
     assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    monkeypatch.setattr(KavaTrainer, "training_step", training_step)
+    monkeypatch.setattr(Loop, "gradients", gradients)
     resumed, data = model(), batches()
     assert run(tmp_path / "cut", resumed, data=data) == facts
-    assert isinstance(data.store, FakeStore)
-    assert data.store.examples == order_of_run()[8 * (at + 1) :]
+    assert store_of(data).examples == order_of_run()[8 * (at + 1) :]
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
-from training_fixtures import batches, make_model, measure, order_of_run, run
+from training_fixtures import batches, make_model, measure, order_of_run, run, store_of
 
 from kava.config.arms import FlatAligner, StructuredAligner
 from kava.config.schema import Distill
 from kava.errors import UserError
+from kava.training.loop import Loop
 from kava.training.metrics_file import MetricsFile
 from kava.training.optimizer import make_optimizer, parameter_groups
 from kava.training.termination import StopOnSignal, heeded
-from kava.training.trainer import KavaTrainer
-from kava.training.watch import phase
+from kava.training.watch import alignment_word
 
 TIMINGS = ("seconds", "data_wait")
 
@@ -97,20 +97,20 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(aligner: Any, tmp_path:
     class Killed(Exception):
         pass
 
-    def kill(trainer: KavaTrainer, *args: Any, **kwargs: Any) -> Any:
-        if trainer.state.global_step == 6:
+    def kill(loop: Loop, step: int) -> Any:
+        if step == 6:
             raise Killed
-        return training_step(trainer, *args, **kwargs)
+        return gradients(loop, step)
 
-    training_step = KavaTrainer.training_step
-    monkeypatch.setattr(KavaTrainer, "training_step", kill)
+    gradients = Loop.gradients
+    monkeypatch.setattr(Loop, "gradients", kill)
     with pytest.raises(Killed):
         run(tmp_path / "cut", make_model(aligner))
-    monkeypatch.setattr(KavaTrainer, "training_step", training_step)
+    monkeypatch.setattr(Loop, "gradients", gradients)
     resumed, data = make_model(aligner), batches(store=aligner is not None)
     assert run(tmp_path / "cut", resumed, data=data) == facts
-    if data.store:  # what the checkpoint at step 4 of 8 has behind it is not read again
-        assert data.store.examples == order_of_run()[32:]
+    if aligner is not None:  # what the checkpoint at step 4 of 8 has behind it is not read again
+        assert store_of(data).examples == order_of_run()[32:]
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
 
@@ -138,7 +138,7 @@ def test_a_torn_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
 
 def test_norms_and_biases_do_not_decay() -> None:
     model = make_model()
-    decay = {id(p): g["weight_decay"] for g in parameter_groups(model, Distill().model_dump()) for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in parameter_groups(model, Distill()) for p in g["params"]}
     for name, parameter in model.named_parameters():
         assert (decay[id(parameter)] == 0) == (name.endswith("bias") or "norm" in name), name
 
@@ -200,7 +200,7 @@ def test_tensorboard_is_written_beside_the_student(tmp_path: Path) -> None:
 
 
 def test_phase_words() -> None:
-    words = [phase(value) for value in (0.2, 0.5, 0.7, 0.9, 0.95)]
+    words = [alignment_word(value) for value in (0.2, 0.5, 0.7, 0.9, 0.95)]
     assert words == ["adapting", "learning", "good", "great", "excellent"]
 
 

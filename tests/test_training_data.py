@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_fixtures import FakeStore, batches, make_model, order_of_run, run
+from training_fixtures import FakeStore, batches, make_model, order_of_run, run, store_of
 
 from kava.config.arms import FlatAligner, StructuredAligner
 from kava.errors import UserError
@@ -23,13 +23,13 @@ def test_labels_are_on_reasoning_answer_and_end_only() -> None:
 
 def test_a_batch_keeps_the_dtype_of_the_store_and_pads_with_zeros() -> None:
     data = batches()
-    read = data.store.read
+    read = store_of(data).read
 
     def in_bf16(split: str, example: int) -> StoredExample:
         kv, info = read(split, example)
         return StoredExample(KeysValues(*(tensor.bfloat16() for tensor in kv)), info)
 
-    data.store.read = in_bf16  # type: ignore[method-assign]
+    store_of(data).read = in_bf16  # type: ignore[method-assign]
     batch = data.collate([0, 1, 2])
     for name, tensor in zip(("teacher_keys", "teacher_values"), read("train", 1).kv, strict=True):
         assert batch[name].dtype == torch.bfloat16
@@ -43,14 +43,14 @@ def test_a_batch_keeps_the_dtype_of_the_store_and_pads_with_zeros() -> None:
 
 def test_selected_tokens_are_compared_where_they_stand() -> None:
     data = batches()
-    read = data.store.read
-    data.store.keeps_every_token = False  # type: ignore[misc]
+    read = store_of(data).read
+    store_of(data).keeps_every_token = False  # type: ignore[misc]
 
     def every_third(split: str, example: int) -> StoredExample:
         kv, info = read(split, example)
         return StoredExample(KeysValues(*(x[1::3] for x in kv)), TokenInfo(*(x[1::3] for x in info)))
 
-    data.store.read = every_third  # type: ignore[method-assign]
+    store_of(data).read = every_third  # type: ignore[method-assign]
     whole, kept = batches().collate([0, 1]), data.collate([0, 1])
     expected = torch.zeros_like(whole["kv_mask"])
     expected[:, 1::3] = whole["kv_mask"][:, 1::3]
@@ -73,8 +73,7 @@ def test_a_store_that_cannot_teach_token_by_token_is_refused(monkeypatch) -> Non
 def test_a_loss_whose_time_is_over_is_not_read_for(tmp_path: Path) -> None:
     data = batches()
     run(tmp_path, make_model(kv_until=0.3), data=data)
-    assert isinstance(data.store, FakeStore)
-    assert data.store.examples == order_of_run()[: 3 * 8]  # steps 0, 1 and 2 of 8 are under 0.3
+    assert store_of(data).examples == order_of_run()[: 3 * 8]  # steps 0, 1 and 2 of 8 are under 0.3
 
 
 def test_data_order_is_one_permutation_after_the_other_and_fixed_by_the_seed() -> None:
@@ -105,8 +104,9 @@ def test_shuffled_partners_are_others_of_like_length_and_each_is_used_once() -> 
 
 def test_shuffled_arm_reads_another_examples_kv_and_masks_what_it_lacks() -> None:
     shuffled, matched = batches(shuffle_seed=3), batches()
-    example = next(i for i, other in enumerate(shuffled.source) if len(shuffled.ids[other]) < len(shuffled.ids[i]))
+    sources = shuffled.teacher.by_name["kv"].stored.source
+    example = next(i for i, other in enumerate(sources) if len(shuffled.ids[other]) < len(shuffled.ids[i]))
     batch, own = shuffled.collate([example]), matched.collate([example])
     assert torch.equal(batch["input_ids"], own["input_ids"])
-    assert batch["kv_mask"].sum() == len(shuffled.ids[shuffled.source[example]]) < own["kv_mask"].sum()
+    assert batch["kv_mask"].sum() == len(shuffled.ids[sources[example]]) < own["kv_mask"].sum()
     assert not torch.equal(batch["teacher_keys"], own["teacher_keys"])

@@ -13,10 +13,13 @@ from test_tokens import token_set
 from transformers import AutoConfig
 from zoo import tokenizers as zoo
 
+from kava.config import arms
 from kava.data.fit import Reach, no_tokens, positions, require_fit, require_more_tokens
 from kava.errors import UserError
+from kava.kv import KeysValues
+from kava.losses.auxiliary import BothModels, StudentPass
+from kava.losses.logit_kd import LogitKd
 from kava.store.reader import StoreReader
-from kava.training.auxiliary import AuxiliaryLosses
 
 TOKENS, PADDED, TOP = 61, 67, 4
 
@@ -81,7 +84,6 @@ def test_a_head_without_padding_leaves_nothing_out() -> None:
 def test_logit_kd_is_the_same_however_many_rows_the_student_is_padded_to(plain: Any, rows: int) -> None:
     left_out = no_tokens(tokenizer(*range(TOKENS)), rows)
     mask = None if left_out is None else torch.from_numpy(left_out)
-    losses = AuxiliaryLosses({"logit_kd": {"weight": 1.0}}, 32, None, mask)
     teacher = torch.randn(6, TOKENS, generator=torch.Generator().manual_seed(1)).log_softmax(-1).topk(TOP)
     batch = {"topk_ids": teacher.indices, "topk_logprobs": teacher.values}
     answer = torch.zeros(2, 5, dtype=torch.bool)
@@ -89,8 +91,9 @@ def test_logit_kd_is_the_same_however_many_rows_the_student_is_padded_to(plain: 
     found = []
     for model in (plain, padded(plain, rows)):
         hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(2), requires_grad=True)
-        own = losses if model is not plain else AuxiliaryLosses({"logit_kd": {"weight": 1.0}}, 32, None)
-        loss = own({"logit_kd"}, None, (hidden,), answer, model.lm_head, batch)["logit_kd"]  # type: ignore[arg-type]
+        own = LogitKd(arms.LogitKd(), BothModels(32, no_tokens=None if model is plain else mask))
+        nothing = torch.zeros(0)
+        loss = own(StudentPass(KeysValues(nothing, nothing), (hidden,), [], answer, model.lm_head), batch)
         found.append((loss, torch.autograd.grad(loss, hidden)[0]))
     torch.testing.assert_close(found[0], found[1])
     assert torch.isfinite(found[0][0])

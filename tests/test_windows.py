@@ -163,12 +163,12 @@ def test_a_store_holds_examples_longer_than_the_window(family: str, tmp_path: Pa
 
 @pytest.mark.parametrize("family", [*OF_A_WINDOW, "gemma3_text", "starcoder2"])
 def test_a_student_with_a_window_gets_the_same_gradients_checkpointed_or_not(family: str) -> None:
-    settings = Arm(aligner=STRUCTURED, train_projector=True, kv_until=1.0).model_dump()
+    settings = Arm(aligner=STRUCTURED, train_projector=True, kv_until=1.0)
     parts, gradients = [], []
     for checkpointed in (False, True):
         student = tiny_model(family, **WINDOWED[family])
         torch.manual_seed(0)
-        projector = Projector(settings["aligner"], TEACHER, geometry(student.config), settings["loss"]["center"])
+        projector = Projector(STRUCTURED.model_dump(), TEACHER, geometry(student.config), settings.loss.center)
         projector.set_teacher_statistics(FakeStore.mean, FakeStore.std)
         model = DistillationModel(student, projector, settings, True, "post_rope", None)
         if checkpointed:

@@ -27,7 +27,7 @@ from kava.models.load import load_tokenizer, second_model_allowed
 from kava.store.reader import StoreReader
 from kava.teacher import extract
 from kava.training import distill, phase, pretrain
-from kava.training.batches import Batches
+from kava.training.batches import Batches, stored_batches
 from kava.training.finish import finish
 from kava.training.order import partners
 
@@ -94,13 +94,14 @@ class World:
         """A phase of its own, in the folder of its job."""
         batches: list[Batches] = []
 
-        def noted(*arguments: Any) -> Batches:
-            batches.append(phase.from_store(*arguments))
+        def noted(tokens: TokenSet, split: str, teacher: Any) -> Batches:
+            batches.append(Batches(tokens, split, teacher))
             return batches[0]
 
         job.output.parent.mkdir(parents=True, exist_ok=True)
-        with quiet(), second_model_allowed():
-            model, _, manifest = phase.run_phase(job, self.runtime, noted)
+        with quiet(), second_model_allowed(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(phase, "Batches", noted)
+            model, _, manifest = phase.run_phase(job, self.runtime)
         return Phase(model, manifest, batches[0])
 
     def projector(self, arm: str, seed: int = SEEDS[0]) -> Job:
@@ -178,7 +179,7 @@ def alignment(world: World, model: Any) -> dict[str, Any]:
         teacher = KeysValues(batch["teacher_keys"], batch["teacher_values"])
         return Pair(captured, model.projector(teacher), batch["input_ids"], batch["kv_mask"])
 
-    whole = [Batches(world.tokens, split, world.store) for split in ("train", "validation")]
+    whole = [stored_batches(world.tokens, split, world.store) for split in ("train", "validation")]
     return alignment_metrics(predict, *(batches.slice(range(len(batches)), 4) for batches in whole))
 
 

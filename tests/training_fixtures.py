@@ -16,11 +16,12 @@ from kava.kv import Geometry, KeysValues
 from kava.models.capture import geometry
 from kava.store.codecs import TokenInfo
 from kava.store.reader import StoredExample
-from kava.training.batches import Batches
+from kava.training.batches import Batches, stored_batches
 from kava.training.calibrate import calibrate
 from kava.training.loop import train
 from kava.training.model import DistillationModel
 from kava.training.order import data_order, longest_first
+from kava.training.run import TrainingRun
 
 TEACHER = Geometry(4, 2, 16)
 
@@ -59,7 +60,13 @@ def batches(store: bool = True, shuffle_seed: int | None = None) -> Batches:
     lengths = [len(x) for x in ids]
     tokens: Any = SimpleNamespace(input_ids={"train": ids}, segments={"train": segments}, lengths=lambda _: lengths)
     tokens.student_ids, tokens.student_segments = tokens.input_ids, tokens.segments
-    return Batches(tokens, "train", FakeStore(ids) if store else None, None, shuffle_seed)  # type: ignore[arg-type]
+    return stored_batches(tokens, "train", FakeStore(ids) if store else None, None, shuffle_seed)  # type: ignore[arg-type]
+
+
+def store_of(data: Batches) -> FakeStore:
+    """Where the teacher's KV of batches comes from."""
+    store: Any = data.teacher.by_name["kv"].stored.store
+    return store
 
 
 STRUCTURED = StructuredAligner()
@@ -68,10 +75,12 @@ STRUCTURED = StructuredAligner()
 def make_model(aligner: Any = STRUCTURED, train_student: bool = True, **arm: Any) -> DistillationModel:
     student = tiny_model("qwen2")
     torch.manual_seed(0)
-    settings = Arm(**{"aligner": aligner, "train_projector": True, "kv_until": 1.0} | arm).model_dump()
+    settings = Arm(**{"aligner": aligner, "train_projector": True, "kv_until": 1.0} | arm)
     projector = None
     if aligner:
-        projector = Projector(settings["aligner"], TEACHER, geometry(student.config), settings["loss"]["center"])
+        assert settings.aligner
+        form = geometry(student.config)
+        projector = Projector(settings.aligner.model_dump(), TEACHER, form, settings.loss.center)
         projector.set_teacher_statistics(FakeStore.mean, FakeStore.std)
     return DistillationModel(student, projector, settings, train_student, "pre_rope")
 
@@ -90,10 +99,15 @@ def order_of_run() -> list[int]:
 
 
 def run(
-    folder: Path, model: DistillationModel, tracker: str = "none", data: Batches | None = None, **changes: Any
+    folder: Path,
+    model: DistillationModel,
+    tracker: str = "none",
+    data: Batches | None = None,
+    seed: int = 7,
+    **changes: Any,
 ) -> dict[str, Any]:
     short = {"steps": 8, "batch_size": 4, "accumulation": 2, "student_lr": 1e-3, "log_every": 2, "save_every": 4}
-    settings = Distill(**short | changes).model_dump()
+    settings = Distill(**short | changes)
     measure(model, 4)
     data = data or batches(store=model.projector is not None)
-    return train(model, data, settings, 7, folder, "fingerprint", "arm", torch.device("cpu"), tracker)
+    return train(model, data, settings, TrainingRun(folder, "fingerprint", "arm", seed, torch.device("cpu"), tracker))

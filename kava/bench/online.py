@@ -1,7 +1,7 @@
 """Teacher KV without a store: the teacher reads each batch, in the step or as the batch is made."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from kava.kv import KeysValues
 from kava.models.capture import capture
-from kava.training.batches import Batch, Batches
 from kava.training.model import DistillationModel
+from kava.training.signals.base import StoredSplit, TeacherSignals
+from kava.training.signals.kv import Kv
 
 
 class Stopwatch:
@@ -43,8 +44,8 @@ class Stopwatch:
         return self._spent + sum(start.elapsed_time(end) for start, end in self._events) / 1000
 
 
-class OnlineBatches(Batches):
-    """Batches whose KV comes from one forward of the teacher over the batch, without its head and without gradients.
+class LiveKv(Kv):
+    """KV from one forward of the teacher over the batch, without its head and without gradients.
 
     Parameters
     ----------
@@ -55,14 +56,14 @@ class OnlineBatches(Batches):
     ahead
         Compute KV as batches are made: in a background thread, on a GPU on a stream of its own. Otherwise whoever uses
         a batch calls `kv`.
-    *arguments
-        Of `Batches`; the store tells channel statistics and the form of keys, and is not read for KV. The arm compares
-        every token with the KV of its own example.
+    stored
+        The store has channel statistics and the form of keys, and is not read for KV. The arm compares every token with
+        the KV of its own example.
     """
 
-    def __init__(self, teacher: Any, watch: Stopwatch, ahead: bool, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        assert self.source == list(range(len(self))), "the online way reads each example's own KV"
+    def __init__(self, teacher: Any, watch: Stopwatch, ahead: bool, stored: StoredSplit) -> None:
+        super().__init__(stored)
+        assert stored.source == sorted(stored.source), "the online way reads each example's own KV"
         self._teacher, self._watch, self._ahead = teacher, watch, ahead
 
     @torch.no_grad()
@@ -70,27 +71,31 @@ class OnlineBatches(Batches):
         """The teacher's KV of ids `[B, T]`, in its dtype as in extraction, whatever autocast is on."""
         device = self._teacher.device
         with self._watch.running(), torch.autocast(device.type, enabled=False):
-            return capture(self._teacher, input_ids.to(device), attention_mask.to(device), self._store.keys_form)[0]
+            return capture(self._teacher, input_ids.to(device), attention_mask.to(device), self.stored.store.keys_form)[
+                0
+            ]
 
-    def _add_kv(self, batch: Batch, examples: list[int]) -> None:
-        if self._ahead:
-            batch["teacher_keys"], batch["teacher_values"] = self.kv(batch["input_ids"], batch["attention_mask"])
-        batch["kv_mask"] = batch["attention_mask"].clone()
+    def read(self, examples: list[int], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weight = torch.zeros(batch["attention_mask"].shape)
         for row, example in enumerate(examples):
-            weight = self._weight(example)
-            batch["kv_weight"][row, : len(weight)] = weight
+            own = self.weight(example)
+            weight[row, : len(own)] = own
+        found = {"kv_mask": batch["attention_mask"].clone(), "kv_weight": weight}
+        if self._ahead:
+            found["teacher_keys"], found["teacher_values"] = self.kv(batch["input_ids"], batch["attention_mask"])
+        return found
 
 
-def online_batches(
-    teacher: Any, watch: Stopwatch, ahead: bool, model: DistillationModel, *arguments: Any
-) -> OnlineBatches:
-    """Batches for `run_phase`; unless they are computed ahead, the model asks the teacher before each forward."""
-    batches = OnlineBatches(teacher, watch, ahead, *arguments)
+def live_teacher(
+    teacher: Any, watch: Stopwatch, ahead: bool, model: DistillationModel, stored: StoredSplit
+) -> TeacherSignals:
+    """Signals for `run_phase`; unless KV is computed ahead, the model asks the teacher before each forward."""
+    live = LiveKv(teacher, watch, ahead, stored)
 
     def ask(_model: Any, positional: Any, batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        kv = batches.kv(batch["input_ids"], batch["attention_mask"])
+        kv = live.kv(batch["input_ids"], batch["attention_mask"])
         return positional, batch | {"teacher_keys": kv.keys, "teacher_values": kv.values}
 
     if not ahead:
         model.register_forward_pre_hook(ask, with_kwargs=True)
-    return batches
+    return TeacherSignals([live])

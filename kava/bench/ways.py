@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from kava.bench.online import Stopwatch, online_batches
+from kava.bench.online import Stopwatch, live_teacher
 from kava.bench.setting import WARM_UP
 from kava.bench.workspace import free, quiet
 from kava.config.jobs import Job, Runtime
@@ -128,7 +128,7 @@ def _online(job: Job, runtime: Runtime, device: torch.device, ahead: bool) -> tu
     with second_model_allowed():
         watch = Stopwatch(device)
         teacher = load_teacher(runtime.teacher, device)
-        _, _, manifest = run_phase(job, runtime, partial(online_batches, teacher, watch, ahead))
+        _, _, manifest = run_phase(job, runtime, partial(live_teacher, teacher, watch, ahead))
     return manifest, watch.seconds() / manifest["optimizer_steps"]
 
 

@@ -1,43 +1,45 @@
 """Losses between projected teacher KV and student KV, and auxiliary losses beside them.
 
-To add a KV loss: its settings in `kava/config/arms.py` (a `kind`), one file here with a pure function of
-(student, teacher, weight_BT, **settings), and the function in `LOSSES` under that kind.
+To add a KV loss: its settings in `kava/config/arms.py` (a `kind`), one file here with a pure function of (student,
+teacher, weight_BT, …), and its case in `kv_loss`. To add an auxiliary loss: its settings there (a field of
+`Auxiliaries`), one file here with a class that says what it reads, and the class in `AUXILIARY`.
 """
-
-from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
+from kava.config.arms import Arm, AuxiliaryLoss, HybridLoss, Loss, MercatorLoss, MseLoss, SmoothL1Loss, StructuralLoss
+from kava.losses.auxiliary import Auxiliary
+from kava.losses.cka import Cka
+from kava.losses.codi import Codi
 from kava.losses.hybrid import hybrid
+from kava.losses.logit_kd import LogitKd
 from kava.losses.mercator import mercator
 from kava.losses.mse import mse
 from kava.losses.smooth_l1 import smooth_l1
 from kava.losses.structural import structural
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "mercator": mercator,
-    "mse": mse,
-    "smooth_l1": smooth_l1,
-    "hybrid": hybrid,
-    "structural": structural,
-}
-
-# Settings that say what is compared, or when, and are no parameters of the formula: of every loss, and of one kind.
-_AROUND_THE_FORMULA = frozenset({"kind", "center", "standardize", "granularity", "weights"})
-_AROUND_ONE = {"hybrid": {"schedule"}, "structural": {"attention"}}
+AUXILIARY: tuple[type[Auxiliary], ...] = (Codi, LogitKd, Cka)
 
 
-def kv_loss(
-    settings: dict[str, Any], student: Tensor, teacher: Tensor, weight_BT: Tensor, progress: float = 1.0
-) -> Tensor:
+def auxiliaries(arm: Arm) -> list[tuple[type[Auxiliary], AuxiliaryLoss]]:
+    """The auxiliary losses of an arm, with their settings."""
+    given: dict[str, AuxiliaryLoss | None] = dict(arm.auxiliary)
+    return [(loss, settings) for loss in AUXILIARY if (settings := given.get(loss.name))]
+
+
+def signals_read(arm: Arm) -> set[str]:
+    """Names of the teacher's signals that the losses of an arm read."""
+    own = {signal for loss, _ in auxiliaries(arm) for signal in loss.reads}
+    return own | {"kv"} if arm.aligner else own
+
+
+def kv_loss(settings: Loss, student: Tensor, teacher: Tensor, weight_BT: Tensor, progress: float = 1.0) -> Tensor:
     """Loss between one tensor (keys or values) of the student and of the projected teacher, a scalar.
 
     Parameters
     ----------
     settings
-        An arm's `loss`, as JSON values. `center`, `standardize`, `weights` and the `attention` of `structural` are
-        the caller's part.
+        An arm's `loss`. `center`, `standardize`, `weights` and the `attention` of `structural` are the caller's part.
     student, teacher
         `[B, L, H, T, D]`. Float64 is computed in float64, everything else in float32.
     weight_BT
@@ -46,13 +48,23 @@ def kv_loss(
     progress
         Share of training that is done, 0 to 1, for the schedule of `hybrid`.
     """
-    around = _AROUND_THE_FORMULA | _AROUND_ONE.get(settings["kind"], set())
-    options = {name: value for name, value in settings.items() if name not in around}
-    if settings["kind"] == "hybrid" and settings["schedule"] == "linear":
-        options |= {"mercator": progress, "mse": 1.0 - progress}
-    if settings["granularity"] == "token":
+    if settings.granularity == "token":
         student, teacher = _heads_side_by_side(student), _heads_side_by_side(teacher)
-    return LOSSES[settings["kind"]](student, teacher, weight_BT, **options)
+    sides = student, teacher, weight_BT
+    match settings:
+        case MercatorLoss():
+            return mercator(*sides, settings.alpha, settings.beta)
+        case MseLoss():
+            return mse(*sides)
+        case SmoothL1Loss():
+            return smooth_l1(*sides, settings.threshold, settings.layer_std)
+        case HybridLoss():
+            weights = settings.mercator, settings.mse
+            if settings.schedule == "linear":
+                weights = progress, 1.0 - progress
+            return hybrid(*sides, *weights, settings.alpha, settings.beta)
+        case StructuralLoss():
+            return structural(*sides)
 
 
 def _heads_side_by_side(tensor_BLHTD: Tensor) -> Tensor:

@@ -1,10 +1,32 @@
 """`cka`: how alike the tokens of a batch lie to each other in student and teacher, without an aligner."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from kava.align.layers import ratio_map
 from kava.cka import linear_cka
+from kava.kv import KeysValues
+from kava.losses.auxiliary import Auxiliary, StudentPass
 from kava.losses.masking import widen
+
+
+class Cka(Auxiliary):
+    """Of keys and of values, each student layer with the teacher's at the ratio of depth.
+
+    A ratio of sums over a batch, which does depend on the batch.
+    """
+
+    name = "cka"
+    reads = ("kv",)
+    mean_over = "covered"
+
+    def forward(self, student: StudentPass, batch: Mapping[str, Tensor]) -> Tensor:
+        teacher = KeysValues(batch["teacher_keys"], batch["teacher_values"])
+        layers = ratio_map(teacher.keys.shape[1], student.kv.keys.shape[1])
+        both = [cka_loss(s, t[:, layers], batch["kv_mask"]) for s, t in zip(student.kv, teacher, strict=True)]
+        return (both[0] + both[1]) / 2
 
 
 def cka_loss(student_BLHTD: Tensor, teacher_BLHTD: Tensor, mask_BT: Tensor) -> Tensor:

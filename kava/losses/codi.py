@@ -1,9 +1,42 @@
 """`codi`: hidden states of all layers at one token, the last before the answer."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from kava.align.layers import ratio_map
+from kava.config.arms import AuxiliaryLoss
+from kava.losses.auxiliary import Auxiliary, BothModels, StudentPass
 from kava.losses.masking import SMALLEST_STD, widen
+
+
+class Codi(Auxiliary):
+    """Each student layer with the teacher's at the ratio of depth; a projection is learnt where widths differ.
+
+    Its unit is the standard deviation within a batch, and does depend on the batch.
+    """
+
+    name = "codi"
+    reads = ("hidden_states",)
+    mean_over = "examples"
+    all_layers = True
+
+    def __init__(self, settings: AuxiliaryLoss, models: BothModels) -> None:
+        super().__init__(settings, models)
+        self.projection: nn.Module = nn.Identity()
+        if models.teacher_width != models.student_width:
+            assert models.teacher_width is not None, "codi needs the width of the teacher's hidden states"
+            self.projection = nn.Linear(models.teacher_width, models.student_width, bias=False)
+
+    def forward(self, student: StudentPass, batch: Mapping[str, Tensor]) -> Tensor:
+        last = student.answer.int().argmax(1) - 1  # the token before the answer
+        assert bool((last >= 0).all()), "an example begins with its answer"
+        rows = range(len(last))
+        own = [of_layer[rows, last] for of_layer in student.hidden]
+        teacher_BLW = batch["teacher_hidden"]
+        chosen = ratio_map(teacher_BLW.shape[1], len(own))
+        return codi(torch.stack(own, 1), self.projection(teacher_BLW[:, chosen].to(own[0].dtype)))
 
 
 def codi(student_BLW: Tensor, teacher_BLW: Tensor) -> Tensor:

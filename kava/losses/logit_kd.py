@@ -1,9 +1,32 @@
 """`logit_kd`: the teacher's stored top-k probabilities as targets of the student's."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from kava.config.arms import AuxiliaryLoss
+from kava.losses.auxiliary import Auxiliary, BothModels, StudentPass
 from kava.losses.masking import widen
+
+
+class LogitKd(Auxiliary):
+    """On answer tokens, without what rows of the head that are no tokens give: the teacher's are left out as well."""
+
+    name = "logit_kd"
+    reads = ("topk_logits",)
+    mean_over = "answers"
+    no_tokens: Tensor | None
+
+    def __init__(self, settings: AuxiliaryLoss, models: BothModels) -> None:
+        super().__init__(settings, models)
+        self.register_buffer("no_tokens", models.no_tokens, persistent=False)
+
+    def forward(self, student: StudentPass, batch: Mapping[str, Tensor]) -> Tensor:
+        logits = student.head(student.hidden[-1][:, :-1][student.answer[:, 1:]])
+        if self.no_tokens is not None:
+            logits = logits.masked_fill(self.no_tokens, -torch.inf)
+        return logit_kd(logits, batch["topk_ids"], batch["topk_logprobs"])
 
 
 def logit_kd(logits_NV: Tensor, topk_ids_NK: Tensor, topk_logprobs_NK: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """The largest batch that a step may meet: every example as long as allowed, almost every token with a label."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from kava.config.arms import Arm
 from kava.data.tokens import Segment
-from kava.kv import Geometry
 from kava.training.batches import PADDING
+from kava.training.signals import signals_of
+from kava.training.signals.base import TeacherShape
 
 # Measured on GSM8K under Qwen2.5's tokenizer: the shortest question in the default template, and the longest answer
 # (`#### ` to the end token; 5 on average). All other tokens are reasoning.
@@ -40,36 +40,22 @@ def _masks(examples: int, tokens: int) -> dict[str, Tensor]:
     }
 
 
-def teacher_side(
-    arm: dict[str, Any], real: dict[str, Tensor], teacher: Geometry, width: int, codec: str, top: int
-) -> dict[str, Tensor]:
+def teacher_side(arm: Arm, real: dict[str, Tensor], teacher: TeacherShape) -> dict[str, Tensor]:
     """What an arm's batch holds of the teacher; made in the mode that is active, so fake in fake mode.
 
     Parameters
     ----------
     arm
-        Settings of the arm, as JSON values.
+        Whose losses read.
     real
         Of `masks`.
-    teacher, width
-        KV geometry and width of the hidden states.
-    codec
-        Kind of the store's codec; `bf16` alone decodes to bfloat16.
-    top
-        Logits kept per answer token.
+    teacher
+        Shapes of its side.
     """
-    examples, tokens = real["input_ids"].shape
-    auxiliary, found = arm["auxiliary"], {}
-    if arm["aligner"] or auxiliary["cka"]:
-        dtype = torch.bfloat16 if codec == "bf16" else torch.float32
-        shape = (examples, tokens, teacher.layers, teacher.kv_heads, teacher.head_dim)
-        for name in ("teacher_keys", "teacher_values"):
-            found[name] = torch.zeros(shape, dtype=dtype).permute(0, 2, 3, 1, 4)
-    if auxiliary["codi"]:
-        found["teacher_hidden"] = torch.zeros(examples, teacher.layers + 1, width)
-    if auxiliary["logit_kd"]:
-        with unset_fake_temporarily():
-            answers = int((real["segments"][:, 1:] == Segment.ANSWER).sum())
-        found["topk_ids"] = torch.zeros(answers, top, dtype=torch.int64)
-        found["topk_logprobs"] = torch.zeros(answers, top)
+    with unset_fake_temporarily():
+        answers = int((real["segments"][:, 1:] == Segment.ANSWER).sum())
+    rows, tokens = real["input_ids"].shape
+    found: dict[str, Tensor] = {}
+    for signal in signals_of(arm):
+        found |= signal.largest(teacher, rows, tokens, answers)
     return found

@@ -15,9 +15,10 @@ from kava.models.capture import geometry
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory, of_forward, of_training
 from kava.plan.optimizer import state_bytes
-from kava.plan.trace import Counts, Teacher, Traced, parameter_counts, trace_forward, trace_training
+from kava.plan.trace import Counts, Traced, parameter_counts, trace_forward, trace_training
 from kava.store.shard import ENCODE_TOKENS
 from kava.training.prefetch import AHEAD
+from kava.training.signals.base import TeacherShape
 
 # NF4 with double quantisation: 4 bits, one 8-bit maximum per 64 weights, one fp32 one per 256 of those.
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -236,9 +237,9 @@ def _traced(
     stage: str, tokens: int, step: bool, student: str, teacher: str, arm: str, settings: str, kv: str
 ) -> Traced:
     config = read_geometry(json.loads(teacher))
-    side = Teacher(geometry(config), config.hidden_size, **json.loads(kv))
+    side = TeacherShape(geometry(config), config.hidden_size, **json.loads(kv))
     config = read_geometry(json.loads(student))
-    return trace_training(config, side, json.loads(arm), json.loads(settings), stage, tokens, step)
+    return trace_training(config, side, Arm.model_validate_json(arm), json.loads(settings), stage, tokens, step)
 
 
 @cache

@@ -4,10 +4,9 @@ Models are built from their configuration in torch's fake mode: every operator w
 nothing, so a step of a 0.5B student takes seconds and no memory, and the plan cannot drift from what is trained.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,24 +14,16 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from kava.align.projector import Projector
-from kava.kv import Geometry
+from kava.config.arms import Arm
+from kava.config.schema import Lora
 from kava.models.capture import capture, capture_with_hidden, geometry
 from kava.models.load import build
 from kava.plan.example import masks, teacher_side
 from kava.plan.live import StepBytes
 from kava.training.model import DistillationModel
+from kava.training.signals.base import TeacherShape
+from kava.training.step import backward
 from kava.training.student import prepare_student, student_dtype
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """What a step needs to know of the teacher's side: KV geometry, hidden width, codec's kind, stored logits."""
-
-    geometry: Geometry
-    width: int
-    codec: str = "bf16"
-    top: int = 0
-    keys: str = "pre_rope"
 
 
 @dataclass(frozen=True)
@@ -56,8 +47,8 @@ class Traced:
 
 def trace_training(
     student_config: Any,
-    teacher: Teacher,
-    arm: dict[str, Any],
+    teacher: TeacherShape,
+    arm: Arm,
     settings: dict[str, Any],
     stage: str,
     tokens: int,
@@ -72,7 +63,7 @@ def trace_training(
     teacher
         The teacher's side.
     arm
-        Settings of the arm, as JSON values.
+        Whose losses are computed.
     settings
         `batch_size`, `precision`, `lora`, `gradient_checkpointing`, and `learns` (false for a phase without steps,
         which only measures).
@@ -83,8 +74,9 @@ def trace_training(
     step
         False for the parameters alone, which is quick.
     """
-    student = _causal_lm(student_config, student_dtype(settings["lora"], settings["precision"]))
-    prepare_student(student, settings["lora"], settings["gradient_checkpointing"])
+    lora = Lora.model_validate(settings["lora"]) if settings["lora"] else None
+    student = _causal_lm(student_config, student_dtype(lora, settings["precision"]))
+    prepare_student(student, lora, settings["gradient_checkpointing"])
     with _without_data():
         _fake(student)
         model, batch = training_model(student, teacher, arm, settings, stage, tokens)
@@ -96,7 +88,7 @@ def trace_training(
         live.own(batch.values(), "batch")
         if step:
             with live:
-                training_step(model, batch, settings, partial(setattr, live, "phase", "temporary"))
+                run_step(model, batch, settings, live)
         trained = {path: p.numel() for path, p in model.named_parameters() if p.requires_grad}
         own = {"student": [n for path, n in trained.items() if path.startswith("student.")]}
         own["projector"] = [n for path, n in trained.items() if not path.startswith("student.")]
@@ -104,15 +96,15 @@ def trace_training(
 
 
 def training_model(
-    student: Any, teacher: Teacher, arm: dict[str, Any], settings: dict[str, Any], stage: str, tokens: int
+    student: Any, teacher: TeacherShape, arm: Arm, settings: dict[str, Any], stage: str, tokens: int
 ) -> tuple[DistillationModel, dict[str, Tensor]]:
     """Model and largest batch of a phase, gradients being there; with data or without, as the student and the mode are.
 
     Parameters are those of `trace_training`, and the student as `prepare_student` leaves it.
     """
     projector = None
-    if arm["aligner"]:
-        projector = Projector(arm["aligner"], teacher.geometry, geometry(student.config), arm["loss"]["center"])
+    if arm.aligner:
+        projector = Projector(arm.aligner.model_dump(), teacher.geometry, geometry(student.config), arm.loss.center)
     model = DistillationModel(student, projector, arm, stage == "distill", teacher.keys, teacher.width).train()
     if not settings["learns"]:
         model.requires_grad_(False)
@@ -120,20 +112,20 @@ def training_model(
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     real = masks(settings["batch_size"], tokens)
-    return model, real | teacher_side(arm, real, teacher.geometry, teacher.width, teacher.codec, teacher.top)
+    return model, real | teacher_side(arm, real, teacher)
 
 
-def training_step(
-    model: DistillationModel, batch: dict[str, Tensor], settings: dict[str, Any], before_backward: Callable[[], Any]
+def run_step(
+    model: DistillationModel, batch: dict[str, Tensor], settings: dict[str, Any], live: StepBytes | None = None
 ) -> None:
-    """Forward and backward of a micro-batch, as the Trainer runs them."""
-    low = settings["precision"] == "bfloat16"
-    autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if low else nullcontext()
-    with torch.set_grad_enabled(settings["learns"]), autocast:
-        loss = model(**batch)["loss"]
-    before_backward()
+    """Forward and backward of a micro-batch as training runs them, or the forward of a phase that only measures."""
+    if live:
+        model.register_forward_hook(lambda *_: setattr(live, "phase", "temporary"))
     if settings["learns"]:
-        loss.backward()
+        backward(model, batch, settings["precision"])
+    else:
+        with torch.no_grad():
+            model(**batch)
 
 
 def trace_forward(

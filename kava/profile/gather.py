@@ -12,7 +12,7 @@ from kava.models.capture import capture
 from kava.models.load import load_student, load_tokenizer
 from kava.profile.measure import Sample
 from kava.store.reader import StoreReader
-from kava.training.batches import Batches, teacher_kv
+from kava.training.batches import stored_batches, teacher_kv
 
 
 @torch.inference_mode()
@@ -45,7 +45,7 @@ def gather(
             f"the student's tokenizer {student['model']} is not the one of the token set {tokens}; choose a student "
             "with the teacher's tokenizer"
         )
-    batches = Batches(token_set, "train", store)
+    batches = stored_batches(token_set, "train", store)
     examples, stored = 0, 0
     while stored < count and examples < len(batches):
         stored += len(store.tokens("train", examples).id)

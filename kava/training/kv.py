@@ -1,33 +1,23 @@
 """The KV objective of one arm: which tensors and tokens are compared, in which coordinates, by which loss."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from kava.align.projector import Projector
+from kava.config.arms import Arm, StructuralLoss
 from kava.kv import TENSORS, KeysValues
 from kava.losses import kv_loss
 from kava.losses.structural import attention_kl
 
 
 class KvObjective:
-    """Distance of the student's KV from the projected teacher KV.
+    """Distance of the student's KV from the projected teacher KV, for one arm."""
 
-    Parameters
-    ----------
-    arm
-        Settings of the arm, as JSON values.
-    """
-
-    def __init__(self, arm: dict[str, Any]) -> None:
-        self.loss = arm["loss"]
-        self.compared = [i for i, name in enumerate(TENSORS) if arm["tensors"] in ("both", name)]
-
-    @property
-    def reads_attention(self) -> bool:
-        """Whether the student's queries are needed."""
-        return self.loss["kind"] == "structural" and self.loss["attention"] > 0
+    def __init__(self, arm: Arm) -> None:
+        self.loss = arm.loss
+        self.compared = [i for i, name in enumerate(TENSORS) if arm.tensors in ("both", name)]
+        # Weight of the attention KL; above 0 the student's queries are needed.
+        self.attention_weight = arm.loss.attention if isinstance(arm.loss, StructuralLoss) else 0.0
 
     def distance(
         self, student: KeysValues, projected: KeysValues, weight_BT: Tensor, projector: Projector, progress: float
@@ -36,9 +26,9 @@ class KvObjective:
         losses = []
         for i in self.compared:
             s, p = student[i], projected[i]
-            if self.loss["center"]:
+            if self.loss.center:
                 s, p = s - projector.student_mean[i], p - projector.student_mean[i]
-            if self.loss["standardize"]:
+            if self.loss.standardize:
                 s, p = s / projector.student_std[i], p / projector.student_std[i]
             losses.append(kv_loss(self.loss, s, p, weight_BT, progress))
         return torch.stack(losses).mean()

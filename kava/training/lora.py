@@ -5,10 +5,11 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from kava.config.schema import Lora
 from kava.errors import UserError
 
 
-def add_lora(student: Any, settings: dict[str, Any]) -> None:
+def add_lora(student: Any, settings: Lora) -> None:
     """Freeze a student and give it fp32 adapters, which alone are trained; in place.
 
     Parameters
@@ -16,7 +17,7 @@ def add_lora(student: Any, settings: dict[str, Any]) -> None:
     student
         A causal language model of `transformers`; its class, configuration and head stay as they are.
     settings
-        `rank`, `alpha`, `dropout` and `targets`, names of linear layers of every block.
+        Of the adapters.
 
     Raises
     ------
@@ -30,17 +31,17 @@ def add_lora(student: Any, settings: dict[str, Any]) -> None:
         for name, module in student.base_model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     }
-    if unknown := sorted(set(settings["targets"]) - linear.keys()):
+    if unknown := sorted(set(settings.targets) - linear.keys()):
         raise UserError(
             f"student.lora.targets: {student.config.model_type} has no {', '.join(unknown)}; "
             f"allowed: {', '.join(sorted(linear))}"
         )
     config = LoraConfig(
-        r=settings["rank"],
-        lora_alpha=settings["alpha"],
-        lora_dropout=settings["dropout"],
-        target_modules=settings["targets"],
-        fan_in_fan_out=any(linear[name] is Conv1D for name in settings["targets"]),
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets,
+        fan_in_fan_out=any(linear[name] is Conv1D for name in settings.targets),
     )
     student.requires_grad_(False)
     inject_adapter_in_model(config, student)

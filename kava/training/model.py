@@ -1,52 +1,37 @@
 """One training step: student forward, projected teacher KV, cross entropy, KV loss and auxiliary losses."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from kava import losses
 from kava.align.projector import Projector
+from kava.config.arms import Arm
 from kava.data.tokens import Segment
 from kava.kv import KeysValues
+from kava.losses.auxiliary import Auxiliary, BothModels, MeanOver, StudentPass
 from kava.losses.cross_entropy import check_head, cross_entropy
 from kava.losses.masking import cosine, masked_mean, safe_norm
 from kava.losses.schedule import weight_at
 from kava.metrics import Pair
 from kava.models.capture import capture, capture_with_hidden, observed_attention, rotate
-from kava.training.auxiliary import AuxiliaryLosses
 from kava.training.batches import Batch, teacher_kv
 from kava.training.kv import KvObjective
 
-# What the auxiliary losses are means over; CKA, a ratio of sums over a batch, and codi, whose unit is the standard
-# deviation within a batch, do depend on the batch.
-MEAN_OVER = {"codi": "examples", "logit_kd": "answers", "cka": "covered"}
-WHOLE = {"labels": 1.0, "kv": 1.0, "covered": 1.0, "examples": 1.0, "answers": 1.0}
+WHOLE: dict[str, float] = dict.fromkeys(get_args(MeanOver), 1.0)
 SIMILARITIES = ("cos_sim", "cos_sim_centered", "magnitude")
-PARTS = ("ce", "kv", "attention", "codi", "logit_kd", "cka", *SIMILARITIES)
 
 
-class StudentPass(NamedTuple):
-    """What one forward of the student shows.
-
-    Attributes
-    ----------
-    kv
-        Keys and values.
-    hidden
-        Last hidden states `[B, T, width]`, or those of all layers, embeddings first.
-    attention
-        Per layer, queries `[B, Ha, T, D]` and keys `[B, H, T, D]` after RoPE, and the factor on their product.
-    """
-
-    kv: KeysValues
-    hidden: tuple[Tensor, ...]
-    attention: list[tuple[Tensor, Tensor, float]]
+def parts() -> tuple[str, ...]:
+    """What a loss may be the sum of, and the similarities beside it, in the order of `metrics.jsonl`."""
+    return ("ce", "kv", "attention", *(loss.name for loss in losses.AUXILIARY), *SIMILARITIES)
 
 
 class DistillationModel(nn.Module):
-    """Student and projector as one module for the Trainer.
+    """Student and projector as one module, which the loop trains.
 
     Parameters
     ----------
@@ -55,15 +40,15 @@ class DistillationModel(nn.Module):
     projector
         None for an arm without KV loss.
     arm
-        Settings of the arm, as JSON values.
+        Its losses.
     train_student
         False while the projector is pretrained: the student gives targets and gets no gradient.
     keys
         Form of the stored keys, `pre_rope` or `post_rope`; the student's are read alike.
     teacher_width
-        Width of the teacher's hidden states, for `codi`.
+        Width of the teacher's hidden states, for losses that read them.
     no_tokens
-        Rows of the student's head that are no tokens, for `logit_kd`; None for no rows.
+        Rows of the student's head that are no tokens, for losses on logits; None for no rows.
 
     Attributes
     ----------
@@ -75,7 +60,7 @@ class DistillationModel(nn.Module):
         self,
         student: Any,
         projector: Projector | None,
-        arm: dict[str, Any],
+        arm: Arm,
         train_student: bool,
         keys: str,
         teacher_width: int | None = None,
@@ -90,10 +75,12 @@ class DistillationModel(nn.Module):
         else:
             student.requires_grad_(False)
         if projector is not None and train_student:
-            projector.requires_grad_(arm["train_projector"])
+            projector.requires_grad_(arm.train_projector)
         self.objective = KvObjective(arm) if projector else None
-        auxiliary = arm["auxiliary"] if train_student else {}
-        self.auxiliary = AuxiliaryLosses(auxiliary, student.config.hidden_size, teacher_width, no_tokens)
+        models = BothModels(student.config.hidden_size, teacher_width, no_tokens)
+        used = losses.auxiliaries(arm) if train_student else []
+        self._auxiliaries = [loss(settings, models) for loss, settings in used]
+        self.auxiliary = nn.ModuleList(self._auxiliaries)
 
     def train(self, mode: bool = True) -> "DistillationModel":
         """What is not trained stays in evaluation mode: dropout would only blur its targets."""
@@ -104,45 +91,53 @@ class DistillationModel(nn.Module):
         return self
 
     def forward(self, shares: Mapping[str, float] = WHOLE, **batch: Any) -> dict[str, Tensor]:
-        """Loss of a `Batch`; its detached parts, of `PARTS`, stand beside it.
+        """Loss of a `Batch`; its detached parts, see `parts`, stand beside it.
 
         Parameters
         ----------
         shares
-            Of a whole optimizer step, what the batch holds of labels, KV weight, tokens with KV, examples and answer
-            tokens: each part of the loss, a mean over one of these, is multiplied by its share.
+            Of a whole optimizer step, what the batch holds by `MeanOver`: each part of the loss is multiplied by the
+            share of what it is a mean over.
         **batch
             A `Batch`.
         """
         # A loss whose time is over is neither read for nor computed: the rest of the run is as cheap as the control.
         weights = self.weights(self.progress)
+        due = self._due(weights)
         with torch.set_grad_enabled(self.train_student and torch.is_grad_enabled()):
             own = self._read(batch, weights)
-        parts: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         loss = own.hidden[-1].new_zeros(())
         if self.train_student:
             ce = self._cross_entropy(own.hidden[-1], batch["input_ids"], batch["label_mask"])
-            parts["ce"] = shares["labels"] * ce
-            loss = loss + parts["ce"]
+            found["ce"] = shares["labels"] * ce
+            loss = loss + found["ce"]
         if self.projector is not None and "kv" in weights:
-            found, kv = self._kv(own, batch)
-            parts |= {name: shares["covered" if name in SIMILARITIES else "kv"] * part for name, part in found.items()}
+            of_kv, kv = self._kv(own, batch)
+            found |= {name: shares["covered" if name in SIMILARITIES else "kv"] * part for name, part in of_kv.items()}
             loss = loss + weights["kv"] * shares["kv"] * kv
-        for name, part in self._auxiliary(weights.keys(), own, batch).items():
-            parts[name] = shares[MEAN_OVER[name]] * part
-            loss = loss + weights[name] * parts[name]
-        return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
+        for auxiliary in due:
+            found[auxiliary.name] = shares[auxiliary.mean_over] * auxiliary(own, batch)
+            loss = loss + weights[auxiliary.name] * found[auxiliary.name]
+        return {"loss": loss} | {name: part.detach() for name, part in found.items()}
 
     def weights(self, progress: float) -> dict[str, float]:
         """Losses on what the teacher left that count at a share of the phase, with their weights."""
         arm, found = self.arm, {}
         if self.projector is not None:
-            schedule = arm["kv_warmup_ratio"], arm["kv_decay_ratio"], arm["kv_until"]
-            found["kv"] = weight_at(arm["kv_weight"], progress, *schedule) if self.train_student else 1.0
-        for name in self.auxiliary.used:
-            settings = arm["auxiliary"][name]
-            found[name] = weight_at(settings["weight"], progress, settings["warmup_ratio"], until=settings["until"])
+            schedule = arm.kv_warmup_ratio, arm.kv_decay_ratio, arm.kv_until
+            found["kv"] = weight_at(arm.kv_weight, progress, *schedule) if self.train_student else 1.0
+        found |= {loss.name: loss.weight(progress) for loss in self._auxiliaries}
         return {name: weight for name, weight in found.items() if weight}
+
+    def wanted(self, progress: float) -> set[str]:
+        """Names of the teacher's signals that count at a share of the phase."""
+        weights = self.weights(progress)
+        signals = {signal for loss in self._due(weights) for signal in loss.reads}
+        return signals | {"kv"} if "kv" in weights else signals
+
+    def _due(self, weights: Mapping[str, float]) -> list[Auxiliary]:
+        return [loss for loss in self._auxiliaries if loss.name in weights]
 
     def compared_steps(self, steps: int) -> int:
         """In how many steps of a phase KV is compared."""
@@ -156,45 +151,41 @@ class DistillationModel(nn.Module):
         captured, _ = capture(self.student, ids, batch["attention_mask"].to(device), self.keys)
         return Pair(captured, self.projector(teacher_kv(batch, device)), ids, batch["kv_mask"].to(device))
 
-    def _read(self, batch: dict[str, Tensor], due: Collection[str]) -> StudentPass:
+    def _read(self, batch: Batch, weights: Mapping[str, float]) -> StudentPass:
         attention: list[tuple[Tensor, Tensor, float]] = []
 
         def observe(layer: int, queries: Tensor, keys: Tensor, scaling: float) -> None:
             assert layer == len(attention), f"layer {layer} attends after {len(attention)} others"
             attention.append((queries, keys, scaling))
 
-        seen = "kv" in due and self.objective is not None and self.objective.reads_attention
+        seen = "kv" in weights and self.objective is not None and self.objective.attention_weight > 0
         inputs = self.student, batch["input_ids"], batch["attention_mask"], self.keys
         with observed_attention(self.student, observe) if seen else nullcontext():
-            if "codi" in due:
+            if any(loss.all_layers for loss in self._due(weights)):
                 captured, hidden = capture_with_hidden(*inputs)
             else:
                 captured, last = capture(*inputs)
                 hidden = (last,)
-        return StudentPass(captured, hidden, attention)
+        answer, head = batch["segments"] == Segment.ANSWER, self.student.get_output_embeddings()
+        return StudentPass(captured, hidden, attention, answer, head)
 
-    def _kv(self, own: StudentPass, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def _kv(self, own: StudentPass, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Parts of the KV loss, and their sum."""
         assert self.projector is not None
         assert self.objective is not None
         projected = self.projector(KeysValues(batch["teacher_keys"], batch["teacher_values"]))
         weight = batch["kv_weight"]
         # A schedule within the loss is over when the loss is.
-        share = min(1.0, self.progress / self.arm["kv_until"]) if self.train_student else self.progress
+        share = min(1.0, self.progress / self.arm.kv_until) if self.train_student else self.progress
         parts = {"kv": self.objective.distance(own.kv, projected, weight, self.projector, share)}
         total = parts["kv"]
-        if self.objective.reads_attention:
+        if self.objective.attention_weight > 0:
             # In fp32, as the student's: an aligner under autocast gives bf16, and cos and sin would follow it.
             keys = projected.keys.float()
             keys = keys if self.keys == "post_rope" else rotate(self.student, keys)
             parts["attention"] = self.objective.attention(own.attention, keys, batch["kv_mask"], weight)
-            total = total + self.arm["loss"]["attention"] * parts["attention"]
+            total = total + self.objective.attention_weight * parts["attention"]
         return parts | self._similarity(own.kv, projected, batch["kv_mask"]), total
-
-    def _auxiliary(self, due: Collection[str], own: StudentPass, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        answer = batch["segments"] == Segment.ANSWER
-        head = self.student.get_output_embeddings()
-        return self.auxiliary(due, own.kv, own.hidden, answer, head, batch)
 
     def _cross_entropy(self, hidden_BTW: Tensor, ids_BT: Tensor, label_mask_BT: Tensor) -> Tensor:
         """Logits only where there is a label: over a vocabulary of 151,936 they are the largest tensor of a step."""

@@ -1,5 +1,6 @@
 """Set up and run a training phase: pretraining the projector, or distilling the student."""
 
+import gc
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -9,34 +10,44 @@ from typing import Any
 import torch
 
 from kava.align.projector import Projector
+from kava.config.arms import Arm
 from kava.config.jobs import Job, Runtime
+from kava.config.schema import Lora
+from kava.config.training import Distill, Pretrain
 from kava.data.fit import embedding_rows, no_tokens, require_a_row_for_each_token, require_fit
 from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.device import use_device
 from kava.errors import UserError
-from kava.files import sha256_json
+from kava.files import sha256_file, sha256_json
 from kava.inert import inert_sentence, is_inert
 from kava.kv import TENSORS
-from kava.metrics import warnings_for
+from kava.losses import signals_read
+from kava.metrics import alignment_metrics, warnings_for
 from kava.models.capture import geometry
 from kava.models.load import load_model_config, load_student, load_tokenizer
 from kava.store.reader import StoreReader
-from kava.training.batches import Batches
+from kava.training.batches import Batches, stored_batches
 from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
-from kava.training.loop import measure_alignment, run_fingerprint, train
+from kava.training.loop import train
 from kava.training.model import DistillationModel
+from kava.training.run import PhaseSettings, TrainingRun
+from kava.training.signals import from_store
+from kava.training.signals.base import StoredSplit, TeacherSignals
 from kava.training.student import prepare_student, student_dtype
 
 log = logging.getLogger("kava")
 
 
-def from_store(_model: DistillationModel, *arguments: Any) -> Batches:
-    """What a phase trains on."""
-    return Batches(*arguments)
+MakeTeacher = Callable[[DistillationModel, StoredSplit], TeacherSignals]
+
+
+def stored_teacher(_model: DistillationModel, stored: StoredSplit) -> TeacherSignals:
+    """What a phase reads of the teacher."""
+    return from_store(stored)
 
 
 def run_phase(
-    job: Job, runtime: Runtime, make_batches: Callable[..., Batches] = from_store
+    job: Job, runtime: Runtime, make_teacher: MakeTeacher = stored_teacher
 ) -> tuple[DistillationModel, Any, dict[str, Any]]:
     """Train and measure.
 
@@ -46,8 +57,8 @@ def run_phase(
         Of stage `pretrain` (the student is frozen) or `distill`.
     runtime
         Device, tracker, where the student lies, how often to save.
-    make_batches
-        What the steps read, given the model and the arguments of `Batches`; a benchmark puts the teacher there.
+    make_teacher
+        What the steps read of the teacher, given the model and where it is stored; a benchmark has a live one.
 
     Returns
     -------
@@ -55,8 +66,9 @@ def run_phase(
         The trained model, the student's tokenizer, and the manifest without the hashes of exported files.
     """
     stage, spec, inputs = job.stage, job.spec, job.inputs
-    arm, seed = spec["arm"], spec["seed"]
-    settings = spec[stage] | runtime.execution[stage]
+    arm, seed = Arm.model_validate(spec["arm"]), spec["seed"]
+    lora = Lora.model_validate(spec["lora"]) if spec.get("lora") else None
+    settings = phase_settings(stage, spec[stage] | runtime.execution[stage])
     device = use_device(runtime)
     tokens = TokenSet(inputs["tokens"])
     tokenizer = load_tokenizer(runtime.student)
@@ -66,39 +78,41 @@ def run_phase(
             "choose a student with the teacher's tokenizer"
         )
     left_out = _rows_left_out(runtime, tokens, tokenizer, arm)
-    store = StoreReader(inputs["store"], device, arm["select"]) if "store" in inputs else None
+    select = arm.select.model_dump() if arm.select else None
+    store = StoreReader(inputs["store"], device, select) if "store" in inputs else None
     if store:
         log.info("teacher KV from %s", inputs["store"].parent)
     trained = stage == "distill"
-    dtype = student_dtype(spec["lora"], settings["precision"]) if trained else torch.float32
+    dtype = student_dtype(lora, settings.precision) if trained else torch.float32
     student = load_student(runtime.student, device, dtype)
     torch.manual_seed(seed)
-    if trained:
-        prepare_student(student, spec["lora"], settings["gradient_checkpointing"], settings["compile_layers"])
+    if isinstance(settings, Distill):
+        prepare_student(student, lora, settings.gradient_checkpointing, settings.compile_layers)
     projector = _projector(stage, arm, inputs, store, student)
     # Keys that nobody compares are left as they are: their family's RoPE need not be known.
-    keys = store.keys_form if store and (projector or arm["auxiliary"]["cka"]) else "post_rope"
+    keys = store.keys_form if store and "kv" in signals_read(arm) else "post_rope"
     width = store.contents.hidden_width if store else None
     model = DistillationModel(student, projector, arm, trained, keys, width, left_out).to(device)
-    shuffled = seed if arm["teacher_kv"] == "shuffled" else None
-    batches = make_batches(model, tokens, "train", store, arm, shuffled)
+    shuffled = seed if arm.teacher_kv == "shuffled" else None
+    teacher = make_teacher(model, StoredSplit(store, tokens, "train", arm, shuffled)) if store else None
+    batches = Batches(tokens, "train", teacher)
     measured: dict[str, Batches] = {}
     if projector is not None:
         # Whatever an arm selects is measured on all tokens of the store: its figures stand beside the other arms'.
         whole = store.whole() if store else None
-        measured = {split: Batches(tokens, split, whole) for split in ("train", "validation")}
+        measured = {split: stored_batches(tokens, split, whole) for split in ("train", "validation")}
         model.eval()
         first = range(min(CALIBRATION_EXAMPLES, len(measured["train"])))
-        read = partial(measured["train"].slice, first, settings["batch_size"])
+        read = partial(measured["train"].slice, first, settings.batch_size)
         calibrate(projector, student, read, keys, base_student=not trained)
-    fingerprint = run_fingerprint(spec, inputs)
-    facts = train(model, batches, settings, seed, job.output.parent, fingerprint, spec["name"], device, runtime.tracker)
+    run = TrainingRun(job.output.parent, run_fingerprint(spec, inputs), spec["name"], seed, device, runtime.tracker)
+    facts = train(model, batches, settings, run)
     alignment, warnings = None, facts.pop("warnings")
     if projector is not None:
-        alignment = measure_alignment(model, measured["train"], measured["validation"], settings["batch_size"])
+        alignment = measure_alignment(model, measured["train"], measured["validation"], settings.batch_size)
         warnings = warnings + judge(alignment)
-        if trained and is_inert(arm, alignment):
-            warnings.append(inert_sentence(arm, alignment))
+        if trained and is_inert(spec["arm"], alignment):
+            warnings.append(inert_sentence(spec["arm"], alignment))
             log.warning("warning: %s", warnings[-1])
         facts["cka"] = dict(zip(TENSORS, projector.cka.tolist(), strict=True))
     manifest = {
@@ -114,12 +128,41 @@ def run_phase(
     return model, tokenizer, manifest
 
 
-def _rows_left_out(runtime: Runtime, tokens: TokenSet, tokenizer: Any, arm: dict[str, Any]) -> torch.Tensor | None:
-    """Check that the student can read the data; rows of its head that `logit_kd` leaves out, None for no rows."""
+def phase_settings(stage: str, given: dict[str, Any]) -> PhaseSettings:
+    """Settings of a phase; one without steps, which only measures, has no more than a batch size."""
+    kind = Distill if stage == "distill" else Pretrain
+    steps = given["steps"]
+    settings = kind.model_validate({name: value for name, value in given.items() if steps or name != "steps"})
+    return settings.model_copy(update={"steps": steps})
+
+
+def measure_alignment(
+    model: DistillationModel, training: Batches, held_out: Batches, batch_size: int
+) -> dict[str, Any]:
+    """Alignment metrics of a model with a projector."""
+    model.eval()
+    # Optimizer states hang in reference cycles; on a small GPU they would still be there.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return alignment_metrics(
+        model.predict,
+        training.slice(range(min(CALIBRATION_EXAMPLES, len(training))), batch_size),
+        held_out.slice(range(len(held_out)), batch_size),
+    )
+
+
+def run_fingerprint(spec: dict[str, Any], inputs: dict[str, Path]) -> str:
+    """Hash of a stage's spec and of the manifests that it reads."""
+    return sha256_json([spec, {name: sha256_file(path) for name, path in inputs.items()}])[:16]
+
+
+def _rows_left_out(runtime: Runtime, tokens: TokenSet, tokenizer: Any, arm: Arm) -> torch.Tensor | None:
+    """Check that the student can read the data; rows of its head that losses on logits leave out, None for none."""
     name, config = runtime.student["model"], load_model_config(runtime.student)
     require_fit("student", name, config, tokens.student_reach)
     rows = embedding_rows(config)
-    if rows is None or not arm["auxiliary"]["logit_kd"]:
+    if rows is None or "topk_logits" not in signals_read(arm):
         return None
     require_a_row_for_each_token(name, tokenizer, rows)
     left_out = no_tokens(tokenizer, rows)
@@ -142,13 +185,13 @@ def _shown(value: float | None) -> str:
 
 
 def _projector(
-    stage: str, arm: dict[str, Any], inputs: dict[str, Path], store: StoreReader | None, student: Any
+    stage: str, arm: Arm, inputs: dict[str, Path], store: StoreReader | None, student: Any
 ) -> Projector | None:
-    if arm["aligner"] is None:
+    if arm.aligner is None:
         return None
     assert store is not None, "an arm with an aligner reads a store"
     if stage == "distill":
         return Projector.load(inputs["projector"].parent)
-    projector = Projector(arm["aligner"], store.geometry, geometry(student.config), arm["loss"]["center"])
+    projector = Projector(arm.aligner.model_dump(), store.geometry, geometry(student.config), arm.loss.center)
     projector.set_teacher_statistics(store.mean, store.std)
     return projector

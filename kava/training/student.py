@@ -5,17 +5,16 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from kava.config.schema import Lora
 from kava.training.lora import add_lora
 
 
-def student_dtype(lora: dict[str, Any] | None, precision: str) -> torch.dtype:
+def student_dtype(lora: Lora | None, precision: str) -> torch.dtype:
     """Dtype that a student is loaded in: fp32 if it is trained, since bf16 loses updates of 5e-5 to rounding."""
     return torch.bfloat16 if lora and precision == "bfloat16" else torch.float32
 
 
-def prepare_student(
-    student: Any, lora: dict[str, Any] | None, gradient_checkpointing: bool, compiled: bool = False
-) -> None:
+def prepare_student(student: Any, lora: Lora | None, gradient_checkpointing: bool, compiled: bool = False) -> None:
     """Give a student its adapters, checkpoints and compiled layers, in place.
 
     Parameters

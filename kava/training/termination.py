@@ -7,8 +7,8 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import distributed
-from transformers import TrainerCallback
 
 from kava.errors import Interrupted, UserError
 
@@ -22,7 +22,7 @@ def heeded() -> list[signal.Signals]:
     return [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
 
 
-class StopOnSignal(TrainerCallback):
+class StopOnSignal:
     """Lets the step that is being computed end, saves, and stops; a context manager around training.
 
     For SIGTERM and for SIGINT, which is Ctrl-C; a Ctrl-C after that ends the process at once.
@@ -46,14 +46,13 @@ class StopOnSignal(TrainerCallback):
         for number, former in self._former.items():
             signal.signal(number, former)
 
-    def on_step_end(self, args: Any, _state: Any, control: Any, **_: Any) -> None:
-        if distributed.is_initialized():
-            # All processes stop after the same step, whichever was told first.
-            asked = torch.tensor(self.asked, device=args.device)
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether to stop: all processes do so after the same step, whichever got the signal first."""
+        if accelerator.num_processes > 1:
+            asked = torch.tensor(self.asked, device=accelerator.device)
             distributed.all_reduce(asked, distributed.ReduceOp.MAX)
             self.asked = int(asked)
-        if self.asked:
-            control.should_save = control.should_training_stop = True
+        return bool(self.asked)
 
     def stopped(self, step: int, arm: str) -> UserError:
         """What to raise when training has stopped after a step."""

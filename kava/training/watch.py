@@ -10,7 +10,7 @@ MAGNITUDE_LIMIT = 1.0
 LATE_STEP, LATE_COSINE = 200, 0.5
 
 
-def phase(cos_sim_centered: float) -> str:
+def alignment_word(cos_sim_centered: float) -> str:
     """Word for a centred cosine: adapting < 0.5, learning < 0.7, good < 0.9, great < 0.95, excellent."""
     return next((word for limit, word in PHASES if cos_sim_centered < limit), "excellent")
 
