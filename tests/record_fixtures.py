@@ -42,6 +42,7 @@ def job_spec(planted: ReportInputs, **settings: Any) -> dict[str, Any]:
         "comparisons": [list(pair) for pair in planted.comparisons],
         "controls": planted.controls,
         "seeds": sorted({int(seed) for seeds in planted.seeds.values() for seed in seeds}),
+        "data": {"kind": "demo"},
         "teacher": {"model": "/models/of/mine/big"},
         "distill": {"steps": 400},
     } | settings

@@ -28,7 +28,28 @@ class Metric:
     proportion: bool = True
     unit: str = ""
 
+    @property
+    def sign(self) -> int:
+        """What a difference is multiplied with, so that more than 0 is better."""
+        return 1 if self.higher_is_better else -1
+
 
 STRICT_MATCH = Metric("strict_match", "strict match")
 FLEXIBLE_EXTRACT = Metric("flexible_extract", "flexible extract")
 ANSWER_NLL = Metric("answer_nll", "answer NLL", higher_is_better=False, proportion=False, unit="nats per token")
+
+_OF_KIND = {
+    "demo": (STRICT_MATCH, FLEXIBLE_EXTRACT),
+    "gsm8k": (STRICT_MATCH, FLEXIBLE_EXTRACT),
+    "text": (ANSWER_NLL,),
+}
+
+
+def metrics_of(kind: str) -> tuple[Metric, ...]:
+    """What answers to a kind of data (`data.kind`) are judged by, the primary metric first."""
+    return _OF_KIND[kind]
+
+
+def breakdowns_of(kind: str) -> tuple[str, ...]:
+    """By what the report breaks a kind of data down: `length` of the question, `steps` of a worked solution."""
+    return ("length", "steps") if STRICT_MATCH in _OF_KIND[kind] else ("length",)
