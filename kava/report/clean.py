@@ -1,7 +1,5 @@
 """What may go into the JSON and into the page: finite numbers, and text that survives UTF-8 and HTML."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
