@@ -12,6 +12,7 @@ from report_values import run_of
 from kava.report.breakdown import Bin, break_down, steps_of, words_of
 from kava.report.build import Report
 from kava.report.charts.scores import breakdown_charts
+from kava.report.clean import jsonable
 from kava.report.finished import Answer, FinishedRun, Runs
 from kava.report.results import Score
 from kava.report.statistics.intervals import wilson
@@ -29,8 +30,8 @@ def run(questions: list[str], golds: list[str], marks: str) -> FinishedRun:
 
 def broken_down(runs: Runs, declared: dict[str, list[str]] = ONE) -> dict[str, Any]:
     """As it stands in the JSON."""
-    kinds = break_down(runs, declared, STRICT_MATCH, ("length", "steps"))
-    return {kind: [bin_.to_dict() for bin_ in bins] for kind, bins in kinds.items()}
+    bins: dict[str, Any] = jsonable(break_down(runs, declared, STRICT_MATCH, ("length", "steps")))
+    return bins
 
 
 @pytest.mark.parametrize(

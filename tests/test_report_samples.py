@@ -11,6 +11,7 @@ from report_fixtures import numbers_of_two_seeds, report_of_two_seeds, runs_of_o
 from report_values import MARKS, marked, run_of
 
 from kava.report.build import build_report
+from kava.report.clean import jsonable
 from kava.report.finished import FinishedRun, Runs
 from kava.report.inputs import ReportInputs
 from kava.report.page.render import render_html
@@ -23,7 +24,7 @@ def run(answers: list[str], marks: str) -> FinishedRun:
 
 def picked(runs: Runs) -> dict[str, Any]:
     """As it stands in the JSON."""
-    samples: dict[str, Any] = json.loads(json.dumps(pick_samples(runs, MARKS).to_dict()))
+    samples: dict[str, Any] = jsonable(pick_samples(runs, MARKS))
     return samples
 
 

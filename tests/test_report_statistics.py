@@ -13,6 +13,7 @@ from scipy.stats import binomtest, ttest_rel
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
+from kava.report.clean import jsonable
 from kava.report.comparisons import compare_arms
 from kava.report.statistics.compare import cohens_h, compare
 from kava.report.statistics.intervals import bootstrap_ci, wilson
@@ -166,7 +167,8 @@ def rows_of(*arms: np.ndarray) -> list[dict[str, Any]]:
     declared = {arm: list(of_arm) for arm, of_arm in runs.items()}
     rows, refusals = compare_arms([(str(i), str(i + 1)) for i in range(len(arms) - 1)], runs, declared, STRICT_MATCH)
     assert refusals == []
-    return [row.to_dict() for row in rows]
+    plain: list[dict[str, Any]] = jsonable(rows)
+    return plain
 
 
 def test_a_row_says_how_large_its_difference_is_and_what_it_could_have_shown() -> None:

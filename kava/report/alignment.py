@@ -1,22 +1,19 @@
 """How well projected teacher KV matched student KV: per arm, per head, and against shuffled KV."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from kava.report.clean import Row
 from kava.report.finished import ALIGNMENT, MAPPED, Alignment, FinishedRun, Runs
 
 
 @dataclass(frozen=True)
-class OverShuffled:
+class OverShuffled(Row):
     """How many times the retrieval of `control`, the shuffled arm with an aligner of its kind, an arm reaches."""
 
     control: str
     ratio: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
-        return asdict(self)
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kava.report.alignment import mean
+from kava.report.clean import Row
 from kava.report.finished import Answer, Runs
 from kava.report.results import Score
 from kava.report.statistics.intervals import interval_of
@@ -19,7 +20,7 @@ _EQUATION = re.compile(r"<<[^<>]*>>")
 
 
 @dataclass(frozen=True)
-class Bin:
+class Bin(Row):
     """Questions of one kind: how many, and arm → score."""
 
     name: str

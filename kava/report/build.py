@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from kava.report.alignment import OverShuffled, first_cka, over_shuffled
 from kava.report.breakdown import Bin, break_down
-from kava.report.clean import flatten, jsonable
+from kava.report.clean import Row, flatten, jsonable
 from kava.report.comparisons import compare_arms, compare_with_base
 from kava.report.curves import CurveRow, curves
 from kava.report.fairness import check_evaluations, check_training
@@ -27,7 +27,7 @@ CostRows = Mapping[str, Mapping[str, CostRow]]
 
 
 @dataclass(frozen=True)
-class Fairness:
+class Fairness(Row):
     """Sentences on unequal terms and notes on test questions; `overlap` is experiment → what its token set records."""
 
     mismatches: Sequence[str]
@@ -40,7 +40,7 @@ class Fairness:
 
 
 @dataclass(frozen=True)
-class Store:
+class Store(Row):
     """A teacher store, from its manifest; the ratio is that of `bytes` and `raw_bf16_bytes`."""
 
     manifest: str
@@ -53,7 +53,7 @@ class Store:
 
 
 @dataclass(frozen=True)
-class ReportedExperiment:
+class ReportedExperiment(Row):
     """What an experiment's own record says of it; `models` is role → name and scores of teacher and base student."""
 
     date: str
@@ -65,7 +65,7 @@ class ReportedExperiment:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Row):
     """What the page shows, and what stands in `ab_report.json`.
 
     Attributes
@@ -113,47 +113,12 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """`ab_report.json`: plain JSON types, without NaN or infinity."""
-        numbers = {
-            "experiment": self.experiment,
-            "preset": self.preset,
-            "question": self.question,
-            "verdict": self.verdict.sentence,
-            "teacher": self.teacher.to_dict(),
-            "student_base": self.student_base.to_dict(),
-            "arms": {name: arm.to_dict() for name, arm in self.arms.items()},
-            "comparisons": _dicts(self.comparisons),
-            "against_base": _dicts(self.against_base),
-            "controls": self.controls,
-            "retrieval_over_shuffled": {arm: over.to_dict() for arm, over in self.retrieval_over_shuffled.items()},
-            "cka": self.cka,
-            "stores": {name: vars(store) for name, store in self.stores.items()},
-            "fidelity": self.fidelity and self.fidelity.to_dict(),
-            "fairness": self.fairness.to_dict(),
-            "cost": {arm: {seed: row.to_dict() for seed, row in seeds.items()} for arm, seeds in self.cost.items()},
-            "cost_mean": {arm: row.to_dict() for arm, row in self.cost_mean.items()},
-            "kv_until": self.kv_until,
-            "breakdown": {kind: _dicts(bins) for kind, bins in self.breakdown.items()} or None,
-            "samples": self.samples.to_dict(),
-            "arm_differences": self.arm_differences,
-            "configuration": self.configuration,
-            "provenance": self.provenance,
-            "curves": _dicts(self.curves),
-            "inert": self.inert,
-            "warnings": self.warnings,
-            "verdict_parts": self.verdict.to_dict(),
-        }
-        if self.experiments is not None:
-            numbers["experiments"] = {name: vars(told) for name, told in self.experiments.items()}
-        plain: dict[str, Any] = jsonable(numbers)
+        numbers = {name: value for name, value in vars(self).items() if name != "metrics"}
+        if self.experiments is None:
+            del numbers["experiments"]
+        said = {"verdict": self.verdict.sentence, "verdict_parts": self.verdict, "breakdown": self.breakdown or None}
+        plain: dict[str, Any] = jsonable(numbers | said)
         return plain
-
-
-class _Row(Protocol):
-    def to_dict(self) -> dict[str, Any]: ...
-
-
-def _dicts(rows: Sequence[_Row]) -> list[dict[str, Any]]:
-    return [row.to_dict() for row in rows]
 
 
 def _differences(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

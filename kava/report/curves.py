@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kava.report.clean import Row
 from kava.report.finished import LOGGED, Logged, Runs
 from kava.report.notices import Notice
 
@@ -13,7 +14,7 @@ POINTS = 200
 
 
 @dataclass(frozen=True)
-class CurveRow:
+class CurveRow(Row):
     """A logged step of a run's stage; a value is None where it was not logged or is not finite."""
 
     arm: str

@@ -1,15 +1,16 @@
 """What each codec costs and gives back, from the file of `kava bench store`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kava.report.clean import Row
 from kava.report.finished import read_json
 
 
 @dataclass(frozen=True)
-class Codec:
+class Codec(Row):
     """One codec, measured on the run's teacher.
 
     Attributes
@@ -42,7 +43,7 @@ class Codec:
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class Fidelity(Row):
     """The codecs, largest first, and what else was measured; `skipped` is what could not be, and why."""
 
     file: str
@@ -50,10 +51,6 @@ class Fidelity:
     codecs: Mapping[str, Codec]
     formats: Mapping[str, Mapping[str, Any]]
     skipped: Mapping[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
-        return asdict(self)
 
 
 def read_fidelity(path: Path, own: Sequence[Mapping[str, Any]], lost: list[str]) -> Fidelity:

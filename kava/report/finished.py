@@ -8,7 +8,7 @@ from typing import Any
 
 from kava.errors import UserError
 from kava.grades import Grade, collapsed, grade
-from kava.report.clean import clean_text, jsonable
+from kava.report.clean import Row, clean_text, jsonable
 from kava.report.inputs import RunFiles
 from kava.tasks.metric import Metric
 
@@ -69,7 +69,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Alignment:
+class Alignment(Row):
     """How well projected teacher KV matched student KV on held-out examples; None where that is not known.
 
     Attributes
@@ -103,7 +103,7 @@ class Alignment:
 
     def to_dict(self) -> dict[str, Any]:
         """As an arm has it in the JSON."""
-        return {**self.means, "grade": self.grade, "collapsed": self.collapsed, "per_head": dict(self.per_head)}
+        return {**self.means, "grade": self.grade, "collapsed": self.collapsed, "per_head": self.per_head}
 
 
 ALIGNMENT = tuple(Alignment().means)

@@ -20,6 +20,7 @@ from kava.config.base import CACHE_VARIABLE, cache_from_environment
 from kava.errors import UserError
 from kava.files import read_json, sha256_file, write_atomic
 from kava.report.build import Report
+from kava.report.clean import jsonable
 from kava.report.record_schema import REFERENCES, Place, Record
 from kava.report.results import ReferenceRow
 from kava.tasks.metric import Metric
@@ -86,14 +87,13 @@ def write_record(spec: Mapping[str, Any], inputs: Mapping[str, Path], report: Re
         },
         "questions_sha256": sorted({str(read_json(path).get("questions_sha256")) for path in evaluations}),
         "results": {arm: _result(arm, report) for arm in report.arms},
-        "comparisons": [row.to_dict() for row in report.comparisons],
-        "fairness": report.fairness.to_dict(),
+        "comparisons": report.comparisons,
+        "fairness": report.fairness,
         "configuration": without_places(spec),
         "files": dict(_places(folder, inputs)),
     }
-    # Through JSON: no tuples, which YAML's safe form does not know, and no object twice, which it would abbreviate.
-    plain = json.loads(json.dumps(record, allow_nan=False))
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+    # Plain: no tuples, which YAML's safe form does not know, and no object twice, which it would abbreviate.
+    text = yaml.safe_dump(jsonable(record), sort_keys=False, allow_unicode=True, width=120)
     write_atomic(folder / FILE, HEADING + text)
     return folder / FILE
 
@@ -193,13 +193,14 @@ def _model(row: ReferenceRow, primary: Metric, manifest: Path) -> dict[str, Any]
 def _result(arm: str, report: Report) -> dict[str, Any]:
     """An arm's row of the report, with its cost, without values by head."""
     row, cost = report.arms[arm].to_dict(), report.cost_mean[arm]
-    alignment = row["alignment"] and {name: value for name, value in row["alignment"].items() if name != "per_head"}
+    alignment = report.arms[arm].alignment
+    means = alignment and {**alignment.means, "grade": alignment.grade, "collapsed": alignment.collapsed}
     return {
         **{name: value for name, value in row.items() if name not in ("alignment", "seeds")},
         "control": arm in report.controls,
         "train_seconds": cost.train_seconds,
         "peak_memory_mib": cost.peak_memory_mib,
-        "alignment": alignment,
+        "alignment": means,
         "seeds": row["seeds"],
     }
 

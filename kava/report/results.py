@@ -2,10 +2,11 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kava.report.alignment import arm_alignment, mean
+from kava.report.clean import Row
 from kava.report.finished import Alignment, Cost, Evaluation, FinishedRun
 from kava.report.inputs import ReferenceFiles
 from kava.report.statistics.intervals import Interval, interval_of
@@ -23,7 +24,7 @@ class Score:
     ci95: Interval | None
 
 
-class Scored:
+class Scored(Row):
     """A row whose `scores` are metric → score, the primary metric first."""
 
     scores: Mapping[str, Score]
@@ -103,9 +104,9 @@ class ArmRow(Scored):
             f"{primary}_sd": self.sd,
             f"{primary}_range": self.range,
             **{f"{name}_mean": other.mean for name, other in others},
-            "alignment": self.alignment and self.alignment.to_dict(),
+            "alignment": self.alignment,
             "missing_seeds": self.missing_seeds,
-            "seeds": {seed: row.to_dict() for seed, row in self.seeds.items()},
+            "seeds": self.seeds,
         }
 
 
@@ -124,7 +125,7 @@ class ReferenceRow(Scored):
 
 
 @dataclass(frozen=True)
-class CostRow:
+class CostRow(Row):
     """Seconds and peak memory (MiB) of a run's stages, None for one it does not have; tokens/s of distillation."""
 
     pretrain_seconds: float | None
@@ -135,13 +136,9 @@ class CostRow:
     evaluate_peak_memory_mib: float | None
     tokens_per_second: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class MeanCost:
+class MeanCost(Row):
     """One arm's cost: means over its seeds, but the highest memory."""
 
     pretrain_seconds: float | None = None
@@ -152,10 +149,6 @@ class MeanCost:
     train_tokens: float | None = None
     optimizer_steps: float | None = None
     peak_memory_mib: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
-        return asdict(self)
 
 
 def _known(values: Iterable[Known | None]) -> list[Known]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kava.report.clean import Row
 from kava.report.finished import Answer, Runs
 from kava.tasks.metric import Metric
 
@@ -77,7 +78,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(Row):
     """A question, and seed → an answer per arm."""
 
     doc_id: str
@@ -87,12 +88,11 @@ class Question:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON."""
-        answers = {seed: [each.to_list() for each in row] for seed, row in self.answers.items()}
-        return {"doc_id": self.doc_id, "question": self.question, "gold": self.gold, "answers": answers}
+        return vars(self) | {"answers": {seed: [each.to_list() for each in row] for seed, row in self.answers.items()}}
 
 
 @dataclass(frozen=True)
-class Samples:
+class Samples(Row):
     """The questions to show.
 
     Attributes
@@ -111,11 +111,6 @@ class Samples:
     disagreements: int = 0
     of: int = 0
     questions: Sequence[Question] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
-        plain = {name: value for name, value in vars(self).items() if name != "questions"}
-        return plain | {"questions": [question.to_dict() for question in self.questions]}
 
 
 def pick_samples(runs: Runs, metrics: Sequence[Metric]) -> Samples:

@@ -7,12 +7,13 @@ accuracy has a standard deviation of 6 points over seeds, as the demo's have, gi
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from statsmodels.stats.proportion import proportion_effectsize
 
+from kava.report.clean import Row
 from kava.report.statistics.intervals import ALPHA, Interval, bootstrap_ci
 from kava.report.statistics.p_values import PERMUTATION_FLOOR, SeedLevel, mcnemar_p, seed_level, sign_flip_p
 from kava.tasks.metric import Metric
@@ -26,7 +27,7 @@ SEED_MISSING = "a declared seed is missing"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Row):
     """Arm a against arm b on the same questions; without numbers where it could not be made.
 
     Attributes
@@ -145,7 +146,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON."""
         named = {"a": self.a, "b": self.b, "metric": self.metric.name, "test": TEST}
-        return named | asdict(self) | {"metric": self.metric.name, "caveat": self.caveat}
+        return named | vars(self) | {"metric": self.metric.name, "caveat": self.caveat}
 
 
 def seeds_in_words(number: int) -> str:

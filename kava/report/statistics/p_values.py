@@ -14,6 +14,7 @@ from scipy.stats import norm, permutation_test, sem, ttest_1samp
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
+from kava.report.clean import Row
 from kava.report.statistics.intervals import ALPHA, BATCH, RESAMPLES, RNG_SEED
 
 # The share of such differences that the test would show, by convention.
@@ -23,7 +24,7 @@ PERMUTATION_FLOOR = 2 / (RESAMPLES + 1)
 
 
 @dataclass(frozen=True)
-class SeedLevel:
+class SeedLevel(Row):
     """The difference between two arms, with the seed as the unit of observation.
 
     Attributes

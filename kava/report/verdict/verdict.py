@@ -39,9 +39,9 @@ is said of which. Names of arms and of aligner kinds are shown as they are, also
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from kava.report.clean import Row
 from kava.report.format import Scale, listed
 from kava.report.results import ArmRow
 from kava.report.statistics.compare import ENOUGH_SEEDS, SEED_MISSING, Comparison
@@ -55,7 +55,7 @@ ENOUGH_QUESTIONS = 200
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Row):
     """The outcome, and the sentence in its parts: the claim, the numbers behind it, what limits it."""
 
     outcome: str
@@ -69,10 +69,6 @@ class Verdict:
         numbers = f": {'; '.join(self.numbers)}" if self.numbers else ""
         caveats = f" – {'; '.join(self.caveats)}" if self.caveats else ""
         return f"{self.headline}{numbers}{caveats}."
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
-        return asdict(self)
 
 
 def decide(
