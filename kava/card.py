@@ -4,7 +4,7 @@ Distillation writes it without accuracy, evaluation with it. Nothing in it is me
 that the card of a resumed run is that of an uninterrupted one, wherever the folder lies.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from kava.data.prompt_format import PromptFormat
 from kava.errors import UserError
 from kava.files import write_atomic
 from kava.grades import grade
+from kava.tasks.metric import Metric, metrics_of
 
 FILE = "README.md"
 UNKNOWN = "unknown"
 LICENCE_FIELDS = ("license", "license_name", "license_link")
-SCORES = {"strict_match": "strict match", "flexible_extract": "flexible extract"}
 EXAMPLE = "A box holds 6 eggs. How many eggs are in 3 boxes?"
 DEMO_PROBLEMS = "KAVA's generated word problems"
 
@@ -43,7 +43,7 @@ def write_card(
     sources
         `teacher`, `student` (before distillation) and `data`, as configured.
     evaluation
-        `strict_match` and `flexible_extract` (shares of 1) and `n`; None before there are any.
+        The mean by each metric of the data's kind, and `n`; None before there are any.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def card_text(
     """
     spec = manifest["spec"]
     base, licence = display_name(sources["student"]["model"]), base_licence(sources["student"])
-    data = _data(sources["data"])
+    data, metrics = _data(sources["data"]), metrics_of(sources["data"]["kind"])
     header = ModelCardData(
         base_model=base if on_hub(sources["student"]["model"]) else None,
         datasets=data["type"] if on_hub(sources["data"].get("path", "")) else None,
@@ -78,7 +78,7 @@ def card_text(
         pipeline_tag="text-generation",
         tags=["kava", "distillation", "kv-cache"],
         model_name=f"{base.split('/')[-1].removeprefix('kava:')}-{spec['name']}-seed-{spec['seed']}",
-        eval_results=_eval_results(evaluation, data),
+        eval_results=_eval_results(evaluation, data, metrics),
         license=licence["license"],
         license_name=licence.get("license_name"),
         license_link=licence.get("license_link"),
@@ -88,9 +88,9 @@ def card_text(
 
 A causal language model that was trained by KAVA, which distils a teacher's KV cache into a small student.
 
-## Accuracy
+## {"Accuracy" if metrics[0].proportion else "Evaluation"}
 
-{_accuracy(evaluation, data["name"])}
+{_scores(evaluation, data["name"], metrics)}
 
 ## Alignment
 
@@ -178,7 +178,9 @@ def _data(source: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "type": name, "revision": source["revision"] if on_hub(source["path"]) else None}
 
 
-def _eval_results(evaluation: Mapping[str, Any] | None, data: Mapping[str, Any]) -> list[EvalResult] | None:
+def _eval_results(
+    evaluation: Mapping[str, Any] | None, data: Mapping[str, Any], metrics: Sequence[Metric]
+) -> list[EvalResult] | None:
     if evaluation is None:
         return None
     return [
@@ -190,24 +192,28 @@ def _eval_results(evaluation: Mapping[str, Any] | None, data: Mapping[str, Any])
             dataset_split="test",
             dataset_args={"questions": evaluation["n"]},
             dataset_revision=data["revision"],
-            metric_type="exact_match",
-            metric_name=name,
-            metric_value=evaluation[score],
+            metric_type="exact_match" if metric.proportion else metric.name,
+            metric_name=metric.label,
+            metric_value=evaluation[metric.name],
         )
-        for score, name in SCORES.items()
+        for metric in metrics
     ]
 
 
-def _accuracy(evaluation: Mapping[str, Any] | None, data: str) -> str:
+def _scores(evaluation: Mapping[str, Any] | None, data: str, metrics: Sequence[Metric]) -> str:
     if evaluation is None:
         return "Not evaluated yet."
+    if not metrics[0].proportion:
+        rows = [f"| {metric.label} | {evaluation[metric.name]:.4f} {metric.unit} |" for metric in metrics]
+        return _table(("", "mean"), rows) + f"\n\n{evaluation['n']:,} test rows of {data}."
     # Imports statsmodels, which takes seconds that distillation need not wait.
-    from kava.report.statistics import wilson
+    from kava.report.statistics.intervals import wilson
 
     rows = []
-    for score, name in SCORES.items():
-        low, high = wilson(evaluation[score], evaluation["n"])
-        rows.append(f"| {name} | {evaluation[score]:.4f} | {low:.4f} to {high:.4f} |")
+    for metric in metrics:
+        value = evaluation[metric.name]
+        low, high = wilson(value, evaluation["n"])
+        rows.append(f"| {metric.label} | {value:.4f} | {low:.4f} to {high:.4f} |")
     return _table(("", "share right", "95% interval"), rows) + (
         f"\n\n{evaluation['n']:,} test questions of {data}, answered greedily and 0-shot, scored by the GSM8K filters "
         "of lm-evaluation-harness. The interval is Wilson's, over questions: it says nothing about students trained "

@@ -10,7 +10,8 @@ from typing import Any
 from report_files import EVALUATED, edit_json, sha
 from report_fixtures import finished_runs
 
-from kava.report import ReportInputs, build_report
+from kava.report.build import build_report
+from kava.report.inputs import ReportInputs
 from kava.report.record import write_record
 
 # 2026-11-21 14:44:10 UTC
@@ -42,6 +43,7 @@ def job_spec(planted: ReportInputs, **settings: Any) -> dict[str, Any]:
         "comparisons": [list(pair) for pair in planted.comparisons],
         "controls": planted.controls,
         "seeds": sorted({int(seed) for seeds in planted.seeds.values() for seed in seeds}),
+        "data": {"kind": "demo"},
         "teacher": {"model": "/models/of/mine/big"},
         "distill": {"steps": 400},
     } | settings

@@ -9,7 +9,7 @@ import numpy as np
 from report_files import edit_json
 from report_fixtures import Planted, write_experiment
 
-from kava.report import ReportInputs
+from kava.report.inputs import ReportInputs
 
 
 def _kv(kind: str, loss: str = "mercator", **further: Any) -> dict[str, Any]:

@@ -52,13 +52,31 @@ def write_evaluation(directory: Path, right: np.ndarray, model: str) -> Path:
                 "flexible_extract": int(hit or doc % 29 == 0),
             }
         )
+    return _write_evaluation(directory, rows, ("strict_match", "flexible_extract"), model)
+
+
+def write_text_evaluation(directory: Path, nlls: np.ndarray, model: str) -> Path:
+    """Of rows of prompt and response, each with the mean negative log-likelihood of its response."""
+    rows = [
+        {
+            "doc_id": doc,
+            "question": f"What is {'very ' * (doc % 5)}number {doc}?",
+            "gold": f"It is {doc}.",
+            "answer": f"It is {doc}.",
+            "answer_nll": float(nll),
+        }
+        for doc, nll in enumerate(nlls)
+    ]
+    return _write_evaluation(directory, rows, ("answer_nll",), model)
+
+
+def _write_evaluation(directory: Path, rows: list[dict[str, Any]], metrics: tuple[str, ...], model: str) -> Path:
     write_lines(directory / "samples.jsonl", rows)
     manifest = {
         "stage": "evaluate",
         "spec": {"key": {"evaluation": EVALUATED}},
         "model": model,
-        "strict_match": float(np.mean([row["strict_match"] for row in rows])),
-        "flexible_extract": float(np.mean([row["flexible_extract"] for row in rows])),
+        **{metric: float(np.mean([row[metric] for row in rows])) for metric in metrics},
         "n": len(rows),
         "questions_sha256": sha("questions"),
     }

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from report_files import write_bench, write_evaluation, write_store, write_tokens, write_training
+from report_files import write_bench, write_evaluation, write_store, write_text_evaluation, write_tokens, write_training
 
-from kava.report import ReferenceFiles, ReportInputs, RunFiles, build_report
+from kava.report.build import Report, build_report
+from kava.report.inputs import ReferenceFiles, ReportInputs, RunFiles
+from kava.tasks.metric import breakdowns_of, metrics_of
 
 
 class Planted(NamedTuple):
@@ -44,6 +46,12 @@ def answers(rng: np.random.Generator, hardness: np.ndarray, rate: float) -> np.n
     return score < np.quantile(score, rate)
 
 
+def nlls(rng: np.random.Generator, hardness: np.ndarray, mean: float) -> np.ndarray:
+    """Negative log-likelihood by question, about `mean`; some questions are harder for every arm."""
+    noise: np.ndarray = mean + 1.2 * (hardness - 0.5) + 0.15 * rng.standard_normal(len(hardness))
+    return noise
+
+
 def write_experiment(
     root: Path,
     name: str,
@@ -55,13 +63,21 @@ def write_experiment(
     layers: tuple[int, int] = (3, 2),
     spread: float = 0.0,
     references: dict[str, float] = REFERENCES,
+    kind: str = "demo",
     **further: Any,
 ) -> ReportInputs:
     """Write all files of an experiment under `root`; `further` is what else its report is told.
 
-    `steps` is by stage, and `spread` the standard deviation of an arm's accuracy over seeds.
+    Of `kind` text, the rate of an arm or a reference is its mean negative log-likelihood. `steps` is by stage, and
+    `spread` the standard deviation of an arm's rate over seeds.
     """
     hardness = rng.random(n)
+
+    def evaluate(directory: Path, reached: float, model: str) -> Path:
+        if kind == "text":
+            return write_text_evaluation(directory, nlls(rng, hardness, reached), model)
+        return write_evaluation(directory, answers(rng, hardness, reached), model)
+
     runs: dict[str, dict[str, RunFiles]] = {}
     for arm, (config, rate, final, parameters) in arms.items():
         for seed in seeds:
@@ -75,15 +91,16 @@ def write_experiment(
             runs.setdefault(arm, {})[seed] = RunFiles(
                 train("projector", "pretrain") if config["aligner"] is not None else None,
                 train("student", "distill"),
-                write_evaluation(place / "evaluation", answers(rng, hardness, reached), f"{arm}-{seed}"),
+                evaluate(place / "evaluation", reached, f"{arm}-{seed}"),
             )
     teacher, base = (
-        ReferenceFiles(f"demo-{model}", write_evaluation(root / model, answers(rng, hardness, rate), model))
-        for model, rate in references.items()
+        ReferenceFiles(f"demo-{model}", evaluate(root / model, rate, model)) for model, rate in references.items()
     )
     return ReportInputs(
         experiment=name,
         preset=name,
+        metrics=metrics_of(kind),
+        breakdowns=breakdowns_of(kind),
         arms={arm: planted.config for arm, planted in arms.items()},
         runs=runs,
         stores={"demo": write_store(root)},
@@ -116,8 +133,14 @@ def finished_runs(root: Path, n: int = 500, seeds: tuple[str, ...] = SEEDS, **ra
 
 
 @pytest.fixture(scope="module", name="report")
-def report_of_two_seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def report_of_two_seeds(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return build_report(finished_runs(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture(scope="module", name="numbers")
+def numbers_of_two_seeds(report: Report) -> dict[str, Any]:
+    """`ab_report.json` of the same runs."""
+    return report.to_dict()
 
 
 @pytest.fixture(name="runs")

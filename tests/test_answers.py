@@ -25,11 +25,12 @@ from kava.evaluation import evaluate
 from kava.evaluation.harness import AnswerStop, harness_results, samples, score
 from kava.files import read_json, write_json
 from kava.models.load import load_for_evaluation, load_tokenizer, second_model_allowed
-from kava.report import build_report
-from kava.report.charts import accuracy_chart
+from kava.report.build import build_report
+from kava.report.charts.scores import score_chart
+from kava.report.inputs import report_inputs
 from kava.report.record import write_record
-from kava.report.sources import report_inputs
-from kava.report.statistics import compare
+from kava.report.statistics.compare import compare
+from kava.tasks.metric import STRICT_MATCH
 
 CPU = torch.device("cpu")
 SEEDS = ("1", "2", "3")
@@ -107,7 +108,9 @@ def report_of_the_stage_itself(tmp_path_factory: pytest.TempPathFactory) -> dict
     inputs, of_report = job_inputs(planted), job_spec(planted)
     report = build_report(report_inputs(of_report, inputs, PROVENANCE))
     record = write_record(of_report, inputs, report)
-    return report | {"record": record.read_text(), "manifest": read_json(planted.teacher.evaluation / "manifest.json")}
+    manifest = read_json(planted.teacher.evaluation / "manifest.json")
+    chart = score_chart(report).spec
+    return report.to_dict() | {"record": record.read_text(), "manifest": manifest, "chart": chart}
 
 
 def test_where_strict_and_flexible_differ_every_number_is_of_its_own_metric(told: dict[str, Any]) -> None:
@@ -132,10 +135,10 @@ def test_where_strict_and_flexible_differ_every_number_is_of_its_own_metric(told
                 assert answer[1:3] == [int(mark in "BS"), int(mark in "BF")]
     first = zip(*(PLANTED[arm][0] for arm in shown["arms"]), strict=True)
     assert shown["disagreements"] == sum(len({mark in "BS" for mark in marks}) > 1 for marks in first)
-    circles = json.dumps(accuracy_chart(told).spec)
+    circles = json.dumps(told["chart"])
     for arm in ("structured", "flat", "sft"):
         for seed, marks in zip(SEEDS, PLANTED[arm], strict=True):
-            assert json.dumps({"arm": arm, "seed": seed, "strict": strict(marks)}) in circles
+            assert json.dumps({"arm": arm, "seed": seed, "score": strict(marks)}) in circles
     assert f"strict_match: {strict(PLANTED['teacher'][0])}" in told["record"]
 
 
@@ -177,7 +180,7 @@ def test_the_interval_of_a_difference_over_seeds_is_near_that_of_t_over_question
     rng = np.random.default_rng(4)
     right = rng.random((2, 3, 900)) < np.array([0.55, 0.4])[:, None, None]
     a, b = ({str(s): {str(q): int(x) for q, x in enumerate(of)} for s, of in enumerate(arm)} for arm in right)
-    result = compare("a", "b", a, b)
+    result = compare("a", "b", a, b, STRICT_MATCH)
     of_questions = right[0].mean(0) - right[1].mean(0)
     half = 1.9626 * of_questions.std(ddof=1) / math.sqrt(900)  # t of 899 degrees of freedom
     assert result.ci95 == pytest.approx((of_questions.mean() - half, of_questions.mean() + half), abs=0.05 * half)

@@ -13,9 +13,11 @@ from report_files import edit_json, edit_lines, sha
 from report_fixtures import finished_runs
 
 from kava.inert import INERT_BEGINS, inert_sentence, is_inert
-from kava.report import ReportInputs, build_report, render_html
-from kava.report.first_screen import Gain, first_screen
-from kava.report.statistics import holm
+from kava.report.build import Report, build_report
+from kava.report.inputs import ReportInputs
+from kava.report.page.first_screen import Gain, first_screen
+from kava.report.page.render import render_html
+from kava.report.statistics.p_values import holm
 
 NOTHING = {"cos_sim_centered": 0.002, "r2": 0.0, "cos_sim": 0.41, "cos_sim_constant": 0.52}
 ARM = {"aligner": {"kind": "flat"}, "kv_weight": 0.1, "kv_until": 0.3, "pretrain_projector": False}
@@ -27,8 +29,13 @@ def of_three_seeds(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
 
 
 @pytest.fixture(scope="module")
-def report(three: ReportInputs) -> dict[str, Any]:
+def report(three: ReportInputs) -> Report:
     return build_report(three)
+
+
+@pytest.fixture(scope="module")
+def numbers(report: Report) -> dict[str, Any]:
+    return report.to_dict()
 
 
 @pytest.fixture(name="one")
@@ -40,28 +47,28 @@ def marks(folder: Path) -> list[int]:
     return [json.loads(line)["strict_match"] for line in (folder / "samples.jsonl").read_text().splitlines()]
 
 
-def test_each_arm_is_measured_from_the_base_student_question_by_question(three, report) -> None:
-    assert [row["a"] for row in report["against_base"]] == ["flat", "structured", "sft"]
+def test_each_arm_is_measured_from_the_base_student_question_by_question(three, numbers) -> None:
+    assert [row["a"] for row in numbers["against_base"]] == ["flat", "structured", "sft"]
     base = np.array(marks(three.student_base.evaluation))
-    for row in report["against_base"]:
+    for row in numbers["against_base"]:
         own = np.mean([np.array(marks(run.evaluation)) - base for run in three.runs[row["a"]].values()])
         assert row["delta"] == pytest.approx(own)
         assert row["seeds"] == ["1", "2", "3"]
 
 
-def test_it_is_corrected_for_itself_and_the_declared_comparisons_which_it_leaves_as_they_are(report) -> None:
-    both = [*report["against_base"], *report["comparisons"]]
+def test_it_is_corrected_for_itself_and_the_declared_comparisons_which_it_leaves_as_they_are(numbers) -> None:
+    both = [*numbers["against_base"], *numbers["comparisons"]]
     stricter = holm([row["p_value"] for row in both])
-    assert [row["p_value_holm"] for row in report["against_base"]] == pytest.approx(stricter[:3])
-    declared = holm([row["p_value"] for row in report["comparisons"]])
-    assert [row["p_value_holm"] for row in report["comparisons"]] == pytest.approx(declared)
+    assert [row["p_value_holm"] for row in numbers["against_base"]] == pytest.approx(stricter[:3])
+    declared = holm([row["p_value"] for row in numbers["comparisons"]])
+    assert [row["p_value_holm"] for row in numbers["comparisons"]] == pytest.approx(declared)
     # A difference that is the same in every seed has no p, and comes first.
     over = holm([row["seed_level"]["p_value"] or 0.0 for row in both])
-    for row, adjusted in zip(report["against_base"], over, strict=False):
+    for row, adjusted in zip(numbers["against_base"], over, strict=False):
         assert row["seed_level"]["p_value"] is None or row["seed_level"]["p_value_holm"] == pytest.approx(adjusted)
 
 
-def test_the_page_says_first_whether_distilling_helped_then_what_structure_does(report) -> None:
+def test_the_page_says_first_whether_distilling_helped_then_what_structure_does(report: Report) -> None:
     html = render_html(report)
     first = html[html.index("<header>") : html.index("<nav")]
     order = [
@@ -73,34 +80,37 @@ def test_the_page_says_first_whether_distilling_helped_then_what_structure_does(
     ]
     places = [first.index(said) for said in order]
     assert places == sorted(places)
-    headline = report["verdict_parts"]["headline"]
+    headline = report.verdict.headline
     assert headline.index("sft") < headline.index("structured") or headline.startswith("flat and structured")
-    assert report["verdict"].startswith(headline)
-    assert report["verdict_parts"]["numbers"][0].startswith("measured from the base student (")
+    assert report.verdict.sentence.startswith(headline)
+    assert report.verdict.numbers[0].startswith("measured from the base student (")
     assert not any(f">{word}<" in first for word in ("fail", "low", "pass"))
 
 
-def test_its_gains_are_those_of_the_declared_comparisons_and_read_by_the_same_rules(report) -> None:
-    arms = list(report["arms"])
+def test_its_gains_are_those_of_the_declared_comparisons_and_read_by_the_same_rules(report: Report) -> None:
+    arms = list(report.arms)
     glance = first_screen(report, arms)
     assert (glance.control, [line.name for line in glance.lines]) == ("sft", ["structured", "flat", "sft"])
-    row = next(row for row in report["comparisons"] if (row["a"], row["b"]) == ("structured", "sft"))
-    clear = {**row, "p_value_holm": 0.001, "seed_level": {**row["seed_level"], "p_value_holm": 0.01}}
+    row = next(row for row in report.comparisons if (row.a, row.b) == ("structured", "sft"))
+    assert row.delta is not None
+    assert row.ci95 is not None
+    assert row.seed_level is not None
+    clear = replace(row, p_value_holm=0.001, seed_level=replace(row.seed_level, p_value_holm=0.01))
 
     def reads(**changes: Any) -> Gain | None:
-        return first_screen({**report, "comparisons": [clear | changes]}, arms).lines[0].over_control
+        return first_screen(replace(report, comparisons=[replace(clear, **changes)]), arms).lines[0].over_control
 
     better = reads()
     assert better is not None
-    assert (better.delta, better.reads) == (row["delta"], "better")
-    turned = {"a": "sft", "b": "structured", "delta": -row["delta"], "ci95": [-edge for edge in row["ci95"][::-1]]}
-    assert reads(**turned) == better
-    lower = reads(delta=-row["delta"], seeds=["1"])
+    assert (better.delta, better.reads) == (row.delta, "better")
+    low, high = row.ci95
+    assert reads(a="sft", b="structured", delta=-row.delta, ci95=(-high, -low)) == better
+    lower = reads(delta=-row.delta, seeds=("1",))
     assert lower is not None
     assert lower.reads == "lower in these students"
-    doubtful = {"seed_level": {**row["seed_level"], "p_value_holm": 0.3}}
+    doubtful = {"seed_level": replace(row.seed_level, p_value_holm=0.3)}
     here = "higher in these students"
-    for changes, said in (({"seeds": ["1"]}, here), (doubtful, here), ({"p_value_holm": 0.3}, "no difference shown")):
+    for changes, said in (({"seeds": ("1",)}, here), (doubtful, here), ({"p_value_holm": 0.3}, "no difference shown")):
         found = reads(**changes)
         assert found is not None
         assert found.reads == said
@@ -111,15 +121,16 @@ def test_its_gains_are_those_of_the_declared_comparisons_and_read_by_the_same_ru
 def test_an_arm_that_answered_other_questions_is_not_measured_from_the_base_student(one: ReportInputs) -> None:
     edit_json(one.student_base.evaluation / "manifest.json", questions_sha256=sha("others"))
     report = build_report(one)
-    assert {row["delta"] for row in report["against_base"]} == {None}
-    assert "measured from" not in report["verdict"]
+    numbers = report.to_dict()
+    assert {row["delta"] for row in numbers["against_base"]} == {None}
+    assert "measured from" not in numbers["verdict"]
     render_html(report)
 
 
 def test_a_run_without_controls_and_one_whose_arm_has_no_run_have_a_first_screen(one: ReportInputs) -> None:
     alone = replace(one, controls=[], comparisons=[], runs={name: one.runs[name] for name in ("flat", "sft")})
     report = build_report(alone)
-    assert first_screen(report, list(report["arms"])).control is None
+    assert first_screen(report, list(report.arms)).control is None
     assert "Against plain fine-tuning" not in render_html(report)
 
 
@@ -168,14 +179,15 @@ def test_the_report_names_an_arm_as_inert_if_its_cross_entropy_is_its_controls(
     ces = [json.loads(line)["ce"] for line in (control / "metrics.jsonl").read_text().splitlines()]
     edit_lines(flat / "metrics.jsonl", lambda rows: [{**r, "ce": factor * ce} for r, ce in zip(rows, ces, strict=True)])
     report = build_report(one)
-    assert report["inert"] == (["flat"] if inert else [])
-    named = [line for line in report["warnings"] if INERT_BEGINS in line]
+    numbers = report.to_dict()
+    assert numbers["inert"] == (["flat"] if inert else [])
+    named = [line for line in numbers["warnings"] if INERT_BEGINS in line]
     assert len(named) == int(inert)
-    assert any("slow alignment" in line for line in report["warnings"])
-    assert ("the KV loss of flat was inert" in report["verdict"]) == inert
+    assert any("slow alignment" in line for line in numbers["warnings"])
+    assert ("the KV loss of flat was inert" in numbers["verdict"]) == inert
     assert ("the KV loss of flat was inert" in render_html(report)) == inert
     if inert:
-        assert report["warnings"][0] == named[0]
+        assert numbers["warnings"][0] == named[0]
         assert "as that of sft at" in named[0]
 
 
@@ -184,4 +196,4 @@ def test_without_a_control_kv_alone_says_that_an_arm_is_inert(one: ReportInputs)
     own = json.loads((student / "manifest.json").read_text())["alignment"]
     edit_json(student / "manifest.json", alignment=own | NOTHING)
     alone = replace(one, controls=[], comparisons=[("flat", "structured")])
-    assert build_report(alone)["inert"] == ["flat"]
+    assert build_report(alone).to_dict()["inert"] == ["flat"]

@@ -15,10 +15,10 @@ from report_fixtures import PROVENANCE, finished_runs
 from kava.config import Jobs, load_config
 from kava.errors import UserError
 from kava.grades import grade
-from kava.report import build_report
+from kava.report.build import build_report
 from kava.report.changed import changed_settings
+from kava.report.inputs import report_inputs
 from kava.report.record import read_record, write_record
-from kava.report.sources import report_inputs
 
 
 @pytest.fixture(scope="module", name="folder")
@@ -73,7 +73,7 @@ def test_the_report_of_a_record_is_that_of_its_runs(tmp_path: Path) -> None:
     found = read_record(record(planted).parent)
     again = build_report(report_inputs(found.record["configuration"], found.inputs, {}))
     for part in ("arms", "comparisons", "verdict", "samples", "curves", "cost"):
-        assert again[part] == direct[part]
+        assert again.to_dict()[part] == direct.to_dict()[part]
 
 
 def test_files_are_found_after_a_move_from_anywhere_and_with_a_cache_elsewhere(tmp_path: Path, monkeypatch) -> None:

@@ -10,14 +10,15 @@ import pytest
 from report_ablation import ABLATION, ABLATION_CONTROLS, ABLATION_SEEDS, ablation_runs
 from report_files import edit_json, edit_lines
 
-from kava.report import build_report, render_html
-from kava.report.charts import arm_styles, highlighted, ranked
+from kava.report.build import Report, build_report
+from kava.report.charts.style import arm_styles, highlighted, ranked
+from kava.report.page.render import render_html
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     inputs = ablation_runs(tmp_path_factory.mktemp("ablation"), n=60)
     students = {arm: [files.student for files in seeds.values()] for arm, seeds in inputs.runs.items()}
     manifest = students["strong_constraint"][1] / "manifest.json"
@@ -32,7 +33,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def html(report: dict[str, Any]) -> str:
+def numbers(report: Report) -> dict[str, Any]:
+    return report.to_dict()
+
+
+@pytest.fixture(scope="module")
+def html(report: Report) -> str:
     return render_html(report)
 
 
@@ -50,11 +56,11 @@ def test_page_stays_under_three_megabytes(html: str) -> None:
     assert len(html.encode()) < 3_000_000
 
 
-def test_json_is_strict_and_the_page_comes_from_it(report: dict[str, Any]) -> None:
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
+def test_json_is_strict_and_comes_back_equal(numbers: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
 
 
-def test_every_arm_is_in_the_tables_best_first_and_controls_last(report: dict[str, Any], html: str) -> None:
+def test_every_arm_is_in_the_tables_best_first_and_controls_last(report: Report, html: str) -> None:
     order = ranked(report)
     assert order[0] == "structured"
     assert set(order[-3:]) == set(ABLATION_CONTROLS)
@@ -63,13 +69,13 @@ def test_every_arm_is_in_the_tables_best_first_and_controls_last(report: dict[st
     assert places == sorted(places)
 
 
-def test_no_two_arms_look_alike_and_controls_are_grey(report: dict[str, Any]) -> None:
+def test_no_two_arms_look_alike_and_controls_are_grey(report: Report) -> None:
     styles = arm_styles(report)
-    assert len({(style["colour"], *style["dash"]) for style in styles.values()}) == len(ABLATION)
-    greys = {styles[name]["colour"] for name in ABLATION_CONTROLS}
+    assert len({(style.colour, *style.dash) for style in styles.values()}) == len(ABLATION)
+    greys = {styles[name].colour for name in ABLATION_CONTROLS}
     assert len(greys) == 1
     chosen = [name for name in highlighted(report) if name not in ABLATION_CONTROLS]
-    assert len({styles[name]["colour"] for name in chosen} | greys) == len(chosen) + 1
+    assert len({styles[name].colour for name in chosen} | greys) == len(chosen) + 1
 
 
 def test_each_part_of_the_loss_that_any_arm_logged_has_a_chart(html: str) -> None:
@@ -79,69 +85,69 @@ def test_each_part_of_the_loss_that_any_arm_logged_has_a_chart(html: str) -> Non
     assert [line["arm"] for line in lines(found["cka"])] == ["structured_cka"]
 
 
-def test_a_curve_of_many_arms_is_the_mean_and_range_of_its_seeds(report: dict[str, Any], html: str) -> None:
+def test_a_curve_of_many_arms_is_the_mean_and_range_of_its_seeds(numbers: dict[str, Any], html: str) -> None:
     (line,) = lines(charts(html)["logit_kd"])
     step = line["step"][7]
-    logged = [r["logit_kd"] for r in report["curves"] if (r["arm"], r["step"]) == ("logit_kd", step) and r["logit_kd"]]
+    logged = [r["logit_kd"] for r in numbers["curves"] if (r["arm"], r["step"]) == ("logit_kd", step) and r["logit_kd"]]
     assert len(logged) == len(ABLATION_SEEDS)
     expected = (sum(logged) / len(logged), min(logged), max(logged))
     assert [line[name][7] for name in ("value", "low", "high")] == pytest.approx(expected, rel=1e-3)
 
 
-def test_comparisons_are_sorted_by_difference_and_show_the_test_over_seeds(report: dict[str, Any], html: str) -> None:
+def test_comparisons_are_sorted_by_difference_and_show_the_test_over_seeds(numbers: dict[str, Any], html: str) -> None:
     section = html[html.index('id="comparisons"') : html.index("By seed, with McNemar")]
     names = re.findall(r'<th scope="row" class="pair"><span>(\w+) −</span> <span>(\w+)</span></th>', section)
-    deltas = {(row["a"], row["b"]): row["delta"] for row in report["comparisons"]}
+    deltas = {(row["a"], row["b"]): row["delta"] for row in numbers["comparisons"]}
     assert len(names) == 30
     assert [deltas[pair] for pair in names] == sorted(deltas.values(), reverse=True)
     assert "students trained anew" in section
-    assert all(row["seed_level"]["mean"] == pytest.approx(row["delta"]) for row in report["comparisons"])
-    doubtful = [row for row in report["comparisons"] if row["caveat"]]
+    assert all(row["seed_level"]["mean"] == pytest.approx(row["delta"]) for row in numbers["comparisons"])
+    doubtful = [row for row in numbers["comparisons"] if row["caveat"]]
     assert section.count("differs in these students; not shown to repeat over seeds") == len(doubtful)
 
 
-def test_spread_over_seeds_is_that_of_the_seeds(report: dict[str, Any]) -> None:
-    arm = report["arms"]["hybrid"]
+def test_spread_over_seeds_is_that_of_the_seeds(numbers: dict[str, Any]) -> None:
+    arm = numbers["arms"]["hybrid"]
     rates = [row["strict_match"] for row in arm["seeds"].values()]
     mean = sum(rates) / 5
     assert arm["strict_match_sd"] == pytest.approx((sum((r - mean) ** 2 for r in rates) / 4) ** 0.5)
     assert arm["strict_match_range"] == [min(rates), max(rates)]
 
 
-def test_collapse_of_one_seed_is_said_in_the_header_and_beside_its_arm(report: dict[str, Any], html: str) -> None:
+def test_collapse_of_one_seed_is_said_in_the_header_and_beside_its_arm(numbers: dict[str, Any], html: str) -> None:
     header = html[: html.index("<nav")]
     assert "collapse in strong_constraint, shuffled" in header
-    assert report["warnings"][0].startswith("strong_constraint (seed 43): collapse.")
+    assert numbers["warnings"][0].startswith("strong_constraint (seed 43): collapse.")
     table = html[html.index('id="alignment"') : html.index('id="cost"')]
     assert '<span class="mark wrong">collapse</span>' in table
 
 
-def test_one_warning_of_five_seeds_is_one_line(report: dict[str, Any]) -> None:
+def test_one_warning_of_five_seeds_is_one_line(numbers: dict[str, Any]) -> None:
     said = "random (seeds 42, 43, 44, 45, 46, distill): cosine 0.30 to 0.34 under 0.5 at step 200"
-    assert said in report["warnings"]
-    assert len(report["warnings"]) == 3
+    assert said in numbers["warnings"]
+    assert len(numbers["warnings"]) == 3
 
 
 def test_heat_maps_of_each_arm_are_folded_but_the_first_two_and_cka_is_shown_once(
-    report: dict[str, Any], html: str
+    numbers: dict[str, Any], html: str
 ) -> None:
-    aligned = [name for name, arm in report["arms"].items() if arm["aligner"]]
+    aligned = [name for name, arm in numbers["arms"].items() if arm["aligner"]]
     assert html.count('<details class="maps"') == len(aligned) == 16
     assert html.count('<details class="maps" open>') == 2
     assert html.count("CKA of keys<") == html.count("CKA of values<") == 1
     # One of five seeds does not know the first head's r2.
-    assert report["arms"]["strong_constraint"]["alignment"]["per_head"]["r2"][0][0][0] is None
+    assert numbers["arms"]["strong_constraint"]["alignment"]["per_head"]["r2"][0][0][0] is None
     assert html.count('<td class="none">n/a</td>') == 1
 
 
-def test_retrieval_over_shuffled_stands_for_arms_of_that_aligner_only(report: dict[str, Any]) -> None:
-    over = report["retrieval_over_shuffled"]
+def test_retrieval_over_shuffled_stands_for_arms_of_that_aligner_only(numbers: dict[str, Any]) -> None:
+    over = numbers["retrieval_over_shuffled"]
     assert over["structured"] == {"control": "shuffled", "ratio": pytest.approx(0.82 / 0.02)}
     assert {"elastic_mse", "shuffled", "sft", "strong_constraint"}.isdisjoint(over)
 
 
-def test_verdict_names_winners_and_counts_the_rest(report: dict[str, Any]) -> None:
-    parts = report["verdict_parts"]
+def test_verdict_names_winners_and_counts_the_rest(numbers: dict[str, Any]) -> None:
+    parts = numbers["verdict_parts"]
     assert parts["outcome"].startswith("hybrid and structured beat shuffled and sft")
     assert [line.split(",")[0] for line in parts["numbers"]] == [
         "measured from the base student (21.7%)",

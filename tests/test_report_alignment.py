@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from report_values import evaluated
 
 from kava.grades import grade
-from kava.report.alignment import arm_alignment, first_cka, over_shuffled
+from kava.report.alignment import OverShuffled, arm_alignment, first_cka, over_shuffled
+from kava.report.finished import Alignment, FinishedRun, Training, read_alignment
 from kava.report.notices import Notice, lost_numbers, merged, run_notices
-from kava.report.read import Evaluation, Run, Training
-
-NOTHING = Evaluation({}, {}, {}, 0)
 
 
-def run(alignment: dict[str, Any] | None = None, pretrain: dict[str, Any] | None = None, **manifest: Any) -> Run:
-    trained = Training({"alignment": alignment, **manifest}, {}, [])
-    return Run(Training(pretrain, {}, []) if pretrain is not None else None, trained, NOTHING)
+def run(alignment: dict[str, Any] | None = None, pretrain: Training | None = None, **trained: Any) -> FinishedRun:
+    return FinishedRun(pretrain, Training(alignment=read_alignment(alignment), **trained), evaluated({}))
 
 
 @pytest.mark.parametrize(
@@ -47,11 +45,11 @@ def test_mean_over_seeds_is_null_where_any_seed_has_none_by_head_too() -> None:
         complete=True,
     )
     assert row is not None
-    assert row["cos_sim_centered"] == pytest.approx(0.91)
-    assert row["grade"] == "good"
-    assert row["r2"] is None
-    assert row["per_head"]["cos_sim_centered"] is None
-    assert row["per_head"]["r2"] == [[[pytest.approx(0.3), None]]] * 2
+    assert row.cos_sim_centered == pytest.approx(0.91)
+    assert row.grade == "good"
+    assert row.r2 is None
+    assert row.per_head["cos_sim_centered"] is None
+    assert row.per_head["r2"] == [[[pytest.approx(0.3), None]]] * 2
     assert arm_alignment([run(None)], complete=True) is None
 
 
@@ -60,22 +58,22 @@ def test_retrieval_is_measured_against_the_shuffled_arm_with_the_same_kind_of_al
     configs: dict[str, Any] = {arm: {"aligner": kind and {"kind": kind}} for arm, kind in kinds.items()}
     configs["c"]["teacher_kv"] = "shuffled"
     rates = {"a": 0.6, "b": 0.5, "c": 0.2}
-    alignments: dict[str, Any] = {arm: {"retrieval_at_1": rate} for arm, rate in rates.items()} | {"sft": None}
-    assert over_shuffled(configs, alignments) == {"a": {"control": "c", "ratio": pytest.approx(3.0)}}
+    alignments: dict[str, Any] = {arm: Alignment(retrieval_at_1=rate) for arm, rate in rates.items()} | {"sft": None}
+    assert over_shuffled(configs, alignments) == {"a": OverShuffled("c", pytest.approx(3.0))}
     configs["a"]["select"] = {"kind": "random"}
     assert over_shuffled(configs, alignments) == {}
     del configs["a"]["select"]
-    alignments["c"] = {"retrieval_at_1": None}
+    alignments["c"] = Alignment()
     assert over_shuffled(configs, alignments) == {}
 
 
 def test_cka_is_that_of_the_first_run_that_has_it_and_none_in_older_manifests() -> None:
-    cka = {"keys": [[1.0]], "values": [[0.5]]}
-    runs = {"sft": {"1": run()}, "old": {"1": run({}, {})}, "new": {"1": run({}, {"cka": cka})}}
+    cka: dict[str, list[list[float | None]]] = {"keys": [[1.0]], "values": [[0.5]]}
+    runs = {"sft": {"1": run()}, "old": {"1": run({}, Training())}, "new": {"1": run({}, Training(cka=cka))}}
     configs: dict[str, Any] = {arm: {"select": None} for arm in runs}
     assert first_cka(runs, configs) == cka
     assert first_cka({"old": runs["old"]}, configs) is None
-    some = {"some": {"1": run({}, {"cka": {"keys": [[0.2]], "values": [[0.1]]}})}}
+    some = {"some": {"1": run({}, Training(cka={"keys": [[0.2]], "values": [[0.1]]}))}}
     configs["some"] = {"select": {"kind": "random"}}
     assert first_cka(some | runs, configs) == cka
 

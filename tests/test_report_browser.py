@@ -12,7 +12,8 @@ import pytest
 from report_files import edit_lines
 from report_fixtures import finished_runs
 
-from kava.report import build_report, render_html
+from kava.report.build import build_report
+from kava.report.page.render import render_html
 from kava.report.samples import FIRST
 
 CHROMIUM = shutil.which("chromium")
@@ -136,7 +137,7 @@ def test_columns_sort_by_value_and_what_is_missing_comes_last(opened: Callable[.
     page = opened()
     table = "#result .sortable"
     heading = page.locator(f"{table} thead th", has_text="Strict match")
-    by_rate = sorted(shown.report["arms"], key=lambda arm: -shown.report["arms"][arm]["strict_match_mean"])
+    by_rate = sorted(shown.numbers["arms"], key=lambda arm: -shown.numbers["arms"][arm]["strict_match_mean"])
     for names, order in ((by_rate, "descending"), (by_rate[::-1], "ascending")):
         heading.locator("button").click()
         assert [text.split()[0] for text in column(page, table, 1)] == names
@@ -155,12 +156,12 @@ def test_columns_sort_by_keyboard(opened: Callable[..., Any], shown: Shown) -> N
     table = "#comparisons .sortable"
     page.locator(f"{table} thead button").first.focus()
     page.keyboard.press("Enter")
-    names = [f"{row['a']} − {row['b']}" for row in shown.report["comparisons"]]
+    names = [f"{row['a']} − {row['b']}" for row in shown.numbers["comparisons"]]
     assert column(page, table, 1) == sorted(names)
     for _ in range(2):
         page.keyboard.press("Tab")
     page.keyboard.press("Space")
-    by_delta = sorted(shown.report["comparisons"], key=lambda row: -row["delta"])
+    by_delta = sorted(shown.numbers["comparisons"], key=lambda row: -row["delta"])
     assert column(page, table, 1) == [f"{row['a']} − {row['b']}" for row in by_delta]
 
 
@@ -179,7 +180,7 @@ def test_what_a_comparison_reads_as_is_in_view_without_scrolling(opened: Callabl
 
 def expected_count(shown: Shown, wanted: Callable[[dict[str, list[int]]], bool], seed: str = "42") -> int:
     """Questions whose marks (arm → strict match) are wanted."""
-    samples = shown.report["samples"]
+    samples = shown.numbers["samples"]
     rows = [[answer[1] for answer in question["answers"][seed]] for question in samples["questions"]]
     return sum(wanted(dict(zip(samples["arms"], row, strict=True))) for row in rows)
 

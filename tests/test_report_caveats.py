@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from verdict_fixtures import ALIKE, BOTH_BEAT_SFT, arms, decide, many, row
 
-from kava.report.conclusion import differences, sentence
-from kava.report.shown import NO_CONTROL_BEATEN, NO_DIFFERENCE, TOO_FEW_SEEDS, doubt, repeated, unrepeated
+from kava.report.verdict.conclusion import differences, sentence
+from kava.report.verdict.findings import NO_CONTROL_BEATEN, NO_DIFFERENCE, TOO_FEW_SEEDS
 
 
 @pytest.mark.parametrize(("n", "rate"), [(32, 0.0), (32, 1 / 32), (1_319, 0.015)])
@@ -36,17 +38,17 @@ def test_comparison_that_could_not_be_made_shows_nothing() -> None:
 
 
 def test_a_difference_is_repeated_by_a_t_test_over_three_seeds_or_more_and_not_before() -> None:
-    assert repeated(row("B", "A", 0.07, anew=0.05))
-    assert repeated(row("B", "A", 0.07, anew=None))  # every seed has the same difference
+    assert row("B", "A", 0.07, anew=0.05).repeated
+    assert row("B", "A", 0.07, anew=None).repeated  # every seed has the same difference
     for doubtful in (row("B", "A", 0.07, anew=0.06), row("B", "A", 0.07, seeds=2), row("B", "A", 0.07, seeds=1)):
-        assert unrepeated(doubtful)
-        assert not repeated(doubtful)
+        assert doubtful.unrepeated
+        assert not doubtful.repeated
     nothing = row("B", "A", 0.07, 0.2)
-    assert not unrepeated(nothing)
-    assert not repeated(nothing)
-    assert doubt(nothing) is doubt(row("B", "A", 0.07)) is None
-    assert doubt(row("B", "A", 0.07, anew=0.3)) == "differs in these students; not shown to repeat over seeds"
-    assert doubt(row("B", "A", 0.07, seeds=1)) == "differs in these students; one seed cannot show that it repeats"
+    assert not nothing.unrepeated
+    assert not nothing.repeated
+    assert nothing.caveat is row("B", "A", 0.07).caveat is None
+    assert row("B", "A", 0.07, anew=0.3).caveat == "differs in these students; not shown to repeat over seeds"
+    assert row("B", "A", 0.07, seeds=1).caveat == "differs in these students; one seed cannot show that it repeats"
 
 
 def test_one_seed_tells_of_these_students_and_never_that_an_arm_beats_another() -> None:
@@ -125,12 +127,12 @@ def test_a_p_at_the_floor_of_the_permutation_test_is_a_bound() -> None:
 
 
 def test_a_difference_over_fewer_seeds_than_declared_is_never_repeated_and_is_said_to_lack_one() -> None:
-    lacking = row("B", "A", 0.07, seeds=4) | {"complete": False, "rates": [0.61, 0.54]}
-    assert unrepeated(lacking)
-    assert doubt(lacking) == "differs in these students; a declared seed is missing"
-    assert doubt(lacking | {"p_value_holm": 0.4}) == "a declared seed is missing"
+    lacking = replace(row("B", "A", 0.07, seeds=4), complete=False, rates=(0.61, 0.54))
+    assert lacking.unrepeated
+    assert lacking.caveat == "differs in these students; a declared seed is missing"
+    assert replace(lacking, p_value_holm=0.4).caveat == "a declared seed is missing"
     table = arms(seeds=5)
-    table["A"] |= {"strict_match_mean": None, "seeds": {str(s): {"strict_match": 0.5, "n": 500} for s in range(4)}}
+    table["A"] = arms(seeds=4)["A"]
     verdict = decide(table, [lacking], [])
     assert verdict.headline == (
         "structured scored higher than flat in these students "

@@ -8,19 +8,23 @@ from typing import Any
 
 import pytest
 from report_files import edit_lines
-from report_fixtures import finished_runs, report_of_two_seeds, runs_of_one_seed  # noqa: F401
+from report_fixtures import finished_runs, numbers_of_two_seeds, report_of_two_seeds, runs_of_one_seed  # noqa: F401
 
-from kava.report import ReportInputs, build_report, render_html
-from kava.report.charts import arm_styles
-from kava.report.curve_charts import curves_end, loss_charts, similarity_charts, single_points
-from kava.report.wins_chart import wins_chart
+from kava.report.build import Report, build_report
+from kava.report.charts.curves import curves_end, loss_charts, similarity_charts, single_points
+from kava.report.charts.style import arm_styles
+from kava.report.charts.wins import wins_chart
+from kava.report.inputs import ReportInputs
+from kava.report.page.render import render_html
+from kava.report.statistics.compare import Comparison
+from kava.tasks.metric import STRICT_MATCH
 
 
 def all_rows(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for rows in spec["datasets"].values() for row in rows]
 
 
-def test_few_arms_with_seeds_have_a_mean_a_band_and_each_seed(report: dict[str, Any]) -> None:
+def test_few_arms_with_seeds_have_a_mean_a_band_and_each_seed(report: Report) -> None:
     chart = loss_charts(report)[0]
     assert [layer["mark"]["type"] for layer in chart.spec["layer"]] == ["line", "area", "line", "point"]
     rows = all_rows(chart.spec)
@@ -60,13 +64,13 @@ def test_a_single_logged_point_is_a_sentence_and_no_empty_chart(runs: ReportInpu
     assert "A lower distill.log_every logs more." in render_html(report)
 
 
-def test_curves_need_no_sentence_on_single_points(report: dict[str, Any]) -> None:
+def test_curves_need_no_sentence_on_single_points(report: Report) -> None:
     assert loss_charts(report)
     assert single_points(report) == ""
 
 
-def test_wins_and_losses_are_the_discordant_questions_mean_over_seeds(report: dict[str, Any]) -> None:
-    chart = wins_chart(report["comparisons"], arm_styles(report))
+def test_wins_and_losses_are_the_discordant_questions_mean_over_seeds(report: Report) -> None:
+    chart = wins_chart(report.comparisons, arm_styles(report))
     assert chart is not None
     bars = {
         (row["comparison"], row["only"]): row
@@ -74,21 +78,21 @@ def test_wins_and_losses_are_the_discordant_questions_mean_over_seeds(report: di
         for row in layer["data"]["values"]
         if "only" in row
     }
-    for row in report["comparisons"]:
-        name = f"{row['a']} − {row['b']}"
-        first, second = (sum(pair[i] for pair in row["discordant"].values()) / 2 for i in (0, 1))
+    for row in report.comparisons:
+        name = f"{row.a} − {row.b}"
+        first, second = (sum(pair[i] for pair in row.discordant.values()) / 2 for i in (0, 1))
         assert (bars[name, "first"]["questions"], bars[name, "second"]["questions"]) == (first, -second)
-        assert (first - second) / row["n"] == pytest.approx(row["delta"])
+        assert (first - second) / (row.n or 0) == pytest.approx(row.delta)
 
 
-def test_each_side_of_wins_and_losses_has_the_colour_of_its_arm(report: dict[str, Any]) -> None:
+def test_each_side_of_wins_and_losses_has_the_colour_of_its_arm(report: Report) -> None:
     styles = arm_styles(report)
-    chart = wins_chart(report["comparisons"], styles)
+    chart = wins_chart(report.comparisons, styles)
     assert chart is not None
     bars = next(layer for layer in chart.spec["layer"] if layer["mark"]["type"] == "bar")
     scale = bars["encoding"]["color"]["scale"]
     assert bars["encoding"]["color"]["field"] == "arm"
-    assert dict(zip(scale["domain"], scale["range"], strict=True)) == {a: s["colour"] for a, s in styles.items()}
+    assert dict(zip(scale["domain"], scale["range"], strict=True)) == {a: s.colour for a, s in styles.items()}
 
 
 def test_where_the_kv_loss_ends_is_said_by_the_curves_from_the_settings_of_the_arms(runs: ReportInputs) -> None:
@@ -106,11 +110,10 @@ def test_where_the_kv_loss_ends_is_said_by_the_curves_from_the_settings_of_the_a
 
 
 def test_comparisons_that_could_not_be_made_have_no_bars() -> None:
-    row = {"a": "flat", "b": "sft", "discordant": {}}
-    assert wins_chart([row], {}) is None
+    assert wins_chart([Comparison("flat", "sft", STRICT_MATCH)], {}) is None
     assert wins_chart([], {}) is None
 
 
-def test_tokens_per_second_are_those_of_distillation_mean_over_seeds(report: dict[str, Any]) -> None:
-    assert report["cost"]["flat"]["42"]["tokens_per_second"] == pytest.approx(71_234 / 41.5)
-    assert report["cost_mean"]["flat"]["tokens_per_second"] == pytest.approx(71_234 / 41.5)
+def test_tokens_per_second_are_those_of_distillation_mean_over_seeds(numbers: dict[str, Any]) -> None:
+    assert numbers["cost"]["flat"]["42"]["tokens_per_second"] == pytest.approx(71_234 / 41.5)
+    assert numbers["cost_mean"]["flat"]["tokens_per_second"] == pytest.approx(71_234 / 41.5)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kava.report import heatmap
-from kava.report.heatmap import SCALE, heat_map, layer_by_head
+from kava.report.page import heatmap
+from kava.report.page.heatmap import SCALE, heat_map, layer_by_head
 
 
 def cells(html: str) -> list[str]:

@@ -15,15 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_values import marked, run_of
 from scipy.optimize import brentq
-from verdict_fixtures import decide
+from verdict_fixtures import arm_of, decide
 
-from kava.report import statistics
 from kava.report.comparisons import compare_arms
-from kava.report.effects import minimal_detectable_effect
-from kava.report.read import Evaluation, Run, Training
-from kava.report.shown import NO_CONTROL_BEATEN, NO_DIFFERENCE, repeated, shown
-from kava.report.statistics import bootstrap_ci, sign_flip_p, wilson
+from kava.report.finished import FinishedRun
+from kava.report.statistics import compare, intervals
+from kava.report.statistics.compare import Comparison
+from kava.report.statistics.intervals import bootstrap_ci, wilson
+from kava.report.statistics.p_values import minimal_detectable_effect, sign_flip_p
+from kava.report.verdict.findings import NO_CONTROL_BEATEN, NO_DIFFERENCE
+from kava.tasks.metric import STRICT_MATCH
 
 pytestmark = pytest.mark.slow
 
@@ -83,14 +86,14 @@ def test_bootstrap_interval_covers_the_difference_of_these_students_in_95_per_ce
     monkeypatch: pytest.MonkeyPatch, rate_a: float, rate_b: float
 ) -> None:
     # Fewer resamples make the edges noisier, which only lowers the coverage.
-    monkeypatch.setattr(statistics, "RESAMPLES", 399)
+    monkeypatch.setattr(intervals, "RESAMPLES", 399)
     rng = np.random.default_rng(12)
     centres = np.array([ability_of(rate_a), ability_of(rate_b)])[:, None]
     abilities = rng.normal(centres, 0.4, (DRAWS, 2, 3))
     right = answer(rng, abilities).astype(np.int64)
     truths = 3 * (accuracy(abilities[:, 0]) - accuracy(abilities[:, 1])).mean(1)
-    intervals = [bootstrap_ci(summed) for summed in (right[:, 0] - right[:, 1]).sum(1)]
-    covered = np.mean([low <= truth <= high for (low, high), truth in zip(intervals, truths, strict=True)])
+    edges = [bootstrap_ci(summed) for summed in (right[:, 0] - right[:, 1]).sum(1)]
+    covered = np.mean([low <= truth <= high for (low, high), truth in zip(edges, truths, strict=True)])
     assert covered >= 0.95 - noise(0.95)
 
 
@@ -98,21 +101,16 @@ ARMS = ("A", "B", "sft")  # flat, structured and their control
 PAIRS = (("B", "A"), ("A", "sft"), ("B", "sft"))
 
 
-def verdicts(right: np.ndarray) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def verdicts(right: np.ndarray) -> Iterator[tuple[str, list[Comparison]]]:
     """Outcome and rows of each experiment; `right` is `[draws, arms, seeds, questions]`."""
     for of_arms in right:
-        runs: dict[str, dict[str, Run]] = {}
+        runs: dict[str, dict[str, FinishedRun]] = {}
         table = {}
         for name, of_seeds in zip(ARMS, of_arms, strict=True):
-            runs[name] = {
-                str(seed): Run(None, Training({}, {}, []), Evaluation({}, {}, samples, len(samples)))
-                for seed, answers in enumerate(of_seeds.tolist())
-                for samples in [{str(doc): {"strict_match": mark} for doc, mark in enumerate(answers)}]
-            }
-            rates = of_seeds.mean(1)
-            seeds = {str(seed): {"strict_match": rate, "n": of_seeds.shape[1]} for seed, rate in enumerate(rates)}
-            table[name] = {"strict_match_mean": rates.mean(), "seeds": seeds}
-        rows, refusals = compare_arms(PAIRS, runs, {name: list(seeds) for name, seeds in runs.items()})
+            runs[name] = {str(seed): run_of(marked(marks)) for seed, marks in enumerate(of_seeds.tolist())}
+            rates = {str(seed): float(rate) for seed, rate in enumerate(of_seeds.mean(1))}
+            table[name] = arm_of(rates, of_seeds.shape[1])
+        rows, refusals = compare_arms(PAIRS, runs, {name: list(seeds) for name, seeds in runs.items()}, STRICT_MATCH)
         assert not refusals
         yield decide(table, rows, ["sft"]).outcome, rows
 
@@ -142,9 +140,9 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     A permutation test keeps its level with any number of resamples (Phipson and Smyth 2010). No outcome reads an
     interval or McNemar's p. statsmodels collects garbage in every correction, which takes longer than all the rest.
     """
-    monkeypatch.setattr(statistics, "sign_flip_p", fast_sign_flip_p)
-    monkeypatch.setattr(statistics, "bootstrap_ci", lambda differences: (differences.mean(), differences.mean()))
-    monkeypatch.setattr(statistics, "mcnemar_p", lambda *_: 1.0)
+    monkeypatch.setattr(compare, "sign_flip_p", fast_sign_flip_p)
+    monkeypatch.setattr(compare, "bootstrap_ci", lambda differences: (differences.mean(), differences.mean()))
+    monkeypatch.setattr(compare, "mcnemar_p", lambda *_: 1.0)
     monkeypatch.setattr(gc, "collect", lambda *_: 0)
 
 
@@ -156,8 +154,8 @@ def test_arms_that_are_equal_are_said_to_differ_in_at_most_5_per_cent_of_experim
     assert right.mean(-1).std(-1, ddof=1).mean() == pytest.approx(0.06, abs=0.005)
     claims = students = 0
     for outcome, rows in verdicts(right):
-        claims += outcome not in (NO_DIFFERENCE, NO_CONTROL_BEATEN) or any(map(repeated, rows))
-        students += any(map(shown, rows))
+        claims += outcome not in (NO_DIFFERENCE, NO_CONTROL_BEATEN) or any(row.repeated for row in rows)
+        students += any(row.shown for row in rows)
     assert claims / DRAWS <= 0.05 + noise(0.05)
     # The students do differ, and the test over questions sees it; it alone would be no ground for a claim about arms.
     assert students / DRAWS > 0.5
@@ -167,7 +165,8 @@ def test_arms_that_are_equal_are_said_to_differ_in_at_most_5_per_cent_of_experim
 def test_students_that_are_equal_are_said_to_differ_in_at_most_5_per_cent_of_experiments_of_one_seed() -> None:
     right = answer(np.random.default_rng(4), np.full((DRAWS, len(ARMS), 1), ability_of(0.46)))
     claims = sum(
-        outcome not in (NO_DIFFERENCE, NO_CONTROL_BEATEN) or any(map(shown, rows)) for outcome, rows in verdicts(right)
+        outcome not in (NO_DIFFERENCE, NO_CONTROL_BEATEN) or any(row.shown for row in rows)
+        for outcome, rows in verdicts(right)
     )
     assert claims / DRAWS <= 0.05 + noise(0.05)
 
@@ -192,7 +191,7 @@ def test_a_difference_of_the_minimal_detectable_effect_is_shown_in_80_per_cent_o
     gap = brentq(beyond, 0.01, 3)
     abilities = np.full((DRAWS, 2, 3), low) + np.array([[gap], [0.0]])
     right = answer(np.random.default_rng(5), abilities).astype(np.int64)
-    flips = np.random.default_rng(1).choice((-1.0, 1.0), (statistics.RESAMPLES, QUESTIONS)).astype(np.float32)
+    flips = np.random.default_rng(1).choice((-1.0, 1.0), (intervals.RESAMPLES, QUESTIONS)).astype(np.float32)
     summed = (right[:, 0] - right[:, 1]).sum(1).astype(np.float32)
     detected = np.mean([len(PAIRS) * fast_sign_flip_p(differences, flips) < 0.05 for differences in summed])
     assert abs(detected - 0.8) <= noise(0.8)

@@ -8,15 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_values import marked, run_of
 from scipy.stats import binomtest, ttest_rel
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
+from kava.report.clean import jsonable
 from kava.report.comparisons import compare_arms
-from kava.report.effects import cohens_h, minimal_detectable_effect
-from kava.report.over_seeds import SeedLevel, seed_level
-from kava.report.read import Evaluation, Run, Training
-from kava.report.statistics import bootstrap_ci, compare, holm, mcnemar_p, sign_flip_p, wilson
+from kava.report.statistics.compare import cohens_h, compare
+from kava.report.statistics.intervals import bootstrap_ci, wilson
+from kava.report.statistics.p_values import (
+    SeedLevel,
+    holm,
+    mcnemar_p,
+    minimal_detectable_effect,
+    seed_level,
+    sign_flip_p,
+)
+from kava.tasks.metric import STRICT_MATCH
 
 
 def scores(*rights: list[int]) -> dict[str, dict[str, int]]:
@@ -80,7 +89,7 @@ def test_holm_multiplies_and_never_falls() -> None:
 def test_comparison_averages_seeds_within_questions() -> None:
     a = scores([1, 1, 1, 0], [1, 1, 0, 0])
     b = scores([0, 1, 0, 0], [0, 1, 1, 0])
-    result = compare("structured", "flat", a, b)
+    result = compare("structured", "flat", a, b, STRICT_MATCH)
     # Per question, over two seeds: +1, 0, 0, 0.
     assert result.delta == pytest.approx(0.25)
     assert result.n == 4
@@ -91,30 +100,30 @@ def test_comparison_averages_seeds_within_questions() -> None:
 
 def test_comparison_has_the_sign_of_a_minus_b() -> None:
     a, b = scores([1] * 30 + [0] * 20), scores([0] * 50)
-    assert compare("a", "b", a, b).delta == pytest.approx(0.6)
-    assert compare("b", "a", b, a).delta == pytest.approx(-0.6)
-    assert compare("a", "b", a, b).ci95[0] > 0
+    assert compare("a", "b", a, b, STRICT_MATCH).delta == pytest.approx(0.6)
+    assert compare("b", "a", b, a, STRICT_MATCH).delta == pytest.approx(-0.6)
+    assert compare("a", "b", a, b, STRICT_MATCH).ci95[0] > 0
 
 
 def test_identical_arms_give_no_difference_without_a_warning() -> None:
-    result = compare("a", "b", scores([1, 0, 1]), scores([1, 0, 1]))
+    result = compare("a", "b", scores([1, 0, 1]), scores([1, 0, 1]), STRICT_MATCH)
     assert (result.delta, result.ci95, result.p_value) == (0.0, (0.0, 0.0), 1.0)
 
 
 def test_other_questions_are_refused_with_both_names() -> None:
     with pytest.raises(ValueError, match=r"'flat' and 'sft' cannot be compared.*1 of them"):
-        compare("flat", "sft", scores([1, 0, 1]), scores([1, 0]))
+        compare("flat", "sft", scores([1, 0, 1]), scores([1, 0]), STRICT_MATCH)
 
 
 def test_no_common_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="share no seed"):
-        compare("flat", "sft", {"42": {"0": 1}}, {"43": {"0": 1}})
+        compare("flat", "sft", {"42": {"0": 1}}, {"43": {"0": 1}}, STRICT_MATCH)
 
 
 def test_seed_level_test_is_the_paired_t_test_on_accuracies() -> None:
     rng = np.random.default_rng(3)
     a, b = (rng.integers(0, 2, (5, 40)) for _ in "ab")
-    result = compare("a", "b", scores(*a.tolist()), scores(*b.tolist()))
+    result = compare("a", "b", scores(*a.tolist()), scores(*b.tolist()), STRICT_MATCH)
     assert result.seed_level is not None
     assert result.seed_level.mean == pytest.approx(result.delta)
     expected = ttest_rel(a.mean(1), b.mean(1))
@@ -152,18 +161,14 @@ def test_nothing_is_detectable_where_no_question_differs_or_too_few_were_asked()
 def rows_of(*arms: np.ndarray) -> list[dict[str, Any]]:
     """Each arm against the next; an arm is right or wrong `[seeds, questions]`."""
     runs = {
-        str(arm): {
-            seed: Run(
-                None, Training({}, {}, []), Evaluation({}, {}, {q: {"strict_match": x} for q, x in of.items()}, 0)
-            )
-            for seed, of in scores(*right.tolist()).items()
-        }
+        str(arm): {str(seed): run_of(marked(marks)) for seed, marks in enumerate(right.tolist())}
         for arm, right in enumerate(arms)
     }
     declared = {arm: list(of_arm) for arm, of_arm in runs.items()}
-    rows, refusals = compare_arms([(str(i), str(i + 1)) for i in range(len(arms) - 1)], runs, declared)
+    rows, refusals = compare_arms([(str(i), str(i + 1)) for i in range(len(arms) - 1)], runs, declared, STRICT_MATCH)
     assert refusals == []
-    return rows
+    plain: list[dict[str, Any]] = jsonable(rows)
+    return plain
 
 
 def test_a_row_says_how_large_its_difference_is_and_what_it_could_have_shown() -> None:
@@ -196,7 +201,8 @@ def test_seeds_that_all_differ_alike_come_first_in_the_correction_and_have_no_p(
 def test_a_second_seed_with_the_same_marks_leaves_the_interval_as_it_is() -> None:
     rng = np.random.default_rng(5)
     a, b = (rng.integers(0, 2, 60).tolist() for _ in "ab")
-    one, two = compare("a", "b", scores(a), scores(b)), compare("a", "b", scores(a, a), scores(b, b))
+    one = compare("a", "b", scores(a), scores(b), STRICT_MATCH)
+    two = compare("a", "b", scores(a, a), scores(b, b), STRICT_MATCH)
     assert two.ci95 == pytest.approx(one.ci95)
     assert two.difference_sd == pytest.approx(one.difference_sd)
     assert one.ci95[0] < one.delta < one.ci95[1]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
 from verdict_fixtures import ALIKE, BOTH_BEAT_SFT, arms, decide, many, row
 
+from kava.config import load_config
+from kava.config.arms import Aligner
 from kava.report.format import capital
-from kava.report.shown import FLAT, NO_CONTROL_BEATEN, NO_DIFFERENCE, STRUCTURED, about_structure
-from kava.report.verdict import decide as decide_by_configs
+from kava.report.statistics.compare import Comparison
+from kava.report.verdict.findings import FLAT_WINS, NO_CONTROL_BEATEN, NO_DIFFERENCE, STRUCTURED_WINS, about_structure
+from kava.report.verdict.verdict import decide as decide_by_configs
+from kava.tasks.metric import STRICT_MATCH
 
 
 def test_structured_beats_flat_with_the_numbers_in_one_sentence() -> None:
     verdict = decide(arms(), [row("B", "A", 0.07, 0.012), *BOTH_BEAT_SFT], ["sft"])
-    assert verdict.outcome == STRUCTURED
+    assert verdict.outcome == STRUCTURED_WINS
     assert verdict.sentence.startswith("A and B beat sft by 10.0 points; structured beats flat: ")
     for part in ("+7.0 points", "+4.0 to +10.0", "p = 0.012", "500 questions", "3 seeds"):
         assert part in verdict.sentence
@@ -24,7 +29,7 @@ def test_structured_beats_flat_with_the_numbers_in_one_sentence() -> None:
 def test_flat_beats_structured_whichever_way_the_pair_was_declared() -> None:
     for pair in (row("B", "A", -0.07), row("A", "B", 0.07)):
         verdict = decide(arms(), [pair, *BOTH_BEAT_SFT], ["sft"])
-        assert verdict.outcome == FLAT
+        assert verdict.outcome == FLAT_WINS
         # The winner is named first and the difference is turned with it.
         assert "for A and" in verdict.sentence
         assert "+7.0 points (95% interval +4.0 to +10.0" in verdict.sentence
@@ -79,7 +84,7 @@ def test_structure_needs_all_its_pairs() -> None:
     assert decide(table, mixed, ["sft"]).outcome == "A and B beat sft"
     assert "no consistent difference" in decide(table, mixed, ["sft"]).headline
     agreed = [row("B", "A", 0.08), row("B", "matched", 0.1), *BOTH_BEAT_SFT]
-    assert decide(table, agreed, ["sft"]).outcome == STRUCTURED
+    assert decide(table, agreed, ["sft"]).outcome == STRUCTURED_WINS
 
 
 def test_without_such_a_pair_the_verdict_speaks_of_what_was_compared() -> None:
@@ -121,7 +126,7 @@ def test_many_arms_winners_over_different_controls_are_named_apart() -> None:
 def test_many_arms_what_kv_arms_show_among_themselves_comes_after_the_controls() -> None:
     rows = [*BOTH_BEAT_SFT, row("B", "A", 0.1), row("x0", "x1", 0.1), row("x2", "x1", 0.0, 0.9)]
     verdict = decide(many(6, "A B sft shuffled"), [*ALIKE, *rows], ["sft", "shuffled"])
-    assert verdict.outcome == STRUCTURED
+    assert verdict.outcome == STRUCTURED_WINS
     assert verdict.headline == "A and B beat sft by 10.0 points; structured beats flat"
     assert verdict.numbers[-1] == (
         "among the KV arms, structured beats flat, x0 beats x1 and no difference shown in 1 other comparison"
@@ -130,7 +135,7 @@ def test_many_arms_what_kv_arms_show_among_themselves_comes_after_the_controls()
 
 def test_many_arms_that_all_beat_their_controls_leave_the_headline_to_structure() -> None:
     rows = [row(name, "sft", 0.1) for name in ("A", "B", *(f"x{i}" for i in range(6)))]
-    assert decide(many(6, "A B sft"), [*rows, row("B", "A", 0.1)], ["sft"]).outcome == STRUCTURED
+    assert decide(many(6, "A B sft"), [*rows, row("B", "A", 0.1)], ["sft"]).outcome == STRUCTURED_WINS
     assert decide(many(6, "A B sft"), rows, ["sft"]).outcome.endswith("x4 and x5 beat sft")
 
 
@@ -186,16 +191,28 @@ def test_a_pair_about_structure_differs_in_nothing_but_the_aligner() -> None:
     assert about_structure(flat, structured)
     assert not about_structure(flat, {**structured, "kv_weight": 2.0})
     assert not about_structure(flat, flat)
+    assert not about_structure(structured, {**structured, "aligner": None})
     configs = {"A": flat, "B": {**structured, "kv_weight": 2.0}}
-    assert decide_by_configs(arms(names="A B"), [row("B", "A", 0.07)], [], configs).outcome == "B beats A"
+    assert decide_by_configs(arms(names="A B"), [row("B", "A", 0.07)], [], configs, STRICT_MATCH).outcome == "B beats A"
+
+
+@pytest.mark.parametrize("kind", [get_args(get_type_hints(each)["kind"])[0] for each in get_args(get_args(Aligner)[0])])
+def test_the_report_and_the_configuration_call_the_same_aligners_flat(kind: str) -> None:
+    """By default a structured arm is compared with every flat one, `linear` among them, as a pair about structure."""
+    arms = {name: {"aligner": {"kind": each}} for name, each in (("a", "structured"), ("b", kind))}
+    declared = ("a", "b") in load_config(None, {"arms": {"flat": None, "structured": None} | arms}).declared_comparisons
+    assert declared == about_structure(arms["a"], arms["b"]) == (kind != "structured")
 
 
 def test_a_name_is_shown_as_it_is_where_a_sentence_begins() -> None:
     assert decide(arms(names="x0 matched"), [row("matched", "x0", 0.1)], []).headline == "matched beats x0"
-    assert capital("three/flat beats one/flat") == "three/flat beats one/flat"
-    assert capital("three/flat is not shown to beat its control") == "three/flat is not shown to beat its control"
-    assert capital("among the controls: x")[:5] == "Among"
-    assert capital("strict match is 58.0% for a")[:6] == "Strict"
+    assert capital("three/flat beats one/flat", STRICT_MATCH) == "three/flat beats one/flat"
+    assert (
+        capital("three/flat is not shown to beat its control", STRICT_MATCH)
+        == "three/flat is not shown to beat its control"
+    )
+    assert capital("among the controls: x", STRICT_MATCH)[:5] == "Among"
+    assert capital("strict match is 58.0% for a", STRICT_MATCH)[:6] == "Strict"
     assert decide(arms(), [row("B", "A", 0.0, 0.9)], []).headline[:2] == "No"
 
 
@@ -204,7 +221,7 @@ def test_across_experiments_a_claim_names_both_and_its_points_and_is_kept_from_t
     pairs = [("matched", "A"), ("x0", "B")]
     rows = [row("matched", "A", -0.1), row("x0", "B", 0.02, 0.4), *BOTH_BEAT_SFT, row("B", "A", 0.07)]
     verdict = decide(arms(names=names), rows, ["sft"], across=pairs)
-    assert verdict.outcome == STRUCTURED
+    assert verdict.outcome == STRUCTURED_WINS
     assert verdict.headline == (
         "A beats matched by 10.0 points, 95% interval +7.0 to +13.0; no difference shown between x0 and B, "
         "+2.0 points, 95% interval −1.0 to +5.0; A and B beat sft by 10.0 points; B beats A"
@@ -220,7 +237,8 @@ def test_across_experiments_a_claim_names_both_and_its_points_and_is_kept_from_t
 
 
 def test_only_runs_that_are_the_same_leave_nothing_to_show() -> None:
-    verdict = decide(arms(), [row("B", "A", 0.0) | {"identical": True, "p_value_holm": None}], [], across=[("B", "A")])
+    same = replace(row("B", "A", 0.0), identical=True, p_value_holm=None)
+    verdict = decide(arms(), [same], [], across=[("B", "A")])
     assert (verdict.outcome, verdict.headline) == (
         NO_DIFFERENCE,
         "Nothing shown: only runs that are the same were compared",
@@ -241,6 +259,6 @@ def test_the_controls_they_beat_are_named_with_the_gain_of_each_of_few_arms_else
 
 
 @pytest.mark.parametrize("pair", [row("B", "A", -0.07), row("A", "B", 0.07)])
-def test_each_arm_has_its_own_accuracy_whichever_way_the_pair_was_declared(pair: dict[str, Any]) -> None:
+def test_each_arm_has_its_own_accuracy_whichever_way_the_pair_was_declared(pair: Comparison) -> None:
     verdict = decide(arms(), [pair, *BOTH_BEAT_SFT], ["sft"])
     assert "strict match is 51.0% for A and 58.0% for B" in verdict.sentence  # as planted, whatever the difference

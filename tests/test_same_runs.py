@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from record_fixtures import recorded, trained_anew
 from report_files import edit_lines
 
-from kava.report import ReportInputs, render_html
 from kava.report.across import report_across
+from kava.report.build import Report
+from kava.report.inputs import ReportInputs
+from kava.report.page.render import render_html
 from kava.report.record import read_record
-from kava.report.statistics import holm
+from kava.report.statistics.p_values import holm
 
 
 @pytest.fixture(scope="module", name="again")
-def second_experiment_that_changes_one_arm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def second_experiment_that_changes_one_arm(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """`flat` is trained anew and better; what `structured` and `sft` depend on did not change."""
 
     def one_arm(planted: ReportInputs) -> None:
@@ -30,8 +31,9 @@ def second_experiment_that_changes_one_arm(tmp_path_factory: pytest.TempPathFact
     return report_across([read_record(first), read_record(other)], "")
 
 
-def test_runs_that_are_the_same_are_said_to_be_and_are_neither_tested_nor_corrected_for(again: dict[str, Any]) -> None:
-    rows = {(row["a"], row["b"]): row for row in again["comparisons"]}
+def test_runs_that_are_the_same_are_said_to_be_and_are_neither_tested_nor_corrected_for(again: Report) -> None:
+    numbers = again.to_dict()
+    rows = {(row["a"], row["b"]): row for row in numbers["comparisons"]}
     for arm in ("structured", "sft"):
         row = rows[f"other/{arm}", f"short/{arm}"]
         assert row["identical"]
@@ -43,7 +45,7 @@ def test_runs_that_are_the_same_are_said_to_be_and_are_neither_tested_nor_correc
     assert [row["p_value_holm"] for row in tests] == pytest.approx(holm([row["p_value"] for row in tests]))
     for name in ("p_value", "p_value_holm", "minimal_detectable_effect"):
         assert rows["other/structured", "other/sft"][name] == rows["short/structured", "short/sft"][name]
-    said = again["verdict_parts"]["numbers"][0]
+    said = again.verdict.numbers[0]
     assert said.endswith("differs: other/structured and short/structured, other/sft and short/sft")
     html = render_html(again)
     assert html.count("nothing that they depend on differs; not tested") == 2
@@ -52,10 +54,10 @@ def test_runs_that_are_the_same_are_said_to_be_and_are_neither_tested_nor_correc
 
 def test_students_trained_apart_that_score_alike_are_two_students_and_are_tested(tmp_path: Path) -> None:
     alike = recorded(tmp_path, "alike", edit=trained_anew)
-    report = report_across([read_record(recorded(tmp_path / "short", "short")), read_record(alike)], "")
-    same = [row for row in report["comparisons"] if row["a"].startswith("alike") and row["b"].startswith("short")]
+    numbers = report_across([read_record(recorded(tmp_path / "short", "short")), read_record(alike)], "").to_dict()
+    same = [row for row in numbers["comparisons"] if row["a"].startswith("alike") and row["b"].startswith("short")]
     assert [(row["identical"], row["delta"], row["p_value"]) for row in same] == [(False, 0.0, 1.0)] * 3
-    assert "no difference shown between alike/flat and short/flat" in report["verdict"].lower()
+    assert "no difference shown between alike/flat and short/flat" in numbers["verdict"].lower()
 
 
 def test_the_same_student_that_answered_otherwise_is_tested(tmp_path: Path) -> None:
@@ -64,15 +66,17 @@ def test_the_same_student_that_answered_otherwise_is_tested(tmp_path: Path) -> N
         edit_lines(path, lambda rows: [{**rows[0], "answer": "#### other"}, *rows[1:]])
 
     other = recorded(tmp_path, "other", edit=wrong)
-    report = report_across([read_record(recorded(tmp_path / "short", "short")), read_record(other)], "")
-    assert [row["identical"] for row in report["comparisons"][:3]] == [True, True, False]
+    numbers = report_across([read_record(recorded(tmp_path / "short", "short")), read_record(other)], "").to_dict()
+    assert [row["identical"] for row in numbers["comparisons"][:3]] == [True, True, False]
 
 
-def test_a_verdict_across_experiments_leads_with_what_differs_between_them_and_names_arms_in_full(again) -> None:
-    parts = again["verdict_parts"]
-    assert again["question"] == "Do arms of the same name score otherwise in other than in short?"
-    assert parts["headline"].startswith("other/flat scored ")
-    assert " points higher than short/flat in these students, 95% interval +" in parts["headline"]
-    assert "with one seed this shows nothing about the arms" in parts["headline"]
-    unnamed = re.findall(r"(?<!/)\b(?:flat|structured|sft)\b", again["verdict"])
+def test_a_verdict_across_experiments_leads_with_what_differs_between_them_and_names_arms_in_full(
+    again: Report,
+) -> None:
+    headline = again.verdict.headline
+    assert again.question == "Do arms of the same name score otherwise in other than in short?"
+    assert headline.startswith("other/flat scored ")
+    assert " points higher than short/flat in these students, 95% interval +" in headline
+    assert "with one seed this shows nothing about the arms" in headline
+    unnamed = re.findall(r"(?<!/)\b(?:flat|structured|sft)\b", again.verdict.sentence)
     assert unnamed == []

@@ -38,8 +38,8 @@ def compare(folders: list[Path], output: Path) -> None:
     from kava.errors import UserError
     from kava.files import write_atomic, write_json
     from kava.provenance import command
-    from kava.report import render_html
     from kava.report.across import report_across
+    from kava.report.page.render import render_html
     from kava.report.record import read_record
 
     if output.suffix != ".html":
@@ -48,10 +48,10 @@ def compare(folders: list[Path], output: Path) -> None:
         report = report_across([read_record(folder) for folder in folders], command())
     except FileNotFoundError as error:
         raise UserError(f"{gone(error)}; restore it, or run the experiment again: what is there is kept") from None
-    write_json(output.with_suffix(".json"), report)
+    write_json(output.with_suffix(".json"), report.to_dict())
     write_atomic(output, render_html(report))
-    print(report["verdict"])
-    for sentence in report["fairness"]["mismatches"]:
+    print(report.verdict.sentence)
+    for sentence in report.fairness.mismatches:
         print(f"unequal: {sentence}")
     print(output)
 

@@ -74,6 +74,9 @@ class FlatMatchedAligner(Settings):
     match: StructuredAligner = Field(StructuredAligner(), description="the aligner whose parameters are counted")
 
 
+# The aligners that map layers, heads and dims apart; every other one reads the KV cache as one long vector.
+STRUCTURED: tuple[str, ...] = ("structured",)
+
 Aligner = Annotated[FlatAligner | LinearAligner | FlatMatchedAligner | StructuredAligner, Field(discriminator="kind")]
 
 

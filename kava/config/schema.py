@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from kava.config.arms import Arm
+from kava.config.arms import STRUCTURED, Arm
 from kava.config.base import Name, Place, Positive, Seed, Settings, cache_from_environment
 from kava.config.kv import KvStore, RkvSelection, RkvWindowSelection, ScopedSelection
 from kava.config.names import check_names
@@ -295,6 +295,6 @@ class Config(Settings):
         controls = self.controls
         treated = [name for name in self.arms if name not in controls]
         kinds = {name: aligner.kind for name in treated if (aligner := self.arms[name].aligner)}
-        structured = [name for name, kind in kinds.items() if kind == "structured"]
-        flat = [name for name, kind in kinds.items() if kind != "structured"]
+        structured = [name for name, kind in kinds.items() if kind in STRUCTURED]
+        flat = [name for name, kind in kinds.items() if kind not in STRUCTURED]
         return [(a, b) for a in structured for b in flat] + [(a, b) for a in treated for b in controls]

@@ -6,18 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import altair as alt
+import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from kava.kv import TENSORS
 from kava.profile.show import LEGEND, better, layers, mean_of_known, reach, sentences, tables
-from kava.report import charts
-from kava.report.charts import Chart, finish, series_styles
-from kava.report.heatmap import heat_map
+from kava.report import page as report_page
+from kava.report.charts.style import Chart, finish, series_styles
+from kava.report.page.heatmap import heat_map
 
 WIDTH, HEIGHT = 420, 210
 HERE = Path(__file__).parent
-STYLE = Path(charts.__file__).with_name("page.css")
+STYLE = Path(report_page.__file__).with_name("page.css")
 
 
 def page(profile: Mapping[str, Any]) -> str:
@@ -112,9 +114,6 @@ def _cosines(pair: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lines(name: str, title: str, caption: str, series: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
     """One line per series against the student's layer, as static SVG."""
-    import altair as alt
-    import vl_convert
-
     styles = series_styles(list(series))
     rows = [
         {"series": of, "layer": layer, "value": value}
@@ -123,8 +122,8 @@ def _lines(name: str, title: str, caption: str, series: Mapping[str, Sequence[fl
         if value is not None
     ]
     low = min(_known(series.values()), default=0.0)
-    colour = alt.Scale(domain=list(styles), range=[style["colour"] for style in styles.values()])
-    dash = alt.Scale(domain=list(styles), range=[style["dash"] for style in styles.values()])
+    colour = alt.Scale(domain=list(styles), range=[style.colour for style in styles.values()])
+    dash = alt.Scale(domain=list(styles), range=[style.dash for style in styles.values()])
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("layer:O", title="student layer", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("value:Q", title=None, scale=alt.Scale(domain=[min(0.0, low), 1.0]), axis=alt.Axis(tickCount=5)),

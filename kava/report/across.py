@@ -2,35 +2,31 @@
 
 An arm is called `<experiment>/<arm>`. Compared are the pairs that each experiment declares, and each arm of a later
 experiment with the arm of the same name of the first one; Holm's correction is over all of them but those of runs
-that are the same (`kava.report.same_runs`). Experiments that answered other test questions are shown beside each other
-and not compared.
+that are the same. Experiments that answered other test questions are shown beside each other and not compared.
 """
-
-from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 from kava.errors import UserError
 from kava.report.alignment import over_shuffled
-from kava.report.build import build_report
+from kava.report.build import Report, ReportedExperiment, build_report
 from kava.report.clean import flatten
-from kava.report.format import interval, listed, percent
-from kava.report.inputs import ReferenceFiles, ReportInputs
+from kava.report.format import Scale, listed
+from kava.report.inputs import ReferenceFiles, ReportInputs, report_inputs
 from kava.report.record import Experiment
-from kava.report.sources import report_inputs
 
 # Settings that are said elsewhere: arm by arm, or in the table of experiments.
 SAID_ELSEWHERE = {"arms", "comparisons", "controls", "experiment", "notes", "preset", "seeds"}
-TOLD = ("date", "notes", "verdict", "models")
 TITLES = {"teacher": "teacher", "student_base": "base student"}
 
 Experiments = Mapping[str, Experiment]
 
 
-def report_across(experiments: Sequence[Experiment], command: str) -> dict[str, Any]:
+def report_across(experiments: Sequence[Experiment], command: str) -> Report:
     """One report over finished experiments, in the order given.
 
     Parameters
@@ -40,23 +36,24 @@ def report_across(experiments: Sequence[Experiment], command: str) -> dict[str, 
     command
         How the report was asked for.
 
-    Returns
-    -------
-    dict
-        As of `build_report`, and `experiments`: name → what its record tells of it.
+    Raises
+    ------
+    UserError
+        If an experiment is given twice, or two are judged by different metrics.
     """
     named = name_each(experiments)
     parts = {name: report_inputs(e.record["configuration"], e.inputs, {}) for name, e in named.items()}
     report = build_report(_merged(named, parts, command))
     # A layer map, and the odds of a retrieval, are those of one teacher, base student and token set.
-    if len({(e.inputs["store"].parent.name, e.inputs["student_base"].parent.name) for e in named.values()}) > 1:
-        report["cka"] = None
-    own = {name: {f"{name}/{arm}": config for arm, config in part.arms.items()} for name, part in parts.items()}
-    within = [over_shuffled(arms, {a: report["arms"][a]["alignment"] for a in arms}) for arms in own.values()]
-    return report | {
-        "retrieval_over_shuffled": {arm: found for each in within for arm, found in each.items()},
-        "experiments": {name: _told(e, parts[name]) for name, e in named.items()},
-    }
+    origins = {(e.inputs["store"].parent.name, e.inputs["student_base"].parent.name) for e in named.values()}
+    own = [{f"{name}/{arm}": config for arm, config in part.arms.items()} for name, part in parts.items()]
+    within = [over_shuffled(arms, {arm: report.arms[arm].alignment for arm in arms}) for arms in own]
+    return replace(
+        report,
+        cka=report.cka if len(origins) == 1 else None,
+        retrieval_over_shuffled={arm: over for each in within for arm, over in each.items()},
+        experiments={name: _reported(e, parts[name]) for name, e in named.items()},
+    )
 
 
 def name_each(experiments: Sequence[Experiment]) -> dict[str, Experiment]:
@@ -73,19 +70,25 @@ def name_each(experiments: Sequence[Experiment]) -> dict[str, Experiment]:
     return named
 
 
-def _told(experiment: Experiment, inputs: ReportInputs) -> dict[str, Any]:
-    facts = {name: experiment.record[name] for name in TOLD}
-    return facts | {"arms": len(inputs.arms), "seeds": list(dict.fromkeys(s for r in inputs.runs.values() for s in r))}
+def _reported(experiment: Experiment, inputs: ReportInputs) -> ReportedExperiment:
+    date, notes, verdict, models = (experiment.record[name] for name in ("date", "notes", "verdict", "models"))
+    seeds = list(dict.fromkeys(seed for runs in inputs.runs.values() for seed in runs))
+    return ReportedExperiment(date, notes, verdict, models, len(inputs.arms), seeds)
 
 
 def _merged(named: Experiments, parts: Mapping[str, ReportInputs], command: str) -> ReportInputs:
     first = next(iter(parts.values()))
+    if other := next((name for name, part in parts.items() if part.metrics != first.metrics), None):
+        said = " and ".join(f"{part.experiment} by {part.metrics[0].label}" for part in (first, parts[other]))
+        raise UserError(f"the experiments are judged by different metrics, {said}; report each by itself")
     differing = _differing_settings(named)
     across = _of_the_same_name(named, parts)
     benches = {part.bench.parent.name if part.bench else None for part in parts.values()}
     return ReportInputs(
         experiment=", ".join(named),
         preset=", ".join(dict.fromkeys(part.preset for part in parts.values())),
+        metrics=first.metrics,
+        breakdowns=first.breakdowns,
         arms={f"{n}/{arm}": config | differing[n] for n, part in parts.items() for arm, config in part.arms.items()},
         runs={f"{n}/{arm}": seeds for n, part in parts.items() for arm, seeds in part.runs.items()},
         stores={path.parent.name: path for part in parts.values() for path in part.stores.values()},
@@ -155,9 +158,11 @@ def _other_references(parts: Mapping[str, ReportInputs], named: Experiments) -> 
     for role, files in of_role.items():
         if len({reference.evaluation.name for reference in files.values()}) > 1:
             rows = {name: named[name].record["models"][role] for name in files}
+            metric = next(iter(parts.values())).metrics[0]
+            scale = Scale(metric)
             said = "; ".join(
-                f"{name}: {row['model']}, strict match {percent(row['strict_match'])} "
-                f"({interval(row['strict_match_ci95'])}, n {row['n']})"
+                f"{name}: {row['model']}, {metric.label} {scale.value(row[metric.name])} "
+                f"({scale.edges(row[f'{metric.name}_ci95'])}, n {row['n']})"
                 for name, row in rows.items()
             )
             sentences.append(

@@ -1,30 +1,19 @@
-"""How well projected teacher KV matched student KV, per run, per arm and per head, in plain values."""
-
-from __future__ import annotations
+"""How well projected teacher KV matched student KV: per arm, per head, and against shuffled KV."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from kava.grades import collapsed, grade
-from kava.report.read import Run
-
-ALIGNMENT = (
-    *("cos_sim", "cos_sim_centered", "cos_sim_constant", "angular_distance", "alignment_accuracy", "r2"),
-    *("retrieval_at_1", "mag_ratio"),
-)
-# What is shown by layer and head.
-MAPPED = ("cos_sim_centered", "r2")
+from kava.report.clean import Row
+from kava.report.finished import ALIGNMENT, MAPPED, Alignment, FinishedRun, Runs
 
 
-def alignment_of(run: Run) -> dict[str, Any]:
-    """The held-out metrics after distillation; empty for an arm without an aligner."""
-    found: dict[str, Any] = run.distill.manifest.get("alignment") or {}
-    return found
+@dataclass(frozen=True)
+class OverShuffled(Row):
+    """How many times the retrieval of `control`, the shuffled arm with an aligner of its kind, an arm reaches."""
 
-
-def has_collapsed(alignment: Mapping[str, Any]) -> bool:
-    """Whether one run's projection predicts little more than each channel's mean."""
-    return collapsed(alignment.get("cos_sim"), alignment.get("r2"))
+    control: str
+    ratio: float
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -33,7 +22,7 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def arm_alignment(runs: Sequence[Run], complete: bool) -> dict[str, Any] | None:
+def arm_alignment(runs: Sequence[FinishedRun], complete: bool) -> Alignment | None:
     """Means over the seeds of one arm; None for an arm without an aligner.
 
     Parameters
@@ -41,28 +30,20 @@ def arm_alignment(runs: Sequence[Run], complete: bool) -> dict[str, Any] | None:
     runs
         Its finished runs.
     complete
-        Whether each declared seed is among them.
-
-    Returns
-    -------
-    dict
-        Each metric of `ALIGNMENT`, `grade`, `collapsed` (in any seed), and `per_head`: metric → `[2][L][H]`, keys
-        first, or None where the manifests do not hold it. Null wherever a seed's number is null, and where a declared
-        seed has no run.
+        Whether each declared seed is among them; nothing is known otherwise, but whether a run collapsed.
     """
-    each = [alignment_of(run) for run in runs]
-    if not any(each):
+    each = [run.distill.alignment or Alignment() for run in runs]
+    if not any(run.distill.alignment for run in runs):
         return None
-    means = {name: mean([alignment.get(name) for alignment in each]) if complete else None for name in ALIGNMENT}
-    maps = {name: [(alignment.get("per_head") or {}).get(name) for alignment in each] for name in MAPPED}
-    return {
-        **means,
-        "grade": grade(means["cos_sim_centered"]),
-        "collapsed": any(has_collapsed(alignment) for alignment in each),
-        "per_head": {
-            name: _nested_mean(found) if complete and None not in found else None for name, found in maps.items()
-        },
-    }
+    any_collapsed = any(alignment.collapsed for alignment in each)
+    if not complete:
+        return Alignment(collapsed=any_collapsed)
+    maps = {name: [alignment.per_head[name] for alignment in each] for name in MAPPED}
+    return Alignment(
+        **{name: mean([alignment.means[name] for alignment in each]) for name in ALIGNMENT},
+        per_head={name: _nested_mean(trees) if None not in trees else None for name, trees in maps.items()},
+        collapsed=any_collapsed,
+    )
 
 
 def _nested_mean(trees: Sequence[Any]) -> Any:
@@ -72,9 +53,9 @@ def _nested_mean(trees: Sequence[Any]) -> Any:
 
 
 def over_shuffled(
-    configs: Mapping[str, Mapping[str, Any]], alignments: Mapping[str, Mapping[str, Any] | None]
-) -> dict[str, dict[str, Any]]:
-    """How many times the retrieval of the shuffled arm with an aligner of the same kind each arm reaches.
+    configs: Mapping[str, Mapping[str, Any]], alignments: Mapping[str, Alignment | None]
+) -> dict[str, OverShuffled]:
+    """By arm, for the arms that have such a control.
 
     Both must compare the same tokens, or retrieval has other odds: their `select` must be equal.
 
@@ -82,11 +63,6 @@ def over_shuffled(
     ----------
     configs, alignments
         Arm → its configuration; arm → what `arm_alignment` returned.
-
-    Returns
-    -------
-    dict
-        Arm → `control` (name of the shuffled arm) and `ratio`, for the arms that have such a control.
     """
 
     def terms(arm: str) -> tuple[str | None, Any]:
@@ -98,13 +74,13 @@ def over_shuffled(
         control = next((name for name in shuffled if terms(name) == terms(arm)), None)
         if alignment is None or arm in shuffled or control is None:
             continue
-        own, floor = alignment["retrieval_at_1"], (alignments.get(control) or {}).get("retrieval_at_1")
+        own, floor = alignment.retrieval_at_1, (alignments.get(control) or Alignment()).retrieval_at_1
         if own is not None and floor:
-            ratios[arm] = {"control": control, "ratio": own / floor}
+            ratios[arm] = OverShuffled(control, own / floor)
     return ratios
 
 
-def first_cka(runs: Mapping[str, Mapping[str, Run]], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+def first_cka(runs: Runs, configs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, list[list[float | None]]] | None:
     """CKA of the base student's layers with the teacher's, `keys` and `values`, `[L_s][L_t]`.
 
     It depends on the store and the base student alone, so that of the first run that has it is everyone's; but an arm
@@ -112,4 +88,4 @@ def first_cka(runs: Mapping[str, Mapping[str, Run]], configs: Mapping[str, Mappi
     """
     whole = [seeds for arm, seeds in runs.items() if configs[arm].get("select") is None]
     trained = (run.pretrain for seeds in whole for run in seeds.values() if run.pretrain)
-    return next((part.manifest["cka"] for part in trained if part.manifest.get("cka")), None)
+    return next((part.cka for part in trained if part.cka), None)

@@ -1,20 +1,36 @@
-"""Accuracy by length of the question and by steps of its solution: where an arm's right answers come from."""
-
-from __future__ import annotations
+"""Scores by length of the question and by steps of its solution: where an arm's right answers come from."""
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from kava.report.alignment import mean
-from kava.report.read import Evaluation
-from kava.report.statistics import wilson
+from kava.report.clean import Row
+from kava.report.finished import Answer, Runs
+from kava.report.results import Score
+from kava.report.statistics.intervals import interval_of
+from kava.tasks.metric import Metric
 
 # Longer solutions are rare, so they share a bin.
 MOST_STEPS = 6
 _EQUATION = re.compile(r"<<[^<>]*>>")
+
+
+@dataclass(frozen=True)
+class Bin(Row):
+    """Questions of one kind: how many, and arm → score."""
+
+    name: str
+    n: int
+    arms: Mapping[str, Score]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the JSON."""
+        arms = {arm: {"rate": score.mean, "ci95": score.ci95} for arm, score in self.arms.items()}
+        return {"name": self.name, "n": self.n, "arms": arms}
 
 
 def steps_of(gold: str) -> int:
@@ -32,8 +48,9 @@ def words_of(question: str) -> int:
     return len(question.split())
 
 
-def _terciles(words: Mapping[str, int]) -> list[tuple[str, list[str]]]:
+def _by_length(questions: Mapping[str, Answer]) -> list[tuple[str, list[str]]]:
     """Questions in three bins by length, as even as ties allow; one without a question is left out."""
+    words = {doc: words_of(answer.question) for doc, answer in questions.items()}
     counts = list(words.values())
     short, middle = (int(q) for q in np.quantile(counts, [1 / 3, 2 / 3], method="inverted_cdf"))
     edges = [(min(counts), short), (short + 1, middle), (middle + 1, max(counts))]
@@ -42,53 +59,62 @@ def _terciles(words: Mapping[str, int]) -> list[tuple[str, list[str]]]:
     return [(name, docs) for name, docs in bins if docs]
 
 
-def _by_steps(steps: Mapping[str, int]) -> list[tuple[str, list[str]]]:
+def _by_steps(questions: Mapping[str, Answer]) -> list[tuple[str, list[str]]]:
     """A bin per number of steps, the longest solutions together."""
     bins: dict[int, list[str]] = {}
-    for doc, n in steps.items():
+    longest = 0
+    for doc, answer in questions.items():
+        n = steps_of(answer.gold)
+        longest = max(n, longest)
         bins.setdefault(min(n, MOST_STEPS), []).append(doc)
 
     def name(n: int) -> str:
-        more = " or more" if max(steps.values()) > MOST_STEPS and n == MOST_STEPS else ""
+        more = " or more" if longest > MOST_STEPS and n == MOST_STEPS else ""
         return f"{n}{more} step{'s' if n != 1 else ''}"
 
     return [(name(n), bins[n]) for n in sorted(bins)]
 
 
+BINS = {"length": _by_length, "steps": _by_steps}
+
+
 def break_down(
-    evaluations: Mapping[str, Mapping[str, Evaluation]], declared: Mapping[str, Sequence[str]]
-) -> dict[str, Any] | None:
-    """Strict match by length and by steps.
+    runs: Runs, declared: Mapping[str, Sequence[str]], metric: Metric, kinds: Sequence[str]
+) -> dict[str, list[Bin]]:
+    """Scores by kind of question.
 
     Parameters
     ----------
-    evaluations : mapping
-        Arm → seed → evaluation.
+    runs : mapping
+        Arm → seed → run.
     declared : mapping
-        Arm → its declared seeds.
+        Arm → its declared seeds; an arm without a run of each has no score.
+    metric : Metric
+        The primary one.
+    kinds : sequence of str
+        Of `BINS`: `length` (terciles of the number of words of the question) and `steps` (of the gold solution).
 
     Returns
     -------
-    dict or None
-        `length` (terciles of the number of words of the question) and `steps` (of the gold solution), each a list of
-        bins with `name`, `n` questions and `arms`: arm → `rate`, the mean over its seeds (None for an arm without a run
-        of each declared seed), and its 95% Wilson interval `ci95` with that n. Only questions that every run answered
-        count. None where there are none.
+    dict
+        Kind → bins. An arm's score is the mean over its seeds, and its interval has the bin's questions as n. Only
+        questions that every run answered count. Empty where there are none.
     """
-    runs = [evaluation for seeds in evaluations.values() for evaluation in seeds.values()]
-    shared = [doc for doc in runs[0].samples if all(doc in run.samples for run in runs)] if runs else []
+    evaluations = [run.evaluation for seeds in runs.values() for run in seeds.values()]
+    asked = evaluations[0].answers if evaluations else {}
+    shared = {doc: answer for doc, answer in asked.items() if all(doc in each.answers for each in evaluations)}
     if not shared:
-        return None
-    asked = runs[0].samples
+        return {}
+    of_arms = {arm: [run.evaluation.scores(metric) for run in seeds.values()] for arm, seeds in runs.items()}
 
-    def row(name: str, docs: list[str]) -> dict[str, Any]:
-        arms = {}
-        for arm, seeds in evaluations.items():
-            rates = [mean([line.samples[doc]["strict_match"] for doc in docs]) for line in seeds.values()]
-            rate = mean(rates) if set(seeds) == set(declared[arm]) else None
-            arms[arm] = {"rate": rate, "ci95": None if rate is None else list(wilson(rate, len(docs)))}
-        return {"name": name, "n": len(docs), "arms": arms}
+    def score(arm: str, docs: list[str]) -> Score:
+        rate = mean([mean([scores[doc] for doc in docs]) for scores in of_arms[arm]])
+        if set(runs[arm]) != set(declared[arm]) or rate is None:
+            return Score(None, None)
+        per_question = [sum(scores[doc] for scores in of_arms[arm]) / len(of_arms[arm]) for doc in docs]
+        return Score(rate, interval_of(metric, rate, len(docs), per_question))
 
-    length = _terciles({doc: words_of(asked[doc]["question"]) for doc in shared})
-    steps = _by_steps({doc: steps_of(asked[doc]["gold"]) for doc in shared})
-    return {"length": [row(*each) for each in length], "steps": [row(*each) for each in steps]}
+    return {
+        kind: [Bin(name, len(docs), {arm: score(arm, docs) for arm in runs}) for name, docs in BINS[kind](shared)]
+        for kind in kinds
+    }

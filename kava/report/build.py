@@ -1,27 +1,124 @@
 """Every number of the report, from the files of finished runs; the page adds layout and nothing else."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from kava.report.against_base import compare_with_base
-from kava.report.alignment import first_cka, over_shuffled
-from kava.report.apart import questions_apart
-from kava.report.breakdown import break_down
-from kava.report.clean import flatten, jsonable
-from kava.report.comparisons import compare_arms
-from kava.report.curves import curves
+from kava.report.alignment import OverShuffled, first_cka, over_shuffled
+from kava.report.breakdown import Bin, break_down
+from kava.report.clean import Row, flatten, jsonable
+from kava.report.comparisons import compare_arms, compare_with_base
+from kava.report.curves import CurveRow, curves
 from kava.report.fairness import check_evaluations, check_training
-from kava.report.fidelity import read_fidelity
+from kava.report.fidelity import Fidelity, read_fidelity
+from kava.report.finished import questions_apart, read_evaluation, read_json, read_run
 from kava.report.inputs import ReportInputs
 from kava.report.notices import inert_runs, lost_numbers, merged, run_notices, token_warnings
 from kava.report.overlap import check_overlap
-from kava.report.question import question
-from kava.report.read import read_evaluation, read_json, read_run
-from kava.report.results import arm_row, cost_row, mean_cost, reference_row
-from kava.report.samples import pick_samples
-from kava.report.verdict import decide
+from kava.report.results import ArmRow, CostRow, MeanCost, ReferenceRow, arm_row, cost_row, mean_cost, reference_row
+from kava.report.samples import Samples, pick_samples
+from kava.report.statistics.compare import Comparison
+from kava.report.verdict.question import question
+from kava.report.verdict.verdict import Verdict, decide
+from kava.tasks.metric import Metric
+
+# Arm → seed → row of one run, and arm → key of the configuration → value.
+CostRows = Mapping[str, Mapping[str, CostRow]]
+
+
+@dataclass(frozen=True)
+class Fairness(Row):
+    """Sentences on unequal terms and notes on test questions; `overlap` is experiment → what its token set records."""
+
+    mismatches: Sequence[str]
+    overlap: Mapping[str, Mapping[str, Any] | None]
+    notes: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the JSON."""
+        return {"equal": not self.mismatches} | vars(self)
+
+
+@dataclass(frozen=True)
+class Store(Row):
+    """A teacher store, from its manifest; the ratio is that of `bytes` and `raw_bf16_bytes`."""
+
+    manifest: str
+    tokens: int | None
+    bytes: int | None
+    raw_bf16_bytes: int | None
+    ratio: float | None
+    codec: str
+    bits_per_value: float | None
+
+
+@dataclass(frozen=True)
+class ReportedExperiment(Row):
+    """What an experiment's own record says of it; `models` is role → name and scores of teacher and base student."""
+
+    date: str
+    notes: str
+    verdict: str
+    models: Mapping[str, Mapping[str, Any]]
+    arms: int
+    seeds: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Report(Row):
+    """What the page shows, and what stands in `ab_report.json`.
+
+    Attributes
+    ----------
+    metrics
+        The primary one first.
+    arms, cost, cost_mean, kv_until, retrieval_over_shuffled
+        By arm.
+    arm_differences
+        Dotted configuration key → arm → value, for the keys in which the arms differ.
+    warnings
+        Sentences, the worst first, with where numbers were not finite.
+    experiments
+        By name, in a report over several; None in that of a run.
+    """
+
+    experiment: str
+    preset: str
+    metrics: tuple[Metric, ...]
+    question: str
+    verdict: Verdict
+    teacher: ReferenceRow
+    student_base: ReferenceRow
+    arms: Mapping[str, ArmRow]
+    comparisons: Sequence[Comparison]
+    against_base: Sequence[Comparison]
+    controls: Sequence[str]
+    retrieval_over_shuffled: Mapping[str, OverShuffled]
+    cka: Mapping[str, list[list[float | None]]] | None
+    stores: Mapping[str, Store]
+    fidelity: Fidelity | None
+    fairness: Fairness
+    cost: CostRows
+    cost_mean: Mapping[str, MeanCost]
+    kv_until: Mapping[str, float]
+    breakdown: Mapping[str, Sequence[Bin]]
+    samples: Samples
+    arm_differences: Mapping[str, Mapping[str, Any]]
+    configuration: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    curves: Sequence[CurveRow]
+    inert: Sequence[str]
+    warnings: Sequence[str]
+    experiments: Mapping[str, ReportedExperiment] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """`ab_report.json`: plain JSON types, without NaN or infinity."""
+        numbers = {name: value for name, value in vars(self).items() if name != "metrics"}
+        if self.experiments is None:
+            del numbers["experiments"]
+        said = {"verdict": self.verdict.sentence, "verdict_parts": self.verdict, "breakdown": self.breakdown or None}
+        plain: dict[str, Any] = jsonable(numbers | said)
+        return plain
 
 
 def _differences(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -32,97 +129,81 @@ def _differences(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
     return {key: row for key, row in table.items() if any(v != row[next(iter(row))] for v in row.values())}
 
 
-def build_report(inputs: ReportInputs) -> dict[str, Any]:
+def build_report(inputs: ReportInputs) -> Report:
     """Read the runs and compute every number that the page shows.
-
-    Returns
-    -------
-    dict
-        Plain JSON types, no NaN or infinity (they become null, and `warnings` says where). Fulfils the
-        contract of `ab_report.json`; beside it stand `question`, `against_base`, `inert`, `verdict_parts`,
-        `fairness`, `warnings`, `cost`, `cost_mean`, `fidelity`, `curves`, `kv_until`, `breakdown`, `samples`,
-        `controls`, `retrieval_over_shuffled`, `cka`, `arm_differences`, `configuration` and `provenance`.
 
     Raises
     ------
     ValueError, FileNotFoundError
         If a file is missing or is not what its stage writes. Runs that do not fit together are no error:
-        each is a sentence in `fairness.mismatches`, and what cannot be compared is null.
+        each is a sentence in `fairness.mismatches`, and what cannot be compared is None.
     """
     lost: list[str] = []
-    runs = {
-        arm: {seed: read_run(files, lost) for seed, files in inputs.runs.get(arm, {}).items()} for arm in inputs.arms
-    }
-    runs = questions_apart(runs)
-    references = {"teacher": inputs.teacher, "student_base": inputs.student_base}
-    evaluated = {name: read_evaluation(files.evaluation, lost) for name, files in references.items()}
-    titles = {"teacher": "teacher", "student_base": "base student"}
-    named = {titles[name]: evaluation for name, evaluation in evaluated.items()}
+    metrics, metric = inputs.metrics, inputs.metrics[0]
+    runs = questions_apart(
+        {
+            arm: {seed: read_run(files, metrics, lost) for seed, files in inputs.runs.get(arm, {}).items()}
+            for arm in inputs.arms
+        }
+    )
+    teacher, base = (read_evaluation(x.evaluation, metrics, lost) for x in (inputs.teacher, inputs.student_base))
+    named = {"teacher": teacher, "base student": base}
     named |= {f"{arm} (seed {seed})": run.evaluation for arm, seeds in runs.items() for seed, run in seeds.items()}
 
-    arms = {arm: arm_row(config, runs[arm], inputs.seeds[arm]) for arm, config in inputs.arms.items()}
-    comparisons, refusals = compare_arms(inputs.comparisons, runs, inputs.seeds)
+    arms = {arm: arm_row(config, runs[arm], inputs.seeds[arm], metrics) for arm, config in inputs.arms.items()}
+    comparisons, refusals = compare_arms(inputs.comparisons, runs, inputs.seeds, metric)
     tokens = {name: read_json(path, lost) for name, path in inputs.tokens.items()}
     overlap = check_overlap(tokens)
     # Experiments may have no base student in common.
-    against_base = (
-        compare_with_base(runs, evaluated["student_base"], inputs.seeds, comparisons) if inputs.across is None else []
-    )
-    unequal = check_training(runs, inputs.seeds) + check_evaluations(named) + refusals
+    against_base = compare_with_base(runs, base, inputs.seeds, comparisons, metric) if inputs.across is None else []
+    unequal = check_training(runs, inputs.seeds) + check_evaluations(named, metrics) + refusals
     mismatches = unequal + overlap.mismatches + inputs.mismatches
     logged, broken = curves(runs)
     manifests = {name: read_json(path, lost) for name, path in inputs.stores.items()}
-    stores = {name: _store(path.as_posix(), manifests[name]) for name, path in inputs.stores.items()}
-    fidelity = read_fidelity(inputs.bench, list(manifests.values()), lost) if inputs.bench else None
-
-    alignments = {name: arm["alignment"] for name, arm in arms.items()}
-    evaluations = {arm: {seed: run.evaluation for seed, run in seeds.items()} for arm, seeds in runs.items()}
+    codecs = [manifest["codec"] for manifest in manifests.values()]
+    fidelity = read_fidelity(inputs.bench, codecs, lost) if inputs.bench else None
     cost = {arm: {seed: cost_row(run) for seed, run in seeds.items()} for arm, seeds in runs.items()}
-    report = jsonable(
-        {
-            "experiment": inputs.experiment,
-            "preset": inputs.preset,
-            "question": question(inputs, comparisons),
-            "verdict": "",
-            **{name: reference_row(files, evaluated[name]) for name, files in references.items()},
-            "arms": arms,
-            "comparisons": comparisons,
-            "against_base": against_base,
-            "controls": inputs.controls,
-            "retrieval_over_shuffled": over_shuffled(inputs.arms, alignments),
-            "cka": first_cka(runs, inputs.arms),
-            "stores": stores,
-            "fidelity": fidelity,
-            "fairness": {
-                "equal": not mismatches,
-                "mismatches": mismatches,
-                "overlap": overlap.found,
-                "notes": overlap.notes,
-            },
-            "cost": cost,
-            "cost_mean": {arm: mean_cost(list(cost[arm].values()), arms[arm]) for arm in runs},
-            "kv_until": {arm: c["kv_until"] for arm, c in inputs.arms.items() if c.get("aligner") and "kv_until" in c},
-            "breakdown": break_down(evaluations, inputs.seeds),
-            "samples": pick_samples(evaluations),
-            "arm_differences": _differences(inputs.arms),
-            "configuration": inputs.config,
-            "provenance": inputs.provenance,
-        },
-        lost=lost,
-    )
-    report["curves"] = logged
+    as_configured = {
+        "arm_differences": _differences(inputs.arms),
+        "configuration": inputs.config,
+        "provenance": inputs.provenance,
+    }
+    shown: dict[str, dict[str, Any]] = jsonable(as_configured, lost=lost)
     inert = inert_runs(runs, inputs.arms, inputs.controls)
-    report["inert"] = list(dict.fromkeys(notice.arm for notice in inert))
-    said = merged(run_notices(runs) + inert + broken) + token_warnings(tokens) + overlap.warnings
-    report["warnings"] = said + lost_numbers(lost)
-    verdict = decide(
-        report["arms"], report["comparisons"], inputs.controls, inputs.arms, mismatches, inputs.across,
-        report["against_base"], report["inert"],
-    )  # fmt: skip
-    return report | {"verdict": verdict.sentence, "verdict_parts": verdict.to_dict()}
+    inert_arms = list(dict.fromkeys(notice.arm for notice in inert))
+    warnings = merged(run_notices(runs) + inert + broken) + token_warnings(tokens) + overlap.warnings
+    return Report(
+        experiment=inputs.experiment,
+        preset=inputs.preset,
+        metrics=metrics,
+        question=question(inputs, comparisons),
+        verdict=decide(
+            arms, comparisons, inputs.controls, inputs.arms, metric, mismatches, inputs.across, against_base, inert_arms
+        ),
+        teacher=reference_row(inputs.teacher, teacher, metrics),
+        student_base=reference_row(inputs.student_base, base, metrics),
+        arms=arms,
+        comparisons=comparisons,
+        against_base=against_base,
+        controls=inputs.controls,
+        retrieval_over_shuffled=over_shuffled(inputs.arms, {name: arm.alignment for name, arm in arms.items()}),
+        cka=first_cka(runs, inputs.arms),
+        stores={name: _store(inputs.stores[name].as_posix(), manifest) for name, manifest in manifests.items()},
+        fidelity=fidelity,
+        fairness=Fairness(mismatches, overlap.found, overlap.notes),
+        cost=cost,
+        cost_mean={arm: mean_cost(list(cost[arm].values()), arms[arm]) for arm in runs},
+        kv_until={arm: c["kv_until"] for arm, c in inputs.arms.items() if c.get("aligner") and "kv_until" in c},
+        breakdown=break_down(runs, inputs.seeds, metric, inputs.breakdowns),
+        samples=pick_samples(runs, metrics),
+        curves=logged,
+        inert=inert_arms,
+        warnings=warnings + lost_numbers(lost),
+        **shown,
+    )
 
 
-def _store(path: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _store(path: str, manifest: Mapping[str, Any]) -> Store:
     codec = manifest["codec"]
     sizes = {key: manifest.get(key) for key in ("tokens", "bytes", "raw_bf16_bytes", "ratio")}
-    return {"manifest": path, **sizes, "codec": codec["kind"], "bits_per_value": codec.get("bits_per_value")}
+    return Store(path, **sizes, codec=codec["kind"], bits_per_value=codec.get("bits_per_value"))

@@ -1,7 +1,5 @@
 """What may go into the JSON and into the page: finite numbers, and text that survives UTF-8 and HTML."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
@@ -24,19 +22,29 @@ def clean_text(text: object) -> str:
     return _UNPRINTABLE.sub("\ufffd", encodable)
 
 
+class Row:
+    """A dataclass that stands in the JSON: by its fields, unless its `to_dict` says otherwise."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands there, but for rows within."""
+        return dict(vars(self))
+
+
 def jsonable(value: Any, path: str = "", lost: list[str] | None = None) -> Any:
     """`value` in plain JSON types, with NaN and infinities replaced by None.
 
     Parameters
     ----------
     value : Any
-        Nested mappings, sequences and scalars; NumPy scalars and paths are converted, anything else that
+        Nested rows, mappings, sequences and scalars; NumPy scalars and paths are converted, anything else that
         JSON does not know becomes its `str`.
     path : str
         Dotted place of `value`, for `lost`.
     lost : list of str, optional
         Receives the place of every number that was not finite.
     """
+    if isinstance(value, Row):
+        value = value.to_dict()
     if isinstance(value, Mapping):
         return {str(k): jsonable(v, f"{path}.{k}" if path else str(k), lost) for k, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray):

@@ -1,89 +1,149 @@
-"""The declared comparisons as rows, with Holm's corrections over all different ones that could be made."""
-
-from __future__ import annotations
+"""The declared comparisons, and each arm against the base student, with Holm's corrections."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
 
-from kava.report.effects import minimal_detectable_effect
-from kava.report.read import Run
-from kava.report.results import METRIC
-from kava.report.same_runs import Name, first_names
-from kava.report.shown import doubt, tested
-from kava.report.statistics import TEST, compare, holm
+from kava.report.finished import Evaluation, FinishedRun, Runs
+from kava.report.statistics.compare import Comparison, compare
+from kava.report.statistics.p_values import SeedLevel, holm, minimal_detectable_effect
+from kava.tasks.metric import Metric
 
-# Of a comparison that cannot be made, none is known.
-NUMBERS = (
-    *("delta", "rates", "ci95", "effect_size", "difference_sd", "minimal_detectable_effect"),
-    *("p_value", "p_value_holm", "seed_level", "n"),
-)
-# Of runs that are the same, nothing is tested.
-TESTED = tuple(name for name in NUMBERS if name not in ("delta", "rates", "n"))
+BASE = "the base student"
 
-Names = tuple[Name, ...]
+# An arm and a seed.
+Name = tuple[str, str]
 
 
 def compare_arms(
-    pairs: Sequence[tuple[str, str]], runs: Mapping[str, Mapping[str, Run]], declared: Mapping[str, Sequence[str]]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows, and a sentence for each pair that could not be compared.
+    pairs: Sequence[tuple[str, str]], runs: Runs, declared: Mapping[str, Sequence[str]], metric: Metric
+) -> tuple[list[Comparison], list[str]]:
+    """The comparisons, and a sentence for each pair that could not be compared; `declared` is arm → its seeds.
 
-    `declared` is arm → its declared seeds. A row is `complete` if it is over all seeds that both arms declare. Where
-    both arms are the same runs, it is `identical`: its difference is 0 by construction, and nothing is tested or
-    corrected for. A row whose arms are the same runs as an earlier row's is `same_as` it (its a and b): one test and
-    not two.
+    Holm's corrections are over those that are different tests: neither of runs that are the same by two names, nor of
+    the same runs as an earlier pair.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Comparison] = []
     refusals = []
     first = first_names(runs)
-    seen: dict[tuple[Names, Names], list[str]] = {}
+    seen: dict[tuple[tuple[Name, ...], ...], tuple[str, str]] = {}
     for a, b in pairs:
-        base = {"a": a, "b": b, "metric": METRIC, "test": TEST}
-        scores = [{seed: run.evaluation.scores() for seed, run in runs.get(x, {}).items()} for x in (a, b)]
+        of_a, of_b = ({s: run.evaluation.scores(metric) for s, run in runs.get(x, {}).items()} for x in (a, b))
         try:
-            result = compare(a, b, *scores)
+            row = compare(a, b, of_a, of_b, metric)
         except ValueError as error:
             message = str(error)
             refusals.append(f"{message[0].upper()}{message[1:]}.")
-            nothing = dict.fromkeys(NUMBERS)
-            row: dict[str, Any] = {**base, **nothing, "mcnemar": {}, "discordant": {}, "seeds": []}
-        else:
-            row = {**base, **asdict(result)}
-        same_a, same_b = (tuple(first[x, seed] for seed in row["seeds"]) for x in (a, b))
-        row |= {"identical": row["delta"] is not None and same_a == same_b, "same_as": None}
-        if row["identical"]:
-            row |= dict.fromkeys(TESTED) | {"mcnemar": {}, "discordant": {}}
-        elif row["delta"] is not None:
-            row["same_as"] = seen.get((same_a, same_b)) or seen.get((same_b, same_a))
-            seen.setdefault((same_a, same_b), [a, b])
+            row = Comparison(a, b, metric)
+        row = replace(row, complete=set(row.seeds) == set(declared[a]) & set(declared[b]))
+        same_a, same_b = (tuple(first[x, seed] for seed in row.seeds) for x in (a, b))
+        if row.delta is not None and same_a == same_b:
+            same = Comparison(a, b, metric, row.delta, row.rates, n=row.n, seeds=row.seeds, complete=row.complete)
+            row = replace(same, identical=True)
+        elif row.delta is not None:
+            row = replace(row, same_as=seen.get((same_a, same_b)) or seen.get((same_b, same_a)))
+            seen.setdefault((same_a, same_b), (a, b))
         rows.append(row)
-    _adjust([row for row in rows if tested(row)])
-    for row in rows:
-        row["complete"] = set(row["seeds"]) == set(declared[row["a"]]) & set(declared[row["b"]])
-        row["caveat"] = doubt(row)
-    return rows, refusals
+    different = [row for row in rows if row.tested and row.same_as is None]
+    corrected = {(row.a, row.b): row for row in _corrected(different, different)}
+    return [_as_corrected(row, corrected) if row.tested else row for row in rows], refusals
 
 
-def _adjust(rows: Sequence[dict[str, Any]]) -> None:
-    """Add what Holm's correction says, over the rows that are different tests, and to each of the others its own."""
-    different = [row for row in rows if row["same_as"] is None]
-    for row, adjusted in zip(different, holm([row["p_value"] for row in different]), strict=True):
-        row["p_value_holm"] = adjusted
-        row["minimal_detectable_effect"] = minimal_detectable_effect(row["difference_sd"], row["n"], len(different))
-    _adjust_over_seeds([row["seed_level"] for row in different if row["seed_level"] is not None])
-    by_arms = {(row["a"], row["b"]): row for row in different}
-    for row in rows:
-        if row["same_as"] is not None:
-            earlier = by_arms[tuple(row["same_as"])]
-            row |= {name: earlier[name] for name in ("p_value_holm", "minimal_detectable_effect")}
-            if row["seed_level"] is not None:
-                row["seed_level"]["p_value_holm"] = earlier["seed_level"]["p_value_holm"]
+def _as_corrected(row: Comparison, corrected: Mapping[tuple[str, str], Comparison]) -> Comparison:
+    """The row with its corrections, or with those of the earlier row of the same runs."""
+    if row.same_as is None:
+        return corrected[row.a, row.b]
+    earlier = corrected[row.same_as]
+    level = row.seed_level and replace(row.seed_level, p_value_holm=_of_level(earlier.seed_level))
+    return replace(
+        row,
+        p_value_holm=earlier.p_value_holm,
+        minimal_detectable_effect=earlier.minimal_detectable_effect,
+        seed_level=level,
+    )
 
 
-def _adjust_over_seeds(levels: Sequence[dict[str, Any]]) -> None:
-    """Add `p_value_holm`: students differ from seed to seed, so that of many comparisons some pass the t-test."""
+def _of_level(level: SeedLevel | None) -> float | None:
+    return None if level is None else level.p_value_holm
+
+
+def _corrected(rows: Sequence[Comparison], tests: Sequence[Comparison]) -> list[Comparison]:
+    """`rows`, which are the first of `tests`, after Holm's corrections over all of these.
+
+    The tests over seeds have one of their own: students differ from seed to seed, so that of many comparisons some
+    pass the t-test.
+    """
+    over_questions = holm([row.p_value or 0.0 for row in tests])
+    levels = [row.seed_level for row in tests if row.seed_level is not None]
     # Where every seed has the same difference t is infinite: it comes first and keeps no value.
-    p_values = [0.0 if level["p_value"] is None else level["p_value"] for level in levels]
-    for level, adjusted in zip(levels, holm(p_values), strict=True):
-        level["p_value_holm"] = None if level["p_value"] is None else adjusted
+    over_seeds = iter(holm([0.0 if level.p_value is None else level.p_value for level in levels]))
+    corrected = []
+    for row, p_value in zip(rows, over_questions, strict=False):
+        level, largest = row.seed_level, 1.0 if row.metric.proportion else float("inf")
+        if level is not None:
+            adjusted = next(over_seeds)
+            level = replace(level, p_value_holm=None if level.p_value is None else adjusted)
+        detectable = minimal_detectable_effect(row.difference_sd or 0.0, row.n or 0, len(tests), largest)
+        corrected.append(replace(row, p_value_holm=p_value, seed_level=level, minimal_detectable_effect=detectable))
+    return corrected
+
+
+def compare_with_base(
+    runs: Runs,
+    base: Evaluation,
+    declared_seeds: Mapping[str, Sequence[str]],
+    comparisons: Sequence[Comparison],
+    metric: Metric,
+) -> list[Comparison]:
+    """Each arm that has runs as `a`, against the base student, which was not trained here: what distilling did at all.
+
+    An arm that answered other questions than the base student has no numbers. These comparisons are not declared, so
+    they change no declared one; their own p-values are corrected for all of both, which is the stricter side.
+
+    Parameters
+    ----------
+    runs, declared_seeds
+        Arm → seed → run; arm → its seeds.
+    comparisons
+        The declared ones, whose p-values count in the correction.
+    """
+    rows = []
+    for arm, seeds in runs.items():
+        if not seeds:
+            continue
+        scores = {seed: run.evaluation.scores(metric) for seed, run in seeds.items()}
+        digests = {run.evaluation.questions_sha256 for run in seeds.values()}
+        asked = all(run.keys() == base.answers.keys() for run in scores.values())
+        if base.answers and asked and digests == {base.questions_sha256}:
+            row = compare(arm, BASE, scores, dict.fromkeys(scores, base.scores(metric)), metric)
+        else:
+            row = Comparison(arm, BASE, metric)
+        rows.append(replace(row, complete=set(seeds) == set(declared_seeds[arm])))
+    known = [row for row in rows if row.tested]
+    declared = [row for row in comparisons if row.tested and row.same_as is None]
+    adjusted = iter(_corrected(known, [*known, *declared]))
+    return [replace(next(adjusted), minimal_detectable_effect=None) if row.tested else row for row in rows]
+
+
+def first_names(runs: Runs) -> dict[Name, Name]:
+    """Each run by its name → the first name that the same run has, which is mostly its own.
+
+    An experiment that changes one arm leaves the others as they were. Decided by the trained students' files and their
+    answers, never by a p-value: two students that were trained apart and happen to score alike are two students.
+    """
+    distinct: dict[Name, FinishedRun] = {}
+    names: dict[Name, Name] = {}
+    for arm, seeds in runs.items():
+        for seed, run in seeds.items():
+            own = (arm, seed)
+            names[own] = next((name for name, other in distinct.items() if name[1] == seed and _same(run, other)), own)
+            distinct.setdefault(names[own], run)
+    return names
+
+
+def _same(a: FinishedRun, b: FinishedRun) -> bool:
+    """Whether two runs left the same student, byte for byte, with the same answers to the same questions.
+
+    A student whose manifest does not record the hashes of its files is the same as none.
+    """
+    files = a.distill.files
+    return bool(files) and files == b.distill.files and a.evaluation.answers == b.evaluation.answers

@@ -4,22 +4,20 @@ A mismatch is a plain sentence. The page shows it in red near the top, and numbe
 meaningless (an average over seeds that answered different questions) are left out, not averaged over.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
-from kava.report.read import METRICS, Evaluation, Run
+from kava.report.finished import Evaluation, Runs
+from kava.tasks.metric import Metric
 
-# Field of a training manifest → how it is called on the page.
-TRAINING_FIELDS = {
-    "initial_student_sha256": "initial student",
-    "data_order_sha256": "data order",
-    "optimizer_steps": "optimizer steps",
-    "train_tokens": "training tokens",
+# What must be the same in every arm, and how it is called on the page.
+TERMS = {
+    "initial student": attrgetter("initial_student_sha256"),
+    "data order": attrgetter("data_order_sha256"),
+    "optimizer steps": attrgetter("optimizer_steps"),
+    "training tokens": attrgetter("train_tokens"),
 }
-# What pretraining must share among the arms that have it (the student is frozen there, and hashed above).
-PRETRAIN_FIELDS = ("data_order_sha256", "optimizer_steps", "train_tokens")
 
 
 def _short(value: Any) -> str:
@@ -36,7 +34,7 @@ def _differing(where: str, what: str, values: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def check_training(runs: Mapping[str, Mapping[str, Run]], declared: Mapping[str, Sequence[str]]) -> list[str]:
+def check_training(runs: Runs, declared: Mapping[str, Sequence[str]]) -> list[str]:
     """Sentences on every seed whose arms did not train on equal terms.
 
     Parameters
@@ -54,42 +52,38 @@ def check_training(runs: Mapping[str, Mapping[str, Run]], declared: Mapping[str,
             sentences.append(
                 f"Seed {seed}: no finished run of {', '.join(absent)}; a mean over the other seeds alone is left out."
             )
-        for field, what in TRAINING_FIELDS.items():
-            values = {name: run.distill.manifest.get(field) for name, run in present.items()}
-            sentences += _differing(f"Seed {seed}", what, values)
-        for field in PRETRAIN_FIELDS:
-            values = {
-                name: run.pretrain.manifest.get(field)
-                for name, run in present.items()
-                # An arm may leave its projector as it was drawn; the joint phase is the same for all.
-                if run.pretrain is not None and run.pretrain.manifest.get("optimizer_steps") != 0
-            }
-            sentences += _differing(f"Seed {seed}, pretraining", TRAINING_FIELDS[field], values)
+        for what, term in TERMS.items():
+            sentences += _differing(f"Seed {seed}", what, {name: term(run.distill) for name, run in present.items()})
+        fitted = {name: run.pretrain for name, run in present.items() if run.pretrain}
+        for what, term in list(TERMS.items())[1:]:  # the student is frozen there, and hashed above
+            # An arm may leave its projector as it was drawn; the joint phase is the same for all.
+            values = {name: term(training) for name, training in fitted.items() if training.optimizer_steps != 0}
+            sentences += _differing(f"Seed {seed}, pretraining", what, values)
     return sentences
 
 
-def check_evaluations(evaluations: Mapping[str, Evaluation]) -> list[str]:
+def check_evaluations(evaluations: Mapping[str, Evaluation], metrics: Sequence[Metric]) -> list[str]:
     """Sentences on evaluations that differ in their questions or contradict their own samples.
 
     `evaluations` maps what the page calls each ("flat (seed 42)"; "teacher") to its files.
     """
     sentences = []
     for name, evaluation in evaluations.items():
-        manifest, n = evaluation.manifest, evaluation.manifest["n"]
-        if evaluation.lines != n:
-            sentences.append(f"{name}: samples.jsonl has {evaluation.lines} lines, its manifest says {n}.")
-        if evaluation.lines != len(evaluation.samples):
-            twice = evaluation.lines - len(evaluation.samples)
+        lines, n = evaluation.lines, evaluation.n
+        if lines != n:
+            sentences.append(f"{name}: samples.jsonl has {lines} lines, its manifest says {n}.")
+        if twice := lines - len(evaluation.answers):
             sentences.append(f"{name}: {twice} doc_id occur more than once in samples.jsonl.")
-        for metric in METRICS:
-            scores, recorded = evaluation.scores(metric), manifest[metric]
-            # Half a question allows for a rounded manifest, nothing more.
-            if scores and recorded is not None and abs(sum(scores.values()) - recorded * len(scores)) > 0.5:
-                mean = sum(scores.values()) / len(scores)
-                sentences.append(f"{name}: {metric} is {recorded:.4f} in its manifest, {mean:.4f} in its samples.")
+        for metric in metrics:
+            scores, recorded = list(evaluation.scores(metric).values()), evaluation.means[metric.name]
+            # Half a question, or a thousandth, allows for a rounded manifest, nothing more.
+            rounding = 0.5 if metric.proportion else 1e-3 * len(scores)
+            if scores and recorded is not None and abs(sum(scores) - recorded * len(scores)) > rounding:
+                mean = sum(scores) / len(scores)
+                sentences.append(f"{name}: {metric.name} is {recorded:.4f} in its manifest, {mean:.4f} in its samples.")
     hashes: dict[str, list[str]] = {}
     for name, evaluation in evaluations.items():
-        digest = evaluation.manifest.get("questions_sha256")
+        digest = evaluation.questions_sha256
         if digest is None:
             sentences.append(f"{name} does not record which questions it answered (questions_sha256).")
         else:
@@ -102,12 +96,12 @@ def check_evaluations(evaluations: Mapping[str, Evaluation]) -> list[str]:
 
 def _other_settings(evaluations: Mapping[str, Evaluation]) -> list[str]:
     """A sentence if models were evaluated in different ways; the batch size is none."""
-    found: dict[str, list[str]] = {}
+    ways: dict[str, list[str]] = {}
     for name, evaluation in evaluations.items():
-        settings = evaluation.manifest["spec"]["key"]["evaluation"]
-        said = ", ".join(f"{key} {value}" for key, value in sorted(settings.items()) if key != "batch_size")
-        found.setdefault(said, []).append(name)
-    if len(found) < 2:
+        settings = sorted(evaluation.settings.items())
+        said = ", ".join(f"{key} {value}" for key, value in settings if key != "batch_size")
+        ways.setdefault(said, []).append(name)
+    if len(ways) < 2:
         return []
-    groups = "; ".join(f"{said}: {', '.join(names)}" for said, names in found.items())
+    groups = "; ".join(f"{said}: {', '.join(names)}" for said, names in ways.items())
     return [f"Not all models were evaluated with the same settings ({groups})."]

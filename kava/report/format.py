@@ -1,23 +1,12 @@
 """Numbers as a reader meets them; None is shown as an en dash everywhere."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kava import text
+from kava.tasks.metric import Metric
 
 NONE = "–"
-# With these words begin the clauses of a verdict that do not begin with a name.
-OPENINGS = (
-    "the ",
-    "no difference shown",
-    "no consistent difference",
-    "strict match is ",
-    "among the ",
-    "identical, ",
-    "measured from ",
-    "of ",
-)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -35,7 +24,7 @@ def percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.1f}%"
 
 
-def interval(edges: list[float] | None) -> str:
+def interval(edges: Sequence[float] | None) -> str:
     """Two shares of 1 in per cent."""
     return NONE if edges is None else f"{100 * edges[0]:.1f}–{100 * edges[1]:.1f}%"
 
@@ -95,6 +84,53 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def capital(said: str) -> str:
+@dataclass(frozen=True)
+class Scale:
+    """How numbers of a metric are written: shares in per cent and points, others as they are and in their unit."""
+
+    metric: Metric
+
+    @property
+    def unit(self) -> str:
+        """Of a difference."""
+        return "points" if self.metric.proportion else self.metric.unit
+
+    @property
+    def title(self) -> str:
+        """The metric's label where a sentence or a column begins."""
+        return self.metric.label[:1].upper() + self.metric.label[1:]
+
+    @property
+    def scored(self) -> str:
+        """What the better of two models did: scored higher, or a lower NLL, than the other."""
+        if self.metric.proportion:
+            return "scored higher" if self.metric.higher_is_better else "scored lower"
+        return f"scored a {'higher' if self.metric.higher_is_better else 'lower'} {self.metric.label}"
+
+    def value(self, value: float | None) -> str:
+        """A mean."""
+        return percent(value) if self.metric.proportion else number(value)
+
+    def edges(self, edges: Sequence[float] | None) -> str:
+        """The two ends of an interval or a range of means."""
+        if self.metric.proportion or edges is None:
+            return interval(edges)
+        return f"{number(edges[0])}–{number(edges[1])}"
+
+    def difference(self, value: float | None) -> str:
+        """Of two means, always signed."""
+        if self.metric.proportion or value is None:
+            return points(value)
+        return "0.000" if round(value, 3) == 0 else f"{value:+.3f}".replace("-", "−")
+
+    def size(self, value: float | None) -> str:
+        """Of a difference, a standard deviation or an error: unsigned."""
+        return spread(value) if self.metric.proportion else number(value)
+
+
+def capital(said: str, metric: Metric) -> str:
     """The first letter in upper case where it begins with an ordinary word; a name is shown as it is."""
-    return said[:1].upper() + said[1:] if said.startswith(OPENINGS) else said
+    # With these words begin the clauses of a verdict that do not begin with a name.
+    openings = ("the ", "no difference shown", "no consistent difference", f"{metric.label} is ", "among the ",
+                "identical, ", "measured from ", "of ")  # fmt: skip
+    return said[:1].upper() + said[1:] if said.startswith(openings) else said

@@ -1,10 +1,12 @@
 """What a report is made from: where the files of the finished runs are, and what was meant to be compared."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from kava.files import read_json
+from kava.tasks.metric import Metric, breakdowns_of, metrics_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class ReportInputs:
     ----------
     experiment, preset : str
         Names shown in the header.
+    metrics : tuple of Metric
+        What answers are judged by; comparisons are of the first.
+    breakdowns : tuple of str
+        By what kinds of questions are told apart, of `kava.report.breakdown.BINS`.
     arms : dict
         Arm name → its configuration. `aligner` is None for an arm without KV loss, else it has a `kind`.
     runs : dict
@@ -49,7 +55,7 @@ class ReportInputs:
     teacher, student_base : ReferenceFiles
         The two reference lines.
     comparisons : list of (str, str)
-        Declared pairs (a, b); the sign of a difference is a − b, the metric is strict match.
+        Declared pairs (a, b); the sign of a difference is a − b.
     controls : list of str
         Arms without usable KV signal: neither an aligner nor a CKA loss, or the KV of another example.
     config, provenance : dict
@@ -68,6 +74,8 @@ class ReportInputs:
 
     experiment: str
     preset: str
+    metrics: tuple[Metric, ...]
+    breakdowns: tuple[str, ...]
     arms: dict[str, dict[str, Any]]
     runs: dict[str, dict[str, RunFiles]]
     stores: dict[str, Path]
@@ -99,3 +107,48 @@ class ReportInputs:
         selves = [a for a, b in self.comparisons if a == b]
         if selves:
             raise ValueError(f"arm {selves[0]!r} is compared with itself; a comparison needs two arms")
+
+
+def report_inputs(spec: Mapping[str, Any], inputs: Mapping[str, Path], provenance: Mapping[str, Any]) -> ReportInputs:
+    """Inputs of the report of one experiment.
+
+    Parameters
+    ----------
+    spec
+        The resolved configuration, with `seeds`, `comparisons` and `controls`.
+    inputs
+        `teacher`, `student_base`, `tokens`, `store`, `bench`, and `<arm>/seed-<n>/<stage>` of each run: manifests.
+    provenance
+        Shown as it is.
+    """
+    controls_last = sorted(spec["arms"], key=lambda arm: (arm in spec["controls"], arm))
+    runs: dict[str, dict[str, RunFiles]] = {arm: {} for arm in controls_last}
+    for name, path in inputs.items():
+        run, _, stage = name.rpartition("/")
+        arm, _, seed = run.partition("/seed-")
+        if stage == "evaluation":
+            projector = inputs.get(f"{run}/projector")
+            runs[arm][seed] = RunFiles(projector and projector.parent, inputs[f"{run}/student"].parent, path.parent)
+    kind = spec["data"]["kind"]
+    return ReportInputs(
+        experiment=spec["experiment"],
+        preset=spec["preset"],
+        metrics=metrics_of(kind),
+        breakdowns=breakdowns_of(kind),
+        arms={arm: spec["arms"][arm] for arm in controls_last},
+        runs=runs,
+        stores={read_json(inputs["store"])["name"]: inputs["store"]},
+        teacher=_reference(inputs["teacher"]),
+        student_base=_reference(inputs["student_base"]),
+        comparisons=[(a, b) for a, b in spec["comparisons"]],
+        controls=spec["controls"],
+        config={name: value for name, value in spec.items() if name != "controls"},
+        provenance=dict(provenance),
+        seeds={arm: [str(seed) for seed in spec["seeds"]] for arm in controls_last},
+        bench=inputs.get("bench"),
+        tokens={spec["experiment"]: inputs["tokens"]},
+    )
+
+
+def _reference(manifest: Path) -> ReferenceFiles:
+    return ReferenceFiles(model=read_json(manifest)["model"], evaluation=manifest.parent)

@@ -1,16 +1,14 @@
 """Warnings of all runs, with those merged that differ only in their seed and their numbers; the worst first."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from kava.inert import INERT_BEGINS, inert_sentence, is_inert
-from kava.report.alignment import alignment_of, has_collapsed
+from kava.report.finished import Alignment, FinishedRun, Runs
 from kava.report.format import listed
-from kava.report.read import Run
 
 # What of a run tells its cross entropy at the end: the mean over this last share of its logged steps, which averages
 # out batches. They are the same batches in the same order for every arm of a seed, so that a relative difference above
@@ -30,21 +28,20 @@ class Notice(NamedTuple):
     text: str
 
 
-def run_notices(runs: Mapping[str, Mapping[str, Run]]) -> list[Notice]:
+def run_notices(runs: Runs) -> list[Notice]:
     """What the manifests carry, and each collapse that the stage itself did not name."""
     found = []
     for arm, seeds in runs.items():
         for seed, run in seeds.items():
             for stage, part in (("pretrain", run.pretrain), ("distill", run.distill)):
-                carried = part.manifest.get("warnings") or [] if part else []
-                # Said by `inert_runs`, which knows the control too.
-                carried = [text for text in carried if not text.startswith(INERT_BEGINS)]
+                # An inert loss is said by `inert_runs`, which knows the control too.
+                carried = [text for text in (part.warnings if part else ()) if not text.startswith(INERT_BEGINS)]
                 found += [Notice(arm, seed, stage, text) for text in carried]
-            alignment = alignment_of(run)
+            alignment = run.distill.alignment or Alignment()
             named = any(n[:3] == (arm, seed, "distill") and n.text.startswith("collapse") for n in found)
-            if has_collapsed(alignment) and not named:
+            if alignment.collapsed and not named:
                 text = (
-                    f"collapse. The raw cosine is {alignment['cos_sim']:.2f} but r2 is {alignment['r2']:.2f}, so the "
+                    f"collapse. The raw cosine is {alignment.cos_sim:.2f} but r2 is {alignment.r2:.2f}, so the "
                     "projection predicts little more than each channel’s mean."
                 )
                 found.append(Notice(arm, seed, None, text))
@@ -66,9 +63,7 @@ def token_warnings(tokens: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def inert_runs(
-    runs: Mapping[str, Mapping[str, Run]], configs: Mapping[str, Mapping[str, Any]], controls: Sequence[str]
-) -> list[Notice]:
+def inert_runs(runs: Runs, configs: Mapping[str, Mapping[str, Any]], controls: Sequence[str]) -> list[Notice]:
     """The runs whose KV loss did nothing: KV that does not follow the teacher's, and the control's cross entropy.
 
     The control is the first one without an aligner that has the seed; where there is none, KV alone decides.
@@ -77,7 +72,7 @@ def inert_runs(
     found = []
     for arm, seeds in runs.items():
         for seed, run in seeds.items():
-            alignment = alignment_of(run)
+            alignment = asdict(run.distill.alignment or Alignment())
             if not is_inert(configs[arm], alignment):
                 continue
             control = next((name for name in plain if seed in runs.get(name, {})), None)
@@ -92,9 +87,9 @@ def inert_runs(
     return found
 
 
-def last_ce(run: Run) -> float | None:
+def last_ce(run: FinishedRun) -> float | None:
     """Mean cross entropy of the last logged steps; None where none was logged or one is not finite."""
-    logged = [row["ce"] for row in run.distill.metrics if row.get("ce") is not None]
+    logged = [at.values["ce"] for at in run.distill.logged if "ce" in at.values]
     last = logged[-max(1, round(LAST_SHARE * len(logged))) :]
     return sum(last) / len(last) if last and all(math.isfinite(value) for value in last) else None
 

@@ -1,7 +1,5 @@
 """Whether test questions stand in the training data, in the sentences of the page."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ checkout moved: those of runs relative to its own folder, those that experiments
 has its SHA-256, since the numbers of a run that was made again are not those of the configuration told here.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -21,7 +19,11 @@ from pydantic import ValidationError
 from kava.config.base import CACHE_VARIABLE, cache_from_environment
 from kava.errors import UserError
 from kava.files import read_json, sha256_file, write_atomic
+from kava.report.build import Report
+from kava.report.clean import jsonable
 from kava.report.record_schema import REFERENCES, Place, Record
+from kava.report.results import ReferenceRow
+from kava.tasks.metric import Metric
 
 FILE = "record.yaml"
 FORMAT = 1
@@ -35,7 +37,6 @@ AGAIN = (
 )
 # Settings that may be a path.
 PLACES = (("teacher", "model"), ("student", "model"), ("data", "path"))
-SCORES = ("strict_match", "flexible_extract", "n", "strict_match_ci95")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Experiment:
     inputs: dict[str, Path]
 
 
-def write_record(spec: Mapping[str, Any], inputs: Mapping[str, Path], report: Mapping[str, Any]) -> Path:
+def write_record(spec: Mapping[str, Any], inputs: Mapping[str, Path], report: Report) -> Path:
     """Write the record beside the arms, atomically, and return its path.
 
     Equal files give equal bytes: the date is the time at which the last arm's evaluation ended (the newest of their
@@ -67,7 +68,7 @@ def write_record(spec: Mapping[str, Any], inputs: Mapping[str, Path], report: Ma
     Parameters
     ----------
     spec, inputs
-        As for `kava.report.sources.report_inputs`.
+        As for `kava.report.inputs.report_inputs`.
     report
         What `build_report` made of them.
     """
@@ -78,19 +79,21 @@ def write_record(spec: Mapping[str, Any], inputs: Mapping[str, Path], report: Ma
         "name": spec["experiment"],
         "date": _time(max(path.stat().st_mtime for path in evaluations)),
         "notes": spec["notes"],
-        "verdict": report["verdict"],
-        **_provenance(report["provenance"]),
-        "models": {role: _model(report[role], inputs[role]) for role in REFERENCES},
+        "verdict": report.verdict.sentence,
+        **_provenance(report.provenance),
+        "models": {
+            role: _model(row, report.metrics[0], inputs[role])
+            for role, row in zip(REFERENCES, (report.teacher, report.student_base), strict=True)
+        },
         "questions_sha256": sorted({str(read_json(path).get("questions_sha256")) for path in evaluations}),
-        "results": {arm: _result(arm, report) for arm in report["arms"]},
-        "comparisons": report["comparisons"],
-        "fairness": report["fairness"],
+        "results": {arm: _result(arm, report) for arm in report.arms},
+        "comparisons": report.comparisons,
+        "fairness": report.fairness,
         "configuration": without_places(spec),
         "files": dict(_places(folder, inputs)),
     }
-    # Through JSON: no tuples, which YAML's safe form does not know, and no object twice, which it would abbreviate.
-    plain = json.loads(json.dumps(record, allow_nan=False))
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+    # Plain: no tuples, which YAML's safe form does not know, and no object twice, which it would abbreviate.
+    text = yaml.safe_dump(jsonable(record), sort_keys=False, allow_unicode=True, width=120)
     write_atomic(folder / FILE, HEADING + text)
     return folder / FILE
 
@@ -180,22 +183,24 @@ def _provenance(told: Mapping[str, Any]) -> dict[str, Any]:
     return {"report_made_with": made_with, **{name: told.get(name) for name in ("data", "tokenizer")}}
 
 
-def _model(row: Mapping[str, Any], manifest: Path) -> dict[str, Any]:
+def _model(row: ReferenceRow, primary: Metric, manifest: Path) -> dict[str, Any]:
     """Name, identity (a revision, or hashes of files) and scores of a model that was not trained here."""
     identity = read_json(manifest)["spec"].get("key", {}).get("model", {})
-    return {"model": row["model"], **identity, **{score: row[score] for score in SCORES}}
+    scores = {name: score.mean for name, score in row.scores.items()}
+    return {"model": row.model, **identity, **scores, "n": row.n, f"{primary.name}_ci95": row.primary.ci95}
 
 
-def _result(arm: str, report: Mapping[str, Any]) -> dict[str, Any]:
+def _result(arm: str, report: Report) -> dict[str, Any]:
     """An arm's row of the report, with its cost, without values by head."""
-    row, cost = report["arms"][arm], report["cost_mean"][arm]
-    alignment = row["alignment"] and {name: value for name, value in row["alignment"].items() if name != "per_head"}
+    row, cost = report.arms[arm].to_dict(), report.cost_mean[arm]
+    alignment = report.arms[arm].alignment
+    means = alignment and {**alignment.means, "grade": alignment.grade, "collapsed": alignment.collapsed}
     return {
         **{name: value for name, value in row.items() if name not in ("alignment", "seeds")},
-        "control": arm in report["controls"],
-        "train_seconds": cost["train_seconds"],
-        "peak_memory_mib": cost["peak_memory_mib"],
-        "alignment": alignment,
+        "control": arm in report.controls,
+        "train_seconds": cost.train_seconds,
+        "peak_memory_mib": cost.peak_memory_mib,
+        "alignment": means,
         "seeds": row["seeds"],
     }
 
@@ -205,7 +210,7 @@ def without_places(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     The same model, given by another path, is no difference between experiments. The id of a hub stays whole.
     """
-    shown = json.loads(json.dumps(spec))
+    shown: dict[str, Any] = json.loads(json.dumps(spec))
     for section, setting in PLACES:
         value = shown.get(section, {}).get(setting)
         if value and (Path(value).is_absolute() or Path(value).is_dir()):

@@ -1,10 +1,10 @@
 """What must stand in an experiment record for its report to be made again; a record holds more."""
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from kava.tasks.metric import metrics_of
 
 REFERENCES = ("teacher", "student_base")
 
@@ -14,9 +14,9 @@ class _Model(BaseModel):
 
 
 class _Scored(_Model):
+    """And, by name, the mean of each metric of its task, with the interval of the primary one."""
+
     model: str
-    strict_match: float | None
-    strict_match_ci95: list[float] | None
     n: int
 
 
@@ -40,8 +40,13 @@ class Place(BaseModel):
         return self
 
 
+class _Data(_Model):
+    kind: str
+
+
 class _Configuration(_Model):
     experiment: str
+    data: _Data
     preset: str
     arms: dict[str, dict[str, Any]]
     seeds: list[int]
@@ -76,4 +81,8 @@ class Record(_Model):
                 needed.add(f"{name.removesuffix('/evaluation')}/student")
         if lacking := sorted(needed - self.files.keys()):
             raise ValueError(f"files has no {lacking[0]}")
+        for model in (self.models.teacher, self.models.student_base):
+            scored = {*(metric.name for metric in metrics_of(self.configuration.data.kind))}
+            if lacking := sorted(scored - (model.model_extra or {}).keys()):
+                raise ValueError(f"{model.model} has no {lacking[0]}")
         return self

@@ -1,13 +1,14 @@
 """Questions with every arm's answer side by side, as many as the page has room for, those that differ first."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from kava.report.read import Evaluation
+from kava.report.clean import Row
+from kava.report.finished import Answer, Runs
+from kava.tasks.metric import Metric
 
 # Bytes of samples in the page, which with the chart library's 0.9 MB and the curves stays under 3 MB.
 TEXT_BUDGET = 1_200_000
@@ -26,9 +27,13 @@ def _size(value: Any) -> int:
     return len(embedded(value).encode())
 
 
-def _choose(patterns: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _furthest_apart(patterns: Mapping[str, tuple[float, ...]]) -> list[str]:
+    return sorted(patterns, key=lambda doc: min(patterns[doc]) - max(patterns[doc]))
+
+
+def _choose(patterns: Mapping[str, tuple[float, ...]]) -> list[str]:
     """All questions, disagreements first, each pattern of right and wrong in turn."""
-    groups: dict[tuple[int, ...], list[str]] = {}
+    groups: dict[tuple[float, ...], list[str]] = {}
     for doc, pattern in patterns.items():
         groups.setdefault(pattern, []).append(doc)
     queues = sorted(groups.items(), key=lambda item: (len(set(item[0])) == 1, -len(item[1])))
@@ -59,75 +64,114 @@ def _cut(text: str, limit: int) -> str:
     return text
 
 
-def pick_samples(evaluations: Mapping[str, Mapping[str, Evaluation]]) -> dict[str, Any]:
-    """The questions to show, and what each arm answered.
+@dataclass(frozen=True)
+class Shown:
+    """What an arm answered, and metric → number; the text was cut by `left_out` characters."""
+
+    text: str
+    scores: Mapping[str, float]
+    left_out: int
+
+    def to_list(self) -> list[Any]:
+        """As it stands in the JSON: text, a number per metric, characters left out."""
+        return [self.text, *self.scores.values(), self.left_out]
+
+
+@dataclass(frozen=True)
+class Question(Row):
+    """A question, and seed → an answer per arm."""
+
+    doc_id: str
+    question: str
+    gold: str
+    answers: Mapping[str, Sequence[Shown]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the JSON."""
+        return vars(self) | {"answers": {seed: [each.to_list() for each in row] for seed, row in self.answers.items()}}
+
+
+@dataclass(frozen=True)
+class Samples(Row):
+    """The questions to show.
+
+    Attributes
+    ----------
+    seeds, all_seeds
+        Seeds that are shown, and those that could be: under which every arm answered the same questions.
+    disagreements
+        On how many questions under the first seed some arms are right and some wrong.
+    of
+        Number of questions that the arms share.
+    """
+
+    arms: Sequence[str]
+    seeds: Sequence[str] = ()
+    all_seeds: Sequence[str] = ()
+    disagreements: int = 0
+    of: int = 0
+    questions: Sequence[Question] = ()
+
+
+def pick_samples(runs: Runs, metrics: Sequence[Metric]) -> Samples:
+    """The questions to show: those on which the arms disagree first, or of numbers, are the furthest apart.
 
     Parameters
     ----------
-    evaluations : mapping
-        Arm → seed → evaluation. Of the seeds under which every arm answered the same questions, all are shown if
-        there is room for all, else the first.
-
-    Returns
-    -------
-    dict
-        `arms`; `seeds` that are shown, and `all_seeds` that could be; `of`, the number of questions that the
-        arms share; `disagreements`, on how many of them under the first seed some arms are right and some wrong;
-        and `questions`, with doc_id, question, gold and answers: seed → one per arm of [text, strict match,
-        flexible match, characters left out], the last more than 0 where a text had to be cut.
+    runs : mapping
+        Arm → seed → run. Of the seeds under which every arm answered the same questions, all are shown if there is
+        room for all, else the first.
+    metrics : sequence of Metric
+        The primary one first.
     """
-    arms = list(evaluations)
-    seeds = [s for s in next(iter(evaluations.values()), {}) if all(s in evaluations[a] for a in arms)]
+    arms = list(runs)
+    seeds = [s for s in next(iter(runs.values()), {}) if all(s in runs[a] for a in arms)]
     if not seeds:
-        return {"arms": arms, "seeds": [], "all_seeds": [], "disagreements": 0, "of": 0, "questions": []}
-    runs = {seed: [evaluations[arm][seed] for arm in arms] for seed in seeds}
-    first = runs[seeds[0]][0]
-    common = [doc for doc in first.samples if all(doc in e.samples for e in runs[seeds[0]])]
-    seeds = [seed for seed in seeds if all(doc in e.samples for e in runs[seed] for doc in common)]
-    patterns = {doc: tuple(int(e.samples[doc]["strict_match"]) for e in runs[seeds[0]]) for doc in common}
-    chosen = _choose(patterns)
+        return Samples(arms)
+    answers = {seed: [runs[arm][seed].evaluation.answers for arm in arms] for seed in seeds}
+    first = answers[seeds[0]]
+    common = [doc for doc in first[0] if all(doc in of_arm for of_arm in first)]
+    seeds = [seed for seed in seeds if all(doc in of_arm for of_arm in answers[seed] for doc in common)]
+    patterns = {doc: tuple(of_arm[doc].scores[metrics[0].name] for of_arm in first) for doc in common}
+    chosen = _choose(patterns) if metrics[0].proportion else _furthest_apart(patterns)
 
     def lengths(shown: Sequence[str]) -> list[int]:
-        asked = [_size(first.samples[doc][key]) for doc in chosen[:FIRST] for key in ("question", "gold")]
-        return asked + [_size(e.samples[doc]["answer"]) for doc in chosen[:FIRST] for seed in shown for e in runs[seed]]
+        asked = [_size(text) for doc in chosen[:FIRST] for text in (first[0][doc].question, first[0][doc].gold)]
+        return asked + [_size(a[doc].answer) for doc in chosen[:FIRST] for seed in shown for a in answers[seed]]
 
-    def rows(shown: Sequence[str]) -> list[dict[str, Any]]:
+    def rows(shown: Sequence[str]) -> list[Question]:
         limit = _longest_allowed(lengths(shown), TEXT_BUDGET // 2)
-        return [_row(doc, {seed: runs[seed] for seed in shown}, limit) for doc in chosen]
+        return [_row(doc, {seed: answers[seed] for seed in shown}, limit, metrics) for doc in chosen]
 
     shown = seeds
     questions = rows(shown)
-    if len(seeds) > 1 and _size(questions) > TEXT_BUDGET:
+    if len(seeds) > 1 and _size([question.to_dict() for question in questions]) > TEXT_BUDGET:
         shown = seeds[:1]
         questions = rows(shown)
-    return {
-        "arms": arms,
-        "seeds": shown,
-        "all_seeds": seeds,
-        "disagreements": sum(len(set(pattern)) > 1 for pattern in patterns.values()),
-        "of": len(common),
-        "questions": _fitting(questions),
-    }
+    disagreements = sum(len(set(pattern)) > 1 for pattern in patterns.values()) if metrics[0].proportion else 0
+    return Samples(arms, shown, seeds, disagreements, len(common), _fitting(questions))
 
 
-def _row(doc: str, runs: Mapping[str, Sequence[Evaluation]], limit: int) -> dict[str, Any]:
-    def answer(evaluation: Evaluation) -> list[Any]:
-        line = evaluation.samples[doc]
-        text = _cut(line["answer"], limit)
-        marks = int(line["strict_match"]), int(line["flexible_extract"])
-        return [text, *marks, len(line["answer"]) - len(text)]
+def _row(
+    doc: str, answers: Mapping[str, Sequence[Mapping[str, Answer]]], limit: int, metrics: Sequence[Metric]
+) -> Question:
+    def shown(answer: Answer) -> Shown:
+        text = _cut(answer.answer, limit)
+        return Shown(
+            text, {metric.name: answer.scores[metric.name] for metric in metrics}, len(answer.answer) - len(text)
+        )
 
-    asked = next(iter(runs.values()))[0].samples[doc]
-    texts = {key: _cut(asked[key], limit) for key in ("question", "gold")}
-    return {"doc_id": doc, **texts, "answers": {seed: [answer(e) for e in row] for seed, row in runs.items()}}
+    asked = next(iter(answers.values()))[0][doc]
+    of_seeds = {seed: [shown(of_arm[doc]) for of_arm in row] for seed, row in answers.items()}
+    return Question(doc, _cut(asked.question, limit), _cut(asked.gold, limit), of_seeds)
 
 
-def _fitting(questions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _fitting(questions: Sequence[Question]) -> list[Question]:
     """The first of them that fit the budget together."""
     left = TEXT_BUDGET
     fitting = []
     for question in questions:
-        left -= _size(question) + 1
+        left -= _size(question.to_dict()) + 1
         if left < 0:
             break
         fitting.append(question)

@@ -1,5 +1,6 @@
 """What a task's answers are judged by: one number per question, and which way is better."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -20,6 +21,8 @@ class Metric:
         McNemar's test); otherwise it is any finite number (bootstrap, sign-flip permutation).
     unit
         What the number counts, empty for a share.
+    meaning
+        A sentence for the report's list of words.
     """
 
     name: str
@@ -27,8 +30,51 @@ class Metric:
     higher_is_better: bool = True
     proportion: bool = True
     unit: str = ""
+    meaning: str = ""
+
+    @property
+    def sign(self) -> int:
+        """What a difference is multiplied with, so that more than 0 is better."""
+        return 1 if self.higher_is_better else -1
+
+    def allows(self, value: object) -> bool:
+        """Whether a question can have this number."""
+        if self.proportion:
+            return value in (0, 1)
+        return isinstance(value, int | float) and math.isfinite(value)
 
 
-STRICT_MATCH = Metric("strict_match", "strict match")
-FLEXIBLE_EXTRACT = Metric("flexible_extract", "flexible extract")
-ANSWER_NLL = Metric("answer_nll", "answer NLL", higher_is_better=False, proportion=False, unit="nats per token")
+STRICT_MATCH = Metric(
+    "strict_match",
+    "strict match",
+    meaning="The number after #### in the answer is the gold one; the accuracy of this page.",
+)
+FLEXIBLE_EXTRACT = Metric(
+    "flexible_extract",
+    "flexible extract",
+    meaning="The last number in the answer is the gold one, wherever it stands.",
+)
+ANSWER_NLL = Metric(
+    "answer_nll",
+    "answer NLL",
+    higher_is_better=False,
+    proportion=False,
+    unit="nats per token",
+    meaning="Negative log-likelihood of the row’s own answer, mean over its tokens: lower is better.",
+)
+
+_OF_KIND = {
+    "demo": (STRICT_MATCH, FLEXIBLE_EXTRACT),
+    "gsm8k": (STRICT_MATCH, FLEXIBLE_EXTRACT),
+    "text": (ANSWER_NLL,),
+}
+
+
+def metrics_of(kind: str) -> tuple[Metric, ...]:
+    """What answers to a kind of data (`data.kind`) are judged by, the primary metric first."""
+    return _OF_KIND[kind]
+
+
+def breakdowns_of(kind: str) -> tuple[str, ...]:
+    """By what the report breaks a kind of data down: `length` of the question, `steps` of a worked solution."""
+    return ("length", "steps") if STRICT_MATCH in _OF_KIND[kind] else ("length",)

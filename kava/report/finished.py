@@ -1,0 +1,282 @@
+"""The files of finished runs as values; everything else in the report works from these."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kava.errors import UserError
+from kava.grades import Grade, collapsed, grade
+from kava.report.clean import Row, clean_text, jsonable
+from kava.report.inputs import RunFiles
+from kava.tasks.metric import Metric
+
+FIELDS = ("doc_id", "question", "gold", "answer")
+# What the training stages log at a step.
+LOGGED = ("loss", "ce", "kv", "codi", "logit_kd", "cka", "attention", "cos_sim", "cos_sim_centered")
+# Alignment that is shown by layer and head.
+MAPPED = ("cos_sim_centered", "r2")
+
+Heads = list[list[list[float | None]]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage took; the peak is in MiB."""
+
+    seconds: float | None = None
+    peak_memory_mib: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A line of `samples.jsonl`; `scores` is metric → number."""
+
+    question: str
+    gold: str
+    answer: str
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated model.
+
+    Attributes
+    ----------
+    answers
+        doc_id (as a string) → its answer.
+    lines
+        Number of lines read, which exceeds `len(answers)` if a doc_id occurs twice.
+    means
+        Metric → mean, as the manifest records it.
+    n, questions_sha256, settings
+        Number of questions, their digest, and how they were asked; as recorded.
+    """
+
+    answers: Mapping[str, Answer]
+    lines: int
+    means: Mapping[str, float | None]
+    n: int
+    questions_sha256: str | None
+    settings: Mapping[str, Any]
+    cost: Cost = Cost()
+
+    def scores(self, metric: Metric) -> dict[str, float]:
+        """doc_id → number of the answer by `metric`."""
+        return {doc: answer.scores[metric.name] for doc, answer in self.answers.items()}
+
+
+@dataclass(frozen=True)
+class Alignment(Row):
+    """How well projected teacher KV matched student KV on held-out examples; None where that is not known.
+
+    Attributes
+    ----------
+    per_head
+        Of `MAPPED`, the numbers by layer and head, `[2][L][H]`, keys first; None where they are not recorded.
+    collapsed
+        Whether the projection predicts little more than each channel's mean; of an arm, in any seed.
+    """
+
+    cos_sim: float | None = None
+    cos_sim_centered: float | None = None
+    cos_sim_constant: float | None = None
+    angular_distance: float | None = None
+    alignment_accuracy: float | None = None
+    r2: float | None = None
+    retrieval_at_1: float | None = None
+    mag_ratio: float | None = None
+    per_head: Mapping[str, Heads | None] = field(default_factory=lambda: dict.fromkeys(MAPPED))
+    collapsed: bool = False
+
+    @property
+    def grade(self) -> Grade | None:
+        """Word for the centred cosine."""
+        return grade(self.cos_sim_centered)
+
+    @property
+    def means(self) -> dict[str, float | None]:
+        """Metric → mean over K, V, layers and heads."""
+        return {name: value for name, value in asdict(self).items() if name not in ("per_head", "collapsed")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As an arm has it in the JSON."""
+        return {**self.means, "grade": self.grade, "collapsed": self.collapsed, "per_head": self.per_head}
+
+
+ALIGNMENT = tuple(Alignment().means)
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A line of `metrics.jsonl`: step and, of `LOGGED`, the numbers that it has, finite or not."""
+
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One pretrain or distill stage; what its manifest does not record is None.
+
+    `cka` is that of the base student's layers with the teacher's, `keys` and `values`, `[L_s][L_t]`; `files` are the
+    hashes of the trained model's.
+    """
+
+    optimizer_steps: int | None = None
+    train_tokens: int | None = None
+    data_order_sha256: str | None = None
+    initial_student_sha256: str | None = None
+    projector_parameters: int | None = None
+    alignment: Alignment | None = None
+    warnings: Sequence[str] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    cka: Mapping[str, list[list[float | None]]] | None = None
+    cost: Cost = Cost()
+    logged: Sequence[Logged] = ()
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """Everything one arm left behind for one seed."""
+
+    pretrain: Training | None
+    distill: Training
+    evaluation: Evaluation
+
+
+# Arm → seed → run.
+Runs = Mapping[str, Mapping[str, FinishedRun]]
+
+
+def read_json(path: Path, lost: list[str]) -> dict[str, Any]:
+    """One JSON object, with None for every number that is not finite; `lost` receives where those were.
+
+    Raises
+    ------
+    UserError
+        If the file does not hold one; the message names the file.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error}); rerun the stage that writes it") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}; rerun the stage that writes it")
+    places: list[str] = []
+    finite: dict[str, Any] = jsonable(value, lost=places)
+    lost += [f"{path.as_posix()}: {place}" for place in places]
+    return finite
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    # A model may emit bytes that are no UTF-8; they are data to be shown, not a reason to stop.
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{path}, line {number} is not JSON: {error}; rerun the stage that writes it"
+                ) from error
+
+
+def _read_cost(directory: Path, lost: list[str]) -> Cost:
+    cost = read_json(directory / "cost.json", lost)
+    return Cost(cost.get("seconds"), cost.get("peak_memory_mib"))
+
+
+def read_evaluation(directory: Path, metrics: Sequence[Metric], lost: list[str]) -> Evaluation:
+    """Read `manifest.json`, `cost.json` and `samples.jsonl` of an evaluation.
+
+    Raises
+    ------
+    UserError
+        If a line lacks its question, gold or answer or its doc_id, a mark is not 0 or 1, or another number not finite.
+    """
+    path = directory / "samples.jsonl"
+    answers: dict[str, Answer] = {}
+    lines = 0
+    for line in _read_lines(path):
+        lines += 1
+        if missing := [key for key in FIELDS if key not in line]:
+            raise UserError(f"{path}, line {lines}, has no {' and no '.join(missing)}; rerun the evaluation")
+        for metric in metrics:
+            if not metric.allows(line.get(metric.name)):
+                raise UserError(
+                    f"{path}, doc_id {line.get('doc_id')}: {metric.name} is {line.get(metric.name)!r}, it must "
+                    f"be {'0 or 1' if metric.proportion else 'a finite number'}; rerun the evaluation"
+                )
+        question, gold, answer = (clean_text(line[key]) for key in ("question", "gold", "answer"))
+        scores = {m.name: int(line[m.name]) if m.proportion else float(line[m.name]) for m in metrics}
+        answers[str(line["doc_id"])] = Answer(question, gold, answer, scores)
+    manifest, cost = read_json(directory / "manifest.json", lost), _read_cost(directory, lost)
+    return Evaluation(
+        answers,
+        lines,
+        {metric.name: manifest[metric.name] for metric in metrics},
+        manifest["n"],
+        manifest.get("questions_sha256"),
+        manifest["spec"]["key"]["evaluation"],
+        cost,
+    )
+
+
+def read_alignment(recorded: Mapping[str, Any] | None) -> Alignment | None:
+    """From a manifest; None for an arm without an aligner."""
+    if not recorded:
+        return None
+    heads = recorded.get("per_head") or {}
+    return Alignment(
+        **{name: recorded.get(name) for name in ALIGNMENT},
+        per_head={name: heads.get(name) for name in MAPPED},
+        collapsed=collapsed(recorded.get("cos_sim"), recorded.get("r2")),
+    )
+
+
+def read_training(directory: Path, lost: list[str]) -> Training:
+    """Read `manifest.json`, `cost.json` and `metrics.jsonl` of a training stage."""
+    manifest, cost = read_json(directory / "manifest.json", lost), _read_cost(directory, lost)
+    plain = ("optimizer_steps", "train_tokens", "data_order_sha256", "initial_student_sha256", "projector_parameters")
+    return Training(
+        **{name: manifest.get(name) for name in plain},
+        alignment=read_alignment(manifest.get("alignment")),
+        warnings=manifest.get("warnings") or (),
+        files=manifest.get("files") or {},
+        cka=manifest.get("cka") or None,
+        cost=cost,
+        logged=[
+            Logged(line["step"], {name: line[name] for name in LOGGED if line.get(name) is not None})
+            for line in _read_lines(directory / "metrics.jsonl")
+        ],
+    )
+
+
+def read_run(files: RunFiles, metrics: Sequence[Metric], lost: list[str]) -> FinishedRun:
+    """Read all stages of one arm and seed."""
+    return FinishedRun(
+        None if files.projector is None else read_training(files.projector, lost),
+        read_training(files.student, lost),
+        read_evaluation(files.evaluation, metrics, lost),
+    )
+
+
+def questions_apart(runs: Runs) -> Runs:
+    """Runs of which equal doc_ids name equal questions: in another set the same doc_id names another question.
+
+    Where the runs answered several sets, the digest of its set stands before each doc_id, so that nothing finds a
+    question in common between two sets; else they stay as they are.
+    """
+
+    def marked(run: FinishedRun) -> FinishedRun:
+        digest = str(run.evaluation.questions_sha256)[:10]
+        answers = {f"{digest}:{doc}": answer for doc, answer in run.evaluation.answers.items()}
+        return replace(run, evaluation=replace(run.evaluation, answers=answers))
+
+    if len({run.evaluation.questions_sha256 for seeds in runs.values() for run in seeds.values()}) < 2:
+        return runs
+    return {arm: {seed: marked(run) for seed, run in seeds.items()} for arm, seeds in runs.items()}

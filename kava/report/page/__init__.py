@@ -1,0 +1,1 @@
+"""The page: numbers, charts and their library in one file that loads nothing."""

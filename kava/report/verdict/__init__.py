@@ -1,0 +1,1 @@
+"""What the declared comparisons show, and how it is said."""
