@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
+from parsed import aligner as aligner_of
 from training_fixtures import STRUCTURED, TEACHER, FakeStore, batches
 
 from kava.align.projector import Projector
@@ -20,7 +21,9 @@ def a_model(family: str, **arm: Any) -> DistillationModel:
     settings = Arm(**{"aligner": STRUCTURED, "train_projector": True, "kv_until": 1.0} | arm).model_dump()
     student = tiny_model(family)
     torch.manual_seed(0)
-    projector = Projector(settings["aligner"], TEACHER, geometry(student.config), settings["loss"]["center"])
+    projector = Projector(
+        aligner_of(settings["aligner"]), TEACHER, geometry(student.config), settings["loss"]["center"]
+    )
     projector.set_teacher_statistics(FakeStore.mean, FakeStore.std)
     return DistillationModel(student, projector, settings, True, "pre_rope", 24)
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from parsed import aligner as aligner_of
+from parsed import selection
 from scipy.special import log_softmax, softmax
 from test_batches import ANSWER, PROMPT, arm, stores, teacher, token_set  # noqa: F401
 
@@ -25,13 +27,15 @@ EXAMPLES = [0, 1, 3, 5]
 
 def prepared(manifest: Any, settings: dict[str, Any], layers: int = 2, train_student: bool = True) -> Any:
     """Model and batches of an arm; the projector's statistics are made up and far from 0 and 1."""
-    store = StoreReader(manifest, select=settings["select"])
+    store = StoreReader(manifest, select=selection(settings["select"]))
     student = tiny_model("qwen2", max_position_embeddings=128, num_hidden_layers=layers)
     for layer in student.model.layers:
         torch.nn.init.normal_(layer.self_attn.k_proj.bias)
     projector = None
     if settings["aligner"]:
-        projector = Projector(settings["aligner"], store.geometry, geometry(student.config), settings["loss"]["center"])
+        projector = Projector(
+            aligner_of(settings["aligner"]), store.geometry, geometry(student.config), settings["loss"]["center"]
+        )
         projector.set_teacher_statistics(store.mean, store.std)
         make_up(projector)
     shuffled = 3 if settings["teacher_kv"] == "shuffled" else None
@@ -78,7 +82,7 @@ def test_the_kv_objective_compares_both_sides_in_the_same_coordinates(
 ) -> None:
     loss = {"kind": "structural", "attention": 0, "center": center, "standardize": standardize}
     settings = arm(loss=loss, tensors=tensors)
-    projector = Projector(settings["aligner"], Geometry(3, 2, 4), GEOMETRY)
+    projector = Projector(aligner_of(settings["aligner"]), Geometry(3, 2, 4), GEOMETRY)
     make_up(projector)
     generator = torch.Generator().manual_seed(1)
     student, projected = (

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
+from parsed import aligner as aligner_of
+from parsed import selection
 from test_batches import arm, stores, teacher, token_set  # noqa: F401
 
 from kava.align.projector import Projector
@@ -40,12 +42,14 @@ def prepare(
     manifest: Any, settings: dict[str, Any], train_student: bool = True, **changes: Any
 ) -> tuple[DistillationModel, Batches]:
     """Model and batches of an arm over a store, calibrated as a phase does it."""
-    store = StoreReader(manifest, select=settings["select"])
+    store = StoreReader(manifest, select=selection(settings["select"]))
     student = tiny_model("qwen2", max_position_embeddings=128, hidden_size=48, num_hidden_layers=2, **changes)
     torch.manual_seed(0)
     projector = None
     if settings["aligner"]:
-        projector = Projector(settings["aligner"], store.geometry, geometry(student.config), settings["loss"]["center"])
+        projector = Projector(
+            aligner_of(settings["aligner"]), store.geometry, geometry(student.config), settings["loss"]["center"]
+        )
         projector.set_teacher_statistics(store.mean, store.std)
     width = store.contents.hidden_width
     model = DistillationModel(student, projector, settings, train_student, "pre_rope", width)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from parsed import aligner as aligner_of
 from store_fixtures import fill_store
 from torch import Tensor, nn
 from training_fixtures import STRUCTURED, TEACHER, FakeStore, batches
@@ -168,7 +169,9 @@ def test_a_student_with_a_window_gets_the_same_gradients_checkpointed_or_not(fam
     for checkpointed in (False, True):
         student = tiny_model(family, **WINDOWED[family])
         torch.manual_seed(0)
-        projector = Projector(settings["aligner"], TEACHER, geometry(student.config), settings["loss"]["center"])
+        projector = Projector(
+            aligner_of(settings["aligner"]), TEACHER, geometry(student.config), settings["loss"]["center"]
+        )
         projector.set_teacher_statistics(FakeStore.mean, FakeStore.std)
         model = DistillationModel(student, projector, settings, True, "post_rope", None)
         if checkpointed:

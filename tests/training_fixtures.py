@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from conftest import tiny_model
+from parsed import aligner as aligner_of
 
 from kava.align.projector import Projector
 from kava.config.arms import Arm, StructuredAligner
@@ -71,7 +72,9 @@ def make_model(aligner: Any = STRUCTURED, train_student: bool = True, **arm: Any
     settings = Arm(**{"aligner": aligner, "train_projector": True, "kv_until": 1.0} | arm).model_dump()
     projector = None
     if aligner:
-        projector = Projector(settings["aligner"], TEACHER, geometry(student.config), settings["loss"]["center"])
+        projector = Projector(
+            aligner_of(settings["aligner"]), TEACHER, geometry(student.config), settings["loss"]["center"]
+        )
         projector.set_teacher_statistics(FakeStore.mean, FakeStore.std)
     return DistillationModel(student, projector, settings, train_student, "pre_rope")
 

@@ -59,7 +59,7 @@ def table_text() -> str:
         "# Settings",
         "",
         "Generated from `kava/config/schema.py` by `kava config --write-docs`. A setting without default is given by",
-        "every preset. `kava config --preset NAME` prints the values of a run. A setting marked *how* says how or where",
+        "every preset. `kava config --preset NAME` prints the values of a run. *How* marks what says how or where",
         "a stage runs and not what it makes: a change of it runs no stage again.",
     ]
     for title, model in _models(Config, ""):

@@ -266,10 +266,9 @@ class Config(Settings):
             )
         if isinstance(select, ScopedSelection) and select.scope == "head":
             raise ValueError(f"{where}.scope is head, and KV is compared token by token; set scope: example")
-        if isinstance(select, RkvSelection | RkvWindowSelection):
-            wanted = select.model_dump(exclude={"budget", "lam"})
-            if self.kv.signals.importance is None or self.kv.signals.importance.model_dump() != wanted:
-                raise ValueError(f"{where} needs the scores that kv.signals.importance: {wanted} stores")
+        if isinstance(select, RkvSelection | RkvWindowSelection) and self.kv.signals.importance != select.scores:
+            wanted = select.scores.model_dump()
+            raise ValueError(f"{where} needs the scores that kv.signals.importance: {wanted} stores")
 
     def _check_signals(self, name: str, arm: Arm) -> None:
         """As for selections: what a loss reads has to be in the store."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from kava.align.projector import Projector
+from kava.config.arms import Arm
 from kava.kv import Geometry
 from kava.models.capture import capture, capture_with_hidden, geometry
 from kava.models.load import build
@@ -112,7 +113,9 @@ def training_model(
     """
     projector = None
     if arm["aligner"]:
-        projector = Projector(arm["aligner"], teacher.geometry, geometry(student.config), arm["loss"]["center"])
+        aligner = Arm.model_validate(arm).aligner
+        assert aligner is not None
+        projector = Projector(aligner, teacher.geometry, geometry(student.config), arm["loss"]["center"])
     model = DistillationModel(student, projector, arm, stage == "distill", teacher.keys, teacher.width).train()
     if not settings["learns"]:
         model.requires_grad_(False)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kava.align.projector import Projector
+from kava.config.arms import Arm
 from kava.config.jobs import Job, Runtime
 from kava.data.fit import embedding_rows, no_tokens, require_a_row_for_each_token, require_fit
 from kava.data.tokens import TokenSet, vocabulary_sha256
@@ -66,7 +67,7 @@ def run_phase(
             "choose a student with the teacher's tokenizer"
         )
     left_out = _rows_left_out(runtime, tokens, tokenizer, arm)
-    store = StoreReader(inputs["store"], device, arm["select"]) if "store" in inputs else None
+    store = StoreReader(inputs["store"], device, Arm.model_validate(arm).select) if "store" in inputs else None
     if store:
         log.info("teacher KV from %s", inputs["store"].parent)
     trained = stage == "distill"
@@ -149,6 +150,8 @@ def _projector(
     assert store is not None, "an arm with an aligner reads a store"
     if stage == "distill":
         return Projector.load(inputs["projector"].parent)
-    projector = Projector(arm["aligner"], store.geometry, geometry(student.config), arm["loss"]["center"])
+    aligner = Arm.model_validate(arm).aligner
+    assert aligner is not None
+    projector = Projector(aligner, store.geometry, geometry(student.config), arm["loss"]["center"])
     projector.set_teacher_statistics(store.mean, store.std)
     return projector
