@@ -28,13 +28,13 @@ SPEAKING: Final = (
     "training/metrics_file.py", "training/termination.py", "training/trackers.py", "training/watch.py",
 )  # fmt: skip
 # What measures a trained projection; what it imports of these is in the digests of training, which measures too.
-METRIC_MODULES: Final = ("metrics.py",)
+METRIC_MODULES: Final = ("metrics.py", "training/measure.py")
 
 
 @cache
 def code_digest(stage: str) -> str:
     """Digest of the modules that define what `pretrain` or `distill` makes."""
-    return _digest(NUMERIC_MODULES, (*SPEAKING, *(DISTILL_ONLY if stage == "pretrain" else ())))
+    return _digest(NUMERIC_MODULES, (*SPEAKING, *METRIC_MODULES, *(DISTILL_ONLY if stage == "pretrain" else ())))
 
 
 @cache
@@ -48,8 +48,8 @@ def _digest(names: Iterable[str], without: tuple[str, ...]) -> str:
     for file in _files(names):
         module = file.relative_to(PACKAGE).as_posix()
         if module not in without:
-            tree = Numeric().visit(ast.parse(file.read_text(encoding="utf-8")))
-            parts.append(f"{module}\n{ast.unparse(tree)}")
+            text = file.read_text(encoding="utf-8")
+            parts.append(f"{module}\n{numeric(text)}")
     return sha256_bytes("\n".join(parts).encode())[:16]
 
 
@@ -59,9 +59,13 @@ def _files(names: Iterable[str]) -> Iterator[Path]:
         yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
-class Numeric(ast.NodeTransformer):
-    """Leaves of a module what can change a number: no docstring, annotation, line of the log, or text of an error."""
+@cache
+def numeric(code: str) -> str:
+    """What of a module can change a number: no comment, docstring, annotation, line of the log, or text of an error."""
+    return ast.unparse(_Numeric().visit(ast.parse(code)))
 
+
+class _Numeric(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> ast.AST:
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):

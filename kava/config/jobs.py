@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from kava.config.benchmark import REPORT_BYTES, REPORT_ROTATED, REPORT_TOKENS, codecs_for_report
-from kava.config.code import code_digest
+from kava.config.code import code_digest, metrics_digest
 from kava.config.identity import ANSWERS, TOKENIZER, data_identity, display_name, model_identity
 from kava.config.schema import Config, ModelSettings
 from kava.config.training import Distill, Pretrain
 from kava.errors import UserError
-from kava.files import canonical_json, sha256_json
+from kava.files import canonical_json, read_json, sha256_json
 
 TOKENS_FORMAT = 3
 STORE_FORMAT = 2
@@ -194,6 +194,23 @@ class Jobs:
             inputs["projector"] = self.pretrain(arm, seed).output
         return Job("distill", spec, folder / "manifest.json", inputs)
 
+    def measure(self, arm: str, seed: int) -> Job:
+        """Alignment of a finished student by today's metrics."""
+        student = self.distill(arm, seed)
+        if "projector" not in student.inputs:
+            raise UserError(f"arm {arm} has no aligner, so that there is no alignment to measure")
+        inputs = {"tokens": self.tokenize.output, "store": self.extract.output, "student": student.output}
+        return Job("measure", {"metrics": metrics_digest()}, student.output.with_name("alignment.json"), inputs)
+
+    def is_measured_otherwise(self, arm: str, seed: int) -> bool:
+        """Whether a student that will not be trained anew has figures by other metrics than today's."""
+        job = self.distill(arm, seed)
+        if "projector" not in job.inputs or not job.output.is_file():
+            return False
+        manifest = read_json(job.output)
+        measured = manifest.get("measured", {}).get("metrics", metrics_digest())
+        return canonical_json(manifest["spec"]) == job.params and measured != metrics_digest()
+
     def evaluate(self, arm: str, seed: int) -> Job:
         spec = {"key": {"evaluation": self.config.evaluation.model_dump()}}
         inputs = {"tokens": self.tokenize.output, "student": self.distill(arm, seed).output}
@@ -247,6 +264,8 @@ class Jobs:
                 inputs[f"{run}/student"] = self.distill(arm, seed).output
                 if settings.aligner:
                     inputs[f"{run}/projector"] = self.pretrain(arm, seed).output
+                if self.is_measured_otherwise(arm, seed):
+                    inputs[f"{run}/alignment"] = self.measure(arm, seed).output
         spec = config.model_dump(exclude=Config.how())
         spec |= {"comparisons": [list(pair) for pair in config.declared_comparisons], "controls": config.controls}
         return Job("report", spec, self.results / "ab_report.html", inputs)

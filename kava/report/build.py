@@ -15,7 +15,7 @@ from kava.report.curves import curves
 from kava.report.fairness import check_evaluations, check_training
 from kava.report.fidelity import read_fidelity
 from kava.report.inputs import ReportInputs
-from kava.report.notices import inert_runs, lost_numbers, merged, run_notices, token_warnings
+from kava.report.notices import inert_runs, lost_numbers, merged, metrics_warnings, run_notices, token_warnings
 from kava.report.overlap import check_overlap
 from kava.report.question import question
 from kava.report.read import read_evaluation, read_json, read_run
@@ -114,7 +114,7 @@ def build_report(inputs: ReportInputs) -> dict[str, Any]:
     inert = inert_runs(runs, inputs.arms, inputs.controls)
     report["inert"] = list(dict.fromkeys(notice.arm for notice in inert))
     said = merged(run_notices(runs) + inert + broken) + token_warnings(tokens) + overlap.warnings
-    report["warnings"] = said + lost_numbers(lost)
+    report["warnings"] = said + metrics_warnings(runs) + lost_numbers(lost)
     verdict = decide(
         report["arms"], report["comparisons"], inputs.controls, inputs.arms, mismatches, inputs.across,
         report["against_base"], report["inert"],

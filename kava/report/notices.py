@@ -66,6 +66,22 @@ def token_warnings(tokens: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def metrics_warnings(runs: Mapping[str, Mapping[str, Run]]) -> list[str]:
+    """What to say where alignment was not measured by the same metrics in all runs."""
+    measured: dict[str, list[str]] = {}
+    for arm, seeds in runs.items():
+        for run in seeds.values():
+            if found := run.distill.manifest.get("measured"):
+                measured.setdefault(found["metrics"], []).append(arm)
+    if len(measured) < 2:
+        return []
+    groups = [listed(list(dict.fromkeys(arms))) for arms in measured.values()]
+    return [
+        f"Alignment was measured by other metrics in {' than in '.join(groups)}: these figures are not comparable; "
+        "run `kava measure` for the older ones."
+    ]
+
+
 def inert_runs(
     runs: Mapping[str, Mapping[str, Run]], configs: Mapping[str, Mapping[str, Any]], controls: Sequence[str]
 ) -> list[Notice]:

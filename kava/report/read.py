@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.errors import UserError
+from kava.files import sha256_file
 from kava.report.clean import clean_text, jsonable
 from kava.report.inputs import RunFiles
 
@@ -125,10 +126,26 @@ def read_training(directory: Path, lost: list[str]) -> Training:
     return Training(manifest, cost, list(_read_lines(directory / "metrics.jsonl")))
 
 
+def read_student(directory: Path, lost: list[str]) -> Training:
+    """As `read_training`; what `kava measure` has found of this very student replaces what training found."""
+    training, anew = read_training(directory, lost), directory / "alignment.json"
+    if not anew.is_file():
+        return training
+    found = read_json(anew, lost)
+    if found["student"] != sha256_file(directory / "manifest.json"):
+        return training  # of one that was trained before it
+    manifest = training.manifest
+    former = manifest.get("measured", {}).get("warnings", [])
+    warnings = [sentence for sentence in manifest["warnings"] if sentence not in former]
+    measured = {name: found[name] for name in ("alignment", "measured")}
+    manifest |= {**measured, "warnings": warnings + measured["measured"]["warnings"]}
+    return training
+
+
 def read_run(files: RunFiles, lost: list[str]) -> Run:
     """Read all stages of one arm and seed."""
     return Run(
         None if files.projector is None else read_training(files.projector, lost),
-        read_training(files.student, lost),
+        read_student(files.student, lost),
         read_evaluation(files.evaluation, lost),
     )

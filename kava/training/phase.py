@@ -10,15 +10,15 @@ import torch
 
 from kava.align.projector import Projector
 from kava.config.arms import Arm
+from kava.config.code import metrics_digest
 from kava.config.jobs import Job, Runtime
 from kava.data.fit import embedding_rows, no_tokens, require_a_row_for_each_token, require_fit
 from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.device import use_device
 from kava.errors import UserError
 from kava.files import sha256_json
-from kava.inert import inert_sentence, is_inert
+from kava.inert import inert_sentence, is_inert, warnings_for
 from kava.kv import TENSORS
-from kava.metrics import warnings_for
 from kava.models.capture import geometry
 from kava.models.load import load_model_config, load_student, load_tokenizer
 from kava.store.reader import StoreReader
@@ -97,10 +97,8 @@ def run_phase(
     alignment, warnings = None, facts.pop("warnings")
     if projector is not None:
         alignment = measure_alignment(model, measured["train"], measured["validation"], settings["batch_size"])
-        warnings = warnings + judge(alignment)
-        if trained and is_inert(arm, alignment):
-            warnings.append(inert_sentence(arm, alignment))
-            log.warning("warning: %s", warnings[-1])
+        said = judge(alignment, arm if trained else None)
+        facts["measured"], warnings = {"metrics": metrics_digest(), "warnings": said}, warnings + said
         facts["cka"] = dict(zip(TENSORS, projector.cka.tolist(), strict=True))
     manifest = {
         "stage": stage,
@@ -129,10 +127,15 @@ def _rows_left_out(runtime: Runtime, tokens: TokenSet, tokenizer: Any, arm: dict
     return None if left_out is None else torch.from_numpy(left_out)
 
 
-def judge(alignment: dict[str, Any]) -> list[str]:
-    """Log alignment metrics, and the sentences on what is wrong with them, which are returned."""
+def judge(alignment: dict[str, Any], arm: dict[str, Any] | None) -> list[str]:
+    """Log alignment metrics, and the sentences on what is wrong with them, which are returned.
+
+    `arm` is that of a distilled student, whose KV loss may have done nothing.
+    """
     log.info(" ".join(f"{name}={_shown(alignment[name])}" for name in alignment if name != "per_head"))
     found = warnings_for(alignment)
+    if arm and is_inert(arm, alignment):
+        found.append(inert_sentence(arm, alignment))
     for sentence in found:
         log.warning("warning: %s", sentence)
     return found
