@@ -13,6 +13,7 @@ COMMANDS = {
     "extract": ("kava.stages.extract", "teacher KV into a compressed store"),
     "pretrain": ("kava.stages.pretrain", "a projector for the frozen student"),
     "distill": ("kava.stages.distill", "student and projector together"),
+    "measure": ("kava.stages.measure", "a finished student's alignment, by metrics that have changed since"),
     "evaluate": ("kava.stages.evaluate", "answers to the test questions, scored"),
     "generate": ("kava.commands.generate", "a trained student's answer to a question"),
     "report": ("kava.commands.compare", "results/ab_report.html and .json; of folders, one report over experiments"),

@@ -1,11 +1,53 @@
-"""What to say of an arm whose KV loss did nothing, and what of its settings to change."""
+"""What to say of alignment metrics: of a projection that has collapsed, and of an arm whose KV loss did nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kava.grades import inert
+from kava.grades import COLLAPSE, collapsed, inert
 
 INERT_BEGINS = "inert KV loss"
+NAMED = 4  # heads that a warning names
+
+
+def warnings_for(metrics: dict[str, Any]) -> list[str]:
+    """Sentences for the log and the report when a projection has collapsed, lost its scale, or had nothing to predict.
+
+    Parameters
+    ----------
+    metrics
+        What `alignment_metrics` returned.
+    """
+    per_head = metrics["per_head"]
+    heads = [
+        (f"{tensor} layer {layer} head {head}", cosine_of_head, per_head["r2"][i][layer][head])
+        for i, tensor in enumerate("KV")
+        for layer, row in enumerate(per_head["cos_sim"][i])
+        for head, cosine_of_head in enumerate(row)
+    ]
+    constant = [name for name, _, r2 in heads if r2 is None]
+    found = []
+    if constant:
+        verb = "does" if len(constant) == 1 else "do"
+        found.append(
+            f"{len(constant)} of {len(heads)} heads of the student {verb} not vary and cannot be scored: "
+            f"{_some(constant)}"
+        )
+    if len(constant) == len(heads):
+        return [f"{found[0]}; no alignment metric has a value"]
+    if collapsed(metrics["cos_sim"], metrics["r2"]):
+        found.append(
+            f"collapse: raw cosine {metrics['cos_sim']:.3f} with r2 {metrics['r2']:.3f}; predicting a constant scores "
+            f"{metrics['cos_sim_constant']:.3f}"
+        )
+    elif fallen := [name for name, cos_sim, r2 in heads if collapsed(cos_sim, r2)]:
+        noun = "head" if len(fallen) == 1 else "heads"
+        found.append(
+            f"collapse of {len(fallen)} {noun} of {len(heads)}, with a raw cosine above {COLLAPSE[0]} and r2 below "
+            f"{COLLAPSE[1]}: {_some(fallen)}"
+        )
+    if not 0.1 <= metrics["mag_ratio"] <= 10:
+        found.append(f"magnitude ratio {metrics['mag_ratio']:.3g} is outside 0.1 to 10")
+    return found
 
 
 def is_inert(arm: Mapping[str, Any], alignment: Mapping[str, Any] | None) -> bool:
@@ -51,3 +93,8 @@ def _changes(arm: Mapping[str, Any]) -> list[str]:
     other = "another mlp_ratio, or kind: structured" if kind == "flat" else "kind: flat, which has more parameters"
     found.append(f"take an aligner of another size ({other})")
     return [*found, "train for more steps or with a higher student_lr"]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

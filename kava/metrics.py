@@ -5,13 +5,12 @@ therefore reported beside that floor, or measured after the channel means of the
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kava.grades import COLLAPSE, collapsed
 from kava.kv import ChannelStatistics, KeysValues
 from kava.losses.masking import cosine
 
@@ -22,7 +21,6 @@ NAMES = (
 ALIGNED = 0.95  # centred cosine from which a token counts as aligned
 # Share of the mean square up to which variance is no more than the rounding of float32 vectors, squared, with a margin.
 ROUNDING = 1e-9
-NAMED = 4  # heads that a warning names
 
 
 class Pair(NamedTuple):
@@ -84,57 +82,11 @@ def alignment_metrics(
     return means | {"per_head": {name: nested(scores[name], varies) for name in NAMES}}
 
 
-def warnings_for(metrics: dict[str, Any]) -> list[str]:
-    """Sentences for the log and the report when a projection has collapsed, lost its scale, or had nothing to predict.
-
-    Parameters
-    ----------
-    metrics
-        What `alignment_metrics` returned.
-    """
-    per_head = metrics["per_head"]
-    heads = [
-        (f"{tensor} layer {layer} head {head}", cosine_of_head, per_head["r2"][i][layer][head])
-        for i, tensor in enumerate("KV")
-        for layer, row in enumerate(per_head["cos_sim"][i])
-        for head, cosine_of_head in enumerate(row)
-    ]
-    constant = [name for name, _, r2 in heads if r2 is None]
-    found = []
-    if constant:
-        verb = "does" if len(constant) == 1 else "do"
-        found.append(
-            f"{len(constant)} of {len(heads)} heads of the student {verb} not vary and cannot be scored: "
-            f"{_some(constant)}"
-        )
-    if len(constant) == len(heads):
-        return [f"{found[0]}; no alignment metric has a value"]
-    if collapsed(metrics["cos_sim"], metrics["r2"]):
-        found.append(
-            f"collapse: raw cosine {metrics['cos_sim']:.3f} with r2 {metrics['r2']:.3f}; predicting a constant scores "
-            f"{metrics['cos_sim_constant']:.3f}"
-        )
-    elif fallen := [name for name, cos_sim, r2 in heads if collapsed(cos_sim, r2)]:
-        noun = "head" if len(fallen) == 1 else "heads"
-        found.append(
-            f"collapse of {len(fallen)} {noun} of {len(heads)}, with a raw cosine above {COLLAPSE[0]} and r2 below "
-            f"{COLLAPSE[1]}: {_some(fallen)}"
-        )
-    if not 0.1 <= metrics["mag_ratio"] <= 10:
-        found.append(f"magnitude ratio {metrics['mag_ratio']:.3g} is outside 0.1 to 10")
-    return found
-
-
 def nested(values: Tensor, defined: Tensor) -> list[Any]:
     """A tensor as nested lists, None where `defined` (of the same shape) is false."""
     if values.dim() == 1:
         return [value if known else None for value, known in zip(values.tolist(), defined.tolist(), strict=True)]
     return [nested(row, known) for row, known in zip(values, defined, strict=True)]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 class _HeadStatistics(ChannelStatistics):

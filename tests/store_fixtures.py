@@ -30,10 +30,10 @@ assert [settings["kind"] for settings in CODECS_UNDER_TEST] == [codec.kind for c
 INT8, BF16 = {"kind": "int8"}, {"kind": "bf16"}
 
 
-def key(codec: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Key of a store as the configuration would make it, without teacher and data."""
+def key(codec: dict[str, Any], **changes: Any) -> KvStore:
+    """Settings of a store as the configuration would make them."""
     settings = {"codec": codec, "shard_tokens": SHARD_TOKENS, "batch_tokens": SHARD_TOKENS} | changes
-    return KvStore.model_validate(settings).model_dump()
+    return KvStore.model_validate(settings)
 
 
 def segments(lengths: dict[str, list[int]] = LENGTHS) -> dict[str, list[np.ndarray]]:

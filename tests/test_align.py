@@ -41,7 +41,7 @@ PAIRS = {
 }
 REFERENCE = (Geometry(28, 2, 128), Geometry(24, 2, 64))
 
-every_aligner = pytest.mark.parametrize("settings", [s.model_dump() for s in SETTINGS.values()], ids=SETTINGS)
+every_aligner = pytest.mark.parametrize("settings", list(SETTINGS.values()), ids=SETTINGS)
 every_pair = pytest.mark.parametrize(("teacher", "student"), list(PAIRS.values()), ids=PAIRS)
 
 
@@ -52,7 +52,7 @@ def rows_of(geometry: Geometry, batch: int = 2, tokens: int = 6) -> Tensor:
 def numel(settings: Any, teacher: Geometry, student: Geometry) -> int:
     """Parameters of keys and values together."""
     with torch.device("meta"):
-        return Projector(settings.model_dump(), teacher, student).parameter_count
+        return Projector(settings, teacher, student).parameter_count
 
 
 def test_every_aligner_has_settings_under_test() -> None:
@@ -110,7 +110,7 @@ def test_a_loaded_state_gives_the_same_output(settings: dict, teacher: Geometry,
 def test_structured_is_its_formula_element_by_element() -> None:
     teacher, student = Geometry(3, 4, 5), Geometry(2, 3, 6)
     settings = StructuredAligner(per_head=True, layer_map={"kind": "uniform"}, mixer_init="random")
-    aligner = make_aligner(settings.model_dump(), teacher, student).double()
+    aligner = make_aligner(settings, teacher, student).double()
     torch.nn.init.normal_(aligner.bias)
     x = rows_of(teacher).double()
     layers = torch.tensor([[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]], dtype=torch.float64)
@@ -123,7 +123,7 @@ def test_structured_is_its_formula_element_by_element() -> None:
 @pytest.mark.parametrize(("aggregation", "layers"), [("mean", "all"), ("weighted", "all"), ("concat", "last")])
 def test_flat_averages_or_picks_layers_before_anything_else(aggregation: str, layers: str) -> None:
     teacher, student = PAIRS["GQA to GQA, shallower"]
-    aligner = make_aligner(FlatAligner(aggregation=aggregation, layers=layers).model_dump(), teacher, student).eval()
+    aligner = make_aligner(FlatAligner(aggregation=aggregation, layers=layers), teacher, student).eval()
     x = rows_of(teacher)
     one_layer = x.mean(1, keepdim=True) if layers == "all" else x[:, -1:]  # learned weights start equal
     torch.testing.assert_close(aligner(x), aligner(one_layer.expand_as(x)))
@@ -132,7 +132,7 @@ def test_flat_averages_or_picks_layers_before_anything_else(aggregation: str, la
 
 def test_flat_with_learned_weights_can_read_one_layer_alone() -> None:
     teacher, student = PAIRS["GQA to GQA, shallower"]
-    aligner = make_aligner(FlatAligner(aggregation="weighted").model_dump(), teacher, student).eval()
+    aligner = make_aligner(FlatAligner(aggregation="weighted"), teacher, student).eval()
     aligner.layer_weights.data[2] = 50.0
     x = rows_of(teacher)
     torch.testing.assert_close(aligner(x), aligner(x[:, 2:3].expand_as(x)))
@@ -141,13 +141,13 @@ def test_flat_with_learned_weights_can_read_one_layer_alone() -> None:
 @pytest.mark.parametrize(("mlp_ratio", "hidden"), [(0.5, 128), (1.0, 256), (2.0, 512)])
 def test_the_hidden_width_of_flat_is_its_ratio_of_the_teachers_channels(mlp_ratio: float, hidden: int) -> None:
     teacher, student = PAIRS["GQA to GQA, shallower"]
-    aligner = make_aligner(FlatAligner(mlp_ratio=mlp_ratio).model_dump(), teacher, student)
+    aligner = make_aligner(FlatAligner(mlp_ratio=mlp_ratio), teacher, student)
     assert [layer.out_features for layer in aligner.layers if isinstance(layer, torch.nn.Linear)] == [hidden, 64]
 
 
 @pytest.mark.parametrize("mixer_init", ["uniform", "random"])
 def test_heads_are_mixed_evenly_at_the_start_unless_they_are_drawn(mixer_init: Any) -> None:
-    settings = StructuredAligner(mixer_init=mixer_init).model_dump()
+    settings = StructuredAligner(mixer_init=mixer_init)
     mixer = make_aligner(settings, Geometry(2, 4, 8), Geometry(3, 2, 4)).mixer
     even = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]).expand(3, 2, 4)
     assert torch.equal(mixer, even) == (mixer_init == "uniform")
@@ -184,9 +184,9 @@ def test_flat_matched_has_the_rank_with_the_nearest_count(
     match: StructuredAligner, teacher: Geometry, student: Geometry
 ) -> None:
     target = numel(match, teacher, student) // 2
-    assert structured_parameters(match.model_dump(), teacher, student) == target
+    assert structured_parameters(match, teacher, student) == target
     with torch.device("meta"):
-        aligner = make_aligner(FlatMatchedAligner(match=match).model_dump(), teacher, student)
+        aligner = make_aligner(FlatMatchedAligner(match=match), teacher, student)
 
     def count(rank: int) -> int:
         return rank * teacher.channels + rank + student.channels * rank + student.channels
@@ -203,7 +203,7 @@ def test_flat_matched_of_the_reference_pair_is_within_three_percent_of_structure
 
 def test_counting_parameters_draws_no_random_number() -> None:
     state = torch.get_rng_state()
-    structured_parameters(StructuredAligner(mixer_init="random").model_dump(), *REFERENCE)
+    structured_parameters(StructuredAligner(mixer_init="random"), *REFERENCE)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -230,8 +230,10 @@ def held_out_r2(aligner: Aligner, planted: Any, teacher: Geometry) -> float:
 def test_a_planted_map_of_an_aligners_own_family_is_recovered(name: str) -> None:
     teacher, student = Geometry(4, 2, 6), Geometry(2, 2, 4)
     torch.manual_seed(0)
-    settings = SETTINGS[name].model_dump()
-    planted = make_aligner(settings | ({"mixer_init": "random"} if "structured" in name else {}), teacher, student)
+    settings = SETTINGS[name]
+    planted = make_aligner(
+        settings.model_copy(update={"mixer_init": "random"} if "structured" in name else {}), teacher, student
+    )
     assert held_out_r2(make_aligner(settings, teacher, student), planted, teacher) > 0.99
 
 
@@ -243,9 +245,9 @@ def test_a_map_that_mixes_layers_is_recovered_by_linear_and_not_by_structured() 
     def planted(x: Tensor) -> Tensor:
         return torch.einsum("lsemhd,bmhtd->blste", weights.permute(0, 2, 3, 1, 4, 5), x)
 
-    assert held_out_r2(make_aligner(LinearAligner().model_dump(), teacher, student), planted, teacher) > 0.99
+    assert held_out_r2(make_aligner(LinearAligner(), teacher, student), planted, teacher) > 0.99
     # It reads one layer of the four, which holds about a quarter of the variance.
-    assert held_out_r2(make_aligner(StructuredAligner().model_dump(), teacher, student), planted, teacher) < 0.35
+    assert held_out_r2(make_aligner(StructuredAligner(), teacher, student), planted, teacher) < 0.35
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -253,7 +255,7 @@ def test_projector_survives_saving_and_standardises_keys_and_values_each_by_thei
     center: bool, tmp_path: Path
 ) -> None:
     teacher, student = PAIRS["GQA to GQA, shallower"]
-    projector = Projector(StructuredAligner().model_dump(), teacher, student, center).eval()
+    projector = Projector(StructuredAligner(), teacher, student, center).eval()
     mean = {name: size * torch.randn(4, 2, 32) for name, size in (("keys", 500.0), ("values", 2.0))}
     std = {name: size * (0.5 + torch.rand(4, 2, 32)) for name, size in (("keys", 20.0), ("values", 0.1))}
     projector.set_teacher_statistics(mean, std)
@@ -276,7 +278,7 @@ def test_projector_survives_saving_and_standardises_keys_and_values_each_by_thei
 
 def test_a_saved_projector_keeps_the_layers_chosen_by_cka(tmp_path: Path) -> None:
     teacher, student = PAIRS["GQA to GQA, shallower"]
-    settings = StructuredAligner(layer_map={"kind": "cka", "top_k": 2}).model_dump()
+    settings = StructuredAligner(layer_map={"kind": "cka", "top_k": 2})
     projector = Projector(settings, teacher, student).eval()
     for aligner in projector.aligners:
         aligner.set_layer_similarity(torch.rand(2, 4))

@@ -183,7 +183,7 @@ def test_kv_is_read_where_it_is_compared_alone(stores: dict[str, Path]) -> None:
 
 
 def test_selected_tokens_alone_weigh(stores: dict[str, Path]) -> None:
-    on_reading = key(BF16, select={"kind": "uniform", "budget": 6})["select"]
+    on_reading = key(BF16, select={"kind": "uniform", "budget": 6}).select
     for store in (StoreReader(stores["kept"]), StoreReader(stores["full"], select=on_reading)):
         batch = stored_batches(token_set(), "train", store, arm(segments=["reasoning"])).collate([1, 2])
         assert batch["kv_weight"].sum(1).tolist() == [6, 6]
@@ -195,7 +195,7 @@ def test_selected_tokens_alone_weigh(stores: dict[str, Path]) -> None:
 
 
 def test_an_example_without_a_token_to_compare_is_named_before_training(stores: dict[str, Path]) -> None:
-    on_reading = key(BF16, select={"kind": "uniform", "budget": 6})["select"]
+    on_reading = key(BF16, select={"kind": "uniform", "budget": 6}).select
     for store in (StoreReader(stores["kept"]), StoreReader(stores["full"], select=on_reading)):
         with pytest.raises(UserError, match=r"train example 0 has no token.*segments \['answer'\]"):
             stored_batches(token_set(), "train", store, arm(segments=["answer"]))

@@ -20,7 +20,7 @@ def a_model(family: str, **arm: Any) -> DistillationModel:
     settings = Arm(**{"aligner": STRUCTURED, "train_projector": True, "kv_until": 1.0} | arm)
     student = tiny_model(family)
     torch.manual_seed(0)
-    projector = Projector(STRUCTURED.model_dump(), TEACHER, geometry(student.config), settings.loss.center)
+    projector = Projector(STRUCTURED, TEACHER, geometry(student.config), settings.loss.center)
     projector.set_teacher_statistics(FakeStore.mean, FakeStore.std)
     return DistillationModel(student, projector, settings, True, "pre_rope", 24)
 

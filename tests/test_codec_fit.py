@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from numcodecs import Zstd
+from parsed import codec_of
 from store_fixtures import GEOMETRY, IDS, random_kv
 from test_codecs import centred_cosine
 
 from kava.data.tokens import Segment
 from kava.kv import Geometry, KeysValues
-from kava.store.codecs import Calibration, TokenInfo, make_codec
+from kava.store.codecs import Calibration, TokenInfo
 from kava.store.codecs.prediction import Predictor
 
 TOKENS = 1024
@@ -32,7 +33,7 @@ def sample(kv: KeysValues, ids: torch.Tensor | None = None, positions: torch.Ten
 
 
 def transform(given: Calibration, **settings: Any) -> Any:
-    codec = make_codec({"kind": "transform", **settings}, GEOMETRY)
+    codec = codec_of({"kind": "transform", **settings}, GEOMETRY)
     codec.calibrate(given)
     return codec
 
@@ -154,7 +155,7 @@ def test_a_group_that_is_not_full_is_as_faithful_as_one_that_is(kind: str) -> No
     """Keys with a bias of a hundred deviations, where anything but copies of tokens would take all levels."""
     keys = 100.0 + noise(70, 1).keys
     info = TokenInfo(*(torch.zeros(70, dtype=torch.int64) for _ in range(3)))
-    codec = make_codec({"kind": kind}, GEOMETRY)
+    codec = codec_of({"kind": kind}, GEOMETRY)
     decoded = codec.decode(codec.encode(KeysValues(keys, keys), info), 0, info).keys
     error = (decoded - keys).abs().amax((1, 2, 3))
     assert error[64:].max() <= error[:64].max()
@@ -165,6 +166,6 @@ def test_int4_values_share_a_scale_with_as_few_heads_as_make_64_values() -> None
     values = torch.randn(8, 1, 2, 64, generator=torch.Generator().manual_seed(0))
     values[:, :, 1] *= 1000
     info = TokenInfo(*(torch.zeros(8, dtype=torch.int64) for _ in range(3)))
-    codec = make_codec({"kind": "int4"}, geometry)
+    codec = codec_of({"kind": "int4"}, geometry)
     decoded = codec.decode(codec.encode(KeysValues(values, values), info), 0, info).values
     assert torch.nn.functional.cosine_similarity(decoded[:, 0, 0], values[:, 0, 0], dim=-1).min() > 0.98

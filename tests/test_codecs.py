@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from numcodecs import Zstd
+from parsed import codec_of
 from store_fixtures import CODECS_UNDER_TEST, GEOMETRY, IDS, calibration, random_kv
 
 from kava.errors import UserError
 from kava.kv import Geometry, KeysValues
-from kava.store.codecs import Calibration, TokenInfo, make_codec
+from kava.store.codecs import Calibration, TokenInfo
 from kava.store.codecs.allocation import Allocator, _solve
 from kava.store.codecs.symbols import ALPHABETS
 
@@ -24,12 +25,12 @@ def facts(tokens: int) -> TokenInfo:
 
 def round_trip(settings: dict[str, Any], kv: KeysValues, geometry: Geometry = GEOMETRY) -> KeysValues:
     """Calibrate on the block itself if need be, encode it, and decode it with a codec that reads the parameters."""
-    codec, info = make_codec(settings, geometry), facts(len(kv.keys))
+    codec, info = codec_of(settings, geometry), facts(len(kv.keys))
     if codec.calibration_tokens:
         row = torch.arange(IDS)
         first = KeysValues(*(tensor[row, :1] for tensor in kv))
         codec.calibrate(Calibration(kv, info, row, first, 10 * len(kv.keys)))
-    reader = make_codec(settings, geometry)
+    reader = codec_of(settings, geometry)
     reader.load_parameters(codec.parameters(), torch.device("cpu"))
     return reader.decode(codec.encode(kv, info), 0, info)
 
@@ -69,7 +70,7 @@ def test_a_constant_channel_and_a_constant_head_come_back(settings: dict) -> Non
 @pytest.mark.parametrize("settings", CODECS_UNDER_TEST)
 def test_decoding_a_part_equals_a_part_of_the_decoded(settings: dict) -> None:
     kv, info = random_kv(200, 5), facts(200)
-    codec = make_codec(settings, GEOMETRY)
+    codec = codec_of(settings, GEOMETRY)
     if codec.calibration_tokens:
         codec.calibrate(calibration(TOKENS))
     arrays = codec.encode(kv, info)
@@ -106,7 +107,7 @@ def test_a_target_size_is_met_and_one_below_the_parameters_is_refused() -> None:
     sample = Calibration(kv, info, torch.arange(IDS), first, 400_000)
     sizes = []
     for ratio in (0.05, 0.1):
-        codec = make_codec({"kind": "transform", "target_ratio": ratio}, GEOMETRY)
+        codec = codec_of({"kind": "transform", "target_ratio": ratio}, GEOMETRY)
         codec.calibrate(sample)
         stream = sum(len(Zstd(1).encode(array.numpy())) for array in codec.encode(kv, info).values())
         parameters = sum(array.nbytes for array in codec.parameters().values())
@@ -114,12 +115,12 @@ def test_a_target_size_is_met_and_one_below_the_parameters_is_refused() -> None:
         assert 0.6 * ratio < sizes[-1] < 1.05 * ratio
     assert sizes[0] < sizes[1]
     with pytest.raises(UserError, match=r"below what a store without any component takes"):
-        make_codec({"kind": "transform", "target_ratio": 0.02}, GEOMETRY).calibrate(sample._replace(total_tokens=400))
+        codec_of({"kind": "transform", "target_ratio": 0.02}, GEOMETRY).calibrate(sample._replace(total_tokens=400))
 
 
 def test_a_cosine_out_of_reach_is_refused() -> None:
     with pytest.raises(UserError, match=r"choose kv\.codec int8 or bf16"):
-        make_codec({"kind": "transform", "target_cos": 0.9999999}, GEOMETRY).calibrate(calibration(TOKENS))
+        codec_of({"kind": "transform", "target_cos": 0.9999999}, GEOMETRY).calibrate(calibration(TOKENS))
 
 
 def test_the_first_layer_costs_a_table_where_the_id_determines_it() -> None:
@@ -129,7 +130,7 @@ def test_the_first_layer_costs_a_table_where_the_id_determines_it() -> None:
     for tensor, of_ids in zip(kv, table, strict=True):
         tensor[:, 0] = of_ids[ids].float()
     info = facts(4 * TOKENS)._replace(id=ids)
-    codec = make_codec({"kind": "transform", "target_cos": 0.9}, GEOMETRY)
+    codec = codec_of({"kind": "transform", "target_cos": 0.9}, GEOMETRY)
     codec.calibrate(Calibration(kv, info, torch.arange(IDS), KeysValues(*(x[:, None] for x in table)), 10**6))
     assert codec.parameters()["exact_codes"].shape == (IDS, 2 * 2 * 8)
     decoded = codec.decode(codec.encode(kv, info), 0, info)
@@ -192,7 +193,7 @@ def test_any_number_of_layers_heads_and_dimensions_is_coded(settings: dict[str, 
         assert found.shape == (tokens, *shape)
         error = (found.float() - exact.float()).square().mean() / exact.float().square().mean()
         assert error < 0.05
-    codec = make_codec(settings, geometry)
+    codec = codec_of(settings, geometry)
     if settings["kind"] != "transform":
         for name, array in codec.encode(kv, facts(tokens)).items():
             assert array.shape[1:] == codec.arrays[name].row

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ast
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from job_fixtures import ARMS, TRAINED, all_jobs, reruns, settings_of_a_run  # noqa: F401
 
-from kava.config import code
-from kava.config.load import REPOSITORY
+from kava.config import Config, code, jobs
+from kava.config.load import PACKAGE, REPOSITORY
 
 # Where training begins; what it imports, wherever and whenever, may define a number.
-STARTS = ("training/pretrain.py", "training/distill.py", "training/phase.py", "metrics.py")
+STARTS = ("training/pretrain.py", "training/distill.py", "training/phase.py", "training/measure.py", "metrics.py")
 # What is reached from there and defines none, folders with all that is in them, and why.
 WITHOUT_NUMBERS = {
     "config": "settings are in the params, as values",
@@ -43,6 +46,32 @@ WITHOUT_NUMBERS = {
     "store/integrity.py": "whether bytes are those of the manifest",
     "data/template.py": "texts of a token set, which its key and format version stand for",
 }
+
+NUMERIC = (*code.NUMERIC_MODULES, *code.METRIC_MODULES)
+BODY = '''"""What it makes."""
+
+log = logging.getLogger("kava")
+
+
+def value(x: float) -> int:
+    """The value."""
+    log.info("step %d", x)
+    assert x, f"no {x}"
+    if x > 9:
+        raise UserError(f"{x} is too large")
+    return 1
+'''
+WORDS = [
+    ("return 1", "return 1  # as ever"),
+    ("The value", "It"),
+    ("What it makes", "It"),
+    ("\n\n", "\n\n\n"),
+    ('log.info("step %d", x)', 'log.warning("at step %d of %s", x, value)'),
+    ('f"no {x}"', '"nothing"'),
+    ('f"{x} is too large"', '"choose a smaller one"'),
+    ("x: float", "x: int"),
+    ("-> int", "-> float"),
+]
 
 
 def modules_reached() -> set[str]:
@@ -77,44 +106,72 @@ def below(name: str, names: object) -> bool:
     return any(name == other or name.startswith(f"{other}/") for other in names)  # type: ignore[attr-defined]
 
 
-def test_every_module_that_training_reaches_is_in_the_digest_or_said_to_define_no_number() -> None:
+def test_every_module_that_training_reaches_is_in_a_digest_or_said_to_define_no_number() -> None:
     reached = modules_reached() - {"__init__.py"}
     assert len(reached) > 80, "imports were not followed"
-    unknown = sorted(name for name in reached if not below(name, [*code.NUMERIC_MODULES, *WITHOUT_NUMBERS]))
+    unknown = sorted(name for name in reached if not below(name, [*NUMERIC, *WITHOUT_NUMBERS]))
     assert unknown == [], (
         f"training imports {', '.join(unknown)}: add it to NUMERIC_MODULES of kava/config/code.py if an edit of it can "
         f"change a trained number, else to WITHOUT_NUMBERS of {Path(__file__).name} with the reason"
     )
-    both = sorted(name for name in reached if below(name, code.NUMERIC_MODULES) and below(name, WITHOUT_NUMBERS))
+    both = sorted(name for name in reached if below(name, NUMERIC) and below(name, WITHOUT_NUMBERS))
     assert both == []
     assert [name for name in WITHOUT_NUMBERS if not any(below(module, [name]) for module in reached)] == []
+    left_out = (*code.SPEAKING, *code.DISTILL_ONLY)
+    assert [name for name in left_out if not (below(name, NUMERIC) and name in reached)] == []
 
 
-def test_an_edit_of_any_of_them_changes_the_digest_and_a_comment_or_a_docstring_does_not(
+def expected_change(module: str) -> tuple[bool, bool, bool]:
+    """Whether an edit of a module changes the digest of pretraining, of distillation, of the metrics."""
+    trained = below(module, code.NUMERIC_MODULES) and module not in (*code.SPEAKING, *code.METRIC_MODULES)
+    return trained and module not in code.DISTILL_ONLY, trained, module in code.METRIC_MODULES
+
+
+def digests() -> tuple[str, str, str]:
+    made = code.code_digest.__wrapped__
+    return made("pretrain"), made("distill"), code.metrics_digest.__wrapped__()
+
+
+def test_an_edit_changes_the_digests_of_what_it_defines_and_words_change_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a copy of the package whose modules are small, so that hundreds of digests take a second."""
-    monkeypatch.setattr(code, "PACKAGE", tmp_path / "kava")
-    body = '"""What it makes."""\n\n\ndef value() -> int:\n    """The value."""\n    return 1\n'
-    modules = [file.relative_to(REPOSITORY) for file in sorted((REPOSITORY / "kava").rglob("*.py"))]
+    monkeypatch.setattr(code, "PACKAGE", tmp_path)
+    modules = [file.relative_to(PACKAGE).as_posix() for file in sorted(PACKAGE.rglob("*.py"))]
     for module in modules:
         (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / module).write_text(body)
-    before = code.code_digest.__wrapped__()
-    seen = [module for module in modules if below(module.relative_to("kava").as_posix(), code.NUMERIC_MODULES)]
-    for module in seen:
-        (tmp_path / module).write_text(body.replace("return 1", "return 2"))
-        assert code.code_digest.__wrapped__() != before, module
-        (tmp_path / module).write_text(body)
-    for module in set(modules) - set(seen):
-        (tmp_path / module).write_text(body.replace("return 1", "return 2"))
-    assert code.code_digest.__wrapped__() == before
-    for old, new in (
-        ("return 1", "return 1  # as ever"),
-        ("The value", "It"),
-        ("What it makes", "It"),
-        ("\n\n", "\n\n\n"),
-    ):
-        for module in seen:
-            (tmp_path / module).write_text(body.replace(old, new))
-        assert code.code_digest.__wrapped__() == before, new
+        (tmp_path / module).write_text(BODY)
+    before = digests()
+    for module in modules:
+        (tmp_path / module).write_text(BODY.replace("return 1", "return 2"))
+        changed = tuple(new != old for new, old in zip(digests(), before, strict=True))
+        assert changed == expected_change(module), module
+        (tmp_path / module).write_text(BODY)
+    for old, new in WORDS:
+        assert old in BODY
+        for module in modules:
+            (tmp_path / module).write_text(BODY.replace(old, new))
+        assert digests() == before, new
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("losses/mercator.py", ARMS),
+        ("losses/codi.py", TRAINED),
+        ("training/watch.py", set()),
+        ("metrics.py", set()),
+        ("report/verdict.py", set()),
+    ],
+)
+def test_an_edit_of_a_formula_plans_what_it_must_and_one_of_a_warning_nothing(
+    module: str, expected: set[str], base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config.model_validate(base)
+    before = all_jobs(config)
+    shutil.copytree(PACKAGE, tmp_path / "kava", ignore=lambda _, names: {n for n in names if n.endswith(".json")})
+    with (tmp_path / "kava" / module).open("a") as file:
+        file.write("\n\nFACTOR = 2\n")
+    monkeypatch.setattr(code, "PACKAGE", tmp_path / "kava")
+    monkeypatch.setattr(jobs, "code_digest", code.code_digest.__wrapped__)
+    assert reruns(before, all_jobs(config)) - {"report"} == expected

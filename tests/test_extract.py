@@ -86,7 +86,7 @@ def test_a_store_of_selected_tokens_keeps_their_kv_ids_positions_and_scores(tmp_
         signals = {"importance": {"kind": "rkv", "scope": scope}}
         fill_store(whole, teacher, ids, BF16, signals=signals)
         fill_store(kept, teacher, ids, BF16, select=select)
-        selection = key(BF16, select=select)["select"]
+        selection = key(BF16, select=select).select
         on_reading = StoreReader(whole / "manifest.json", select=selection)
         at_extraction = StoreReader(kept / "manifest.json")
         assert on_reading.scope == at_extraction.scope == scope
@@ -108,7 +108,7 @@ def test_a_lossy_codec_does_not_change_what_is_selected_on_reading(codec: dict, 
     teacher, ids = tiny_model("llama", max_position_embeddings=128), some_ids()
     fill_store(tmp_path / "exact", teacher, ids, BF16, signals=SCORES)
     fill_store(tmp_path / "lossy", teacher, ids, codec, signals=SCORES)
-    select = key(BF16, select={"kind": "rkv", "budget": 7})["select"]
+    select = key(BF16, select={"kind": "rkv", "budget": 7}).select
     stores = [StoreReader(tmp_path / name / "manifest.json", select=select) for name in ("exact", "lossy")]
     for example in range(len(ids)):
         exact, lossy = (store.read("train", example).info.position for store in stores)
@@ -117,7 +117,7 @@ def test_a_lossy_codec_does_not_change_what_is_selected_on_reading(codec: dict, 
 
 def test_a_selection_that_the_store_cannot_serve_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "full", INT8)
-    rkv = key(INT8, select={"kind": "rkv", "budget": 8})["select"]
+    rkv = key(INT8, select={"kind": "rkv", "budget": 8}).select
     with pytest.raises(UserError, match=r"needs kv\.signals\.importance"):
         StoreReader(tmp_path / "full" / "manifest.json", select=rkv)
     fill_store(tmp_path / "kept", tiny_model("llama", max_position_embeddings=128), some_ids(), INT8, select=rkv)

@@ -24,8 +24,9 @@ from job_fixtures import (
 from settings_fields import Setting, another, nested, settings_of
 
 from kava.config import Config, Runtime
-from kava.config.jobs import REFERENCES, RERUN_NOTHING
+from kava.config.jobs import REFERENCES
 from kava.config.load import merge
+from kava.config.training import Distill, Pretrain
 
 # Setting → what runs again, the report aside. A name that ends in a point is of all settings below it that have no row.
 RERUNS: dict[str, set[str]] = {
@@ -163,16 +164,16 @@ def test_rows_are_of_settings_that_there_are() -> None:
     paths = {setting.path for setting in settings_of()}
     named = {*RERUNS, *PAGE_ALONE, *NOTHING, *FIXED}
     assert [name for name in named if name not in paths and not any(path.startswith(name) for path in paths)] == []
-    assert {
-        name.rpartition(".")[2] for name in PAGE_ALONE if name.startswith(("pretrain.", "distill."))
-    } == RERUN_NOTHING
+    of_phases = {name for name in PAGE_ALONE if name.startswith(("pretrain.", "distill."))}
+    assert of_phases == {f"pretrain.{name}" for name in Pretrain.how()} | {f"distill.{name}" for name in Distill.how()}
+    assert Config.how() == NOTHING
 
 
 def test_what_runs_nothing_again_and_where_sources_lie_reach_stages_beside_their_spec(base: dict[str, Any]) -> None:
     config = Config.model_validate(base)
     runtime = Runtime.of(config)
     assert runtime.sources == config.model_dump(include={"teacher", "student", "data"})
-    execution = {f"{stage}.{name}" for stage in ("pretrain", "distill") for name in RERUN_NOTHING}
+    execution = {name for name in PAGE_ALONE if name.startswith(("pretrain.", "distill."))}
     for setting in settings_of():
         if setting.path in {"tracker", "device", "vram_budget_gib", *execution}:
             pair = changed(setting, base)

@@ -115,7 +115,7 @@ def test_an_edited_generator_makes_other_problems(base: dict[str, Any], monkeypa
         ("TOKENS_FORMAT", 99, EVERYTHING),
         ("STORE_FORMAT", 99, READ_KV | {"extract", "bench"}),
         ("BENCH_FORMAT", 99, {"bench"}),
-        ("code_digest", lambda: "other code", ARMS),
+        ("code_digest", lambda _stage: "other code", ARMS),
     ],
 )
 def test_another_format_and_other_code_run_again_what_depends_on_them(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from parsed import layer_map
 from torch import Tensor
 
 from kava.align import make_aligner
@@ -20,7 +21,7 @@ DEPTHS = [(28, 24), (4, 2), (4, 1), (2, 4), (3, 3), (7, 3), (1, 5), (36, 7)]
 @pytest.mark.parametrize(("teacher", "student"), DEPTHS)
 @pytest.mark.parametrize("settings", KINDS, ids=lambda settings: settings["kind"])
 def test_every_student_layer_reads_weights_that_sum_to_one(settings: dict, teacher: int, student: int) -> None:
-    weights = layer_weights(settings, teacher, student)
+    weights = layer_weights(layer_map(settings), teacher, student)
     assert weights.shape == (student, teacher)
     assert weights.min() >= 0
     torch.testing.assert_close(weights.sum(1), torch.ones(student), atol=1e-6, rtol=0)
@@ -28,7 +29,7 @@ def test_every_student_layer_reads_weights_that_sum_to_one(settings: dict, teach
 
 @pytest.mark.parametrize("settings", KINDS, ids=lambda settings: settings["kind"])
 def test_equal_depths_map_each_layer_to_itself(settings: dict) -> None:
-    assert torch.equal(layer_weights(settings, 5, 5), torch.eye(5))
+    assert torch.equal(layer_weights(layer_map(settings), 5, 5), torch.eye(5))
 
 
 def test_ratio_map_spans_the_teacher() -> None:
@@ -49,7 +50,7 @@ def test_skip_map_counts_back_from_the_last_layer() -> None:
 
 def test_uniform_map_averages_equal_blocks() -> None:
     def uniform(teacher: int, student: int) -> Tensor:
-        return layer_weights({"kind": "uniform"}, teacher, student)
+        return layer_weights(layer_map({"kind": "uniform"}), teacher, student)
 
     assert torch.equal(uniform(4, 2), torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]))
     assert torch.equal(uniform(4, 1), torch.full((1, 4), 0.25))
@@ -87,7 +88,7 @@ def test_cka_map_breaks_ties_towards_the_lower_layer() -> None:
 
 
 def test_reading_more_layers_than_the_teacher_has_is_refused_at_once() -> None:
-    settings = StructuredAligner(layer_map={"kind": "cka", "top_k": 5}).model_dump()
+    settings = StructuredAligner(layer_map={"kind": "cka", "top_k": 5})
     with pytest.raises(UserError, match=r"top_k is 5 and the teacher has 4 layers; set it to 1 to 4"):
         make_aligner(settings, Geometry(4, 2, 8), Geometry(2, 2, 8))
     with pytest.raises(UserError, match="1 to 4"):
@@ -106,7 +107,7 @@ def test_cka_picks_the_planted_layers_and_the_aligner_then_reads_them() -> None:
     rotation = torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q
     student = teacher[planted] @ rotation + 0.3 * torch.randn(3, 200, 12, generator=generator)
     aligner = make_aligner(
-        StructuredAligner(layer_map={"kind": "cka", "top_k": 1}).model_dump(), Geometry(5, 2, 6), Geometry(3, 2, 6)
+        StructuredAligner(layer_map={"kind": "cka", "top_k": 1}), Geometry(5, 2, 6), Geometry(3, 2, 6)
     )
     assert torch.equal(aligner.layer_weights, torch.eye(5)[ratio_map(5, 3)]), "starts as the ratio map"
     aligner.set_layer_similarity(cka_matrix(student, teacher))
@@ -119,7 +120,7 @@ def test_cka_picks_the_planted_layers_and_the_aligner_then_reads_them() -> None:
 
 @pytest.mark.parametrize("settings", [FlatAligner(), StructuredAligner(), StructuredAligner(layer_map=KINDS[1])])
 def test_aligners_without_a_cka_map_do_not_listen_to_it(settings: FlatAligner | StructuredAligner) -> None:
-    aligner = make_aligner(settings.model_dump(), Geometry(4, 2, 8), Geometry(2, 2, 8)).eval()
+    aligner = make_aligner(settings, Geometry(4, 2, 8), Geometry(2, 2, 8)).eval()
     x = torch.randn(1, 4, 2, 3, 8)
     before = aligner(x)
     aligner.set_layer_similarity(torch.rand(2, 4))
@@ -127,7 +128,7 @@ def test_aligners_without_a_cka_map_do_not_listen_to_it(settings: FlatAligner | 
 
 
 def test_keys_are_mapped_by_the_cka_of_keys_and_values_by_that_of_values() -> None:
-    settings = StructuredAligner(layer_map={"kind": "cka", "top_k": 1}).model_dump()
+    settings = StructuredAligner(layer_map={"kind": "cka", "top_k": 1})
     projector = Projector(settings, Geometry(4, 2, 6), Geometry(2, 2, 6))
     like = {"keys": [0, 2], "values": [3, 1]}
     cka = torch.stack([torch.eye(4)[layers] for layers in like.values()])

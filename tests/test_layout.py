@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parsed import selector_of
 from store_fixtures import (
     BF16,
     CODECS_UNDER_TEST,
@@ -25,7 +26,6 @@ from store_fixtures import (
 
 from kava.errors import UserError
 from kava.kv import TENSORS, Geometry, KeysValues
-from kava.select import make_selector
 from kava.store.codecs import TokenInfo
 from kava.store.contents import Contents
 from kava.store.layout import Packing, open_group, shard_files
@@ -51,7 +51,7 @@ def is_poison(rows: np.ndarray, name: str) -> bool:
 def test_what_was_never_written_reads_as_poison(codec: dict[str, Any], tmp_path: Path) -> None:
     settings = key(codec, signals=SIGNALS)
     writer = open_writer(tmp_path, codec, signals=SIGNALS)
-    assert writer.contents.key == settings
+    assert writer.contents.settings == settings
     group = open_group(tmp_path / "store.zarr", "r")
     for split in LENGTHS:
         for name in writer.contents.arrays:
@@ -95,10 +95,10 @@ def test_another_axis_has_room_for_the_fullest_shard_wherever_it_is() -> None:
 
 def test_a_draw_on_reading_is_that_of_its_example(tmp_path: Path) -> None:
     write(tmp_path, INT8)
-    select = key(INT8, select={"kind": "random", "budget": 5, "candidates": "all"})["select"]
+    select = key(INT8, select={"kind": "random", "budget": 5, "candidates": "all"}).select
     store = StoreReader(tmp_path / "manifest.json", select=select)
     for example, length in enumerate(LENGTHS["train"]):
-        expected = make_selector(select).select(np.arange(length), None, example, GEOMETRY)
+        expected = selector_of(select).select(np.arange(length), None, example, GEOMETRY)
         assert store.kept("train", example).position.tolist() == expected.tolist()
 
 

@@ -26,14 +26,13 @@ EXAMPLES = [0, 1, 3, 5]
 
 def prepared(manifest: Any, settings: Arm, layers: int = 2, train_student: bool = True) -> Any:
     """Model and batches of an arm; the projector's statistics are made up and far from 0 and 1."""
-    store = StoreReader(manifest, select=settings.select and settings.select.model_dump())
+    store = StoreReader(manifest, select=settings.select)
     student = tiny_model("qwen2", max_position_embeddings=128, num_hidden_layers=layers)
     for layer in student.model.layers:
         torch.nn.init.normal_(layer.self_attn.k_proj.bias)
     projector = None
     if settings.aligner:
-        aligner, center = settings.aligner.model_dump(), settings.loss.center
-        projector = Projector(aligner, store.geometry, geometry(student.config), center)
+        projector = Projector(settings.aligner, store.geometry, geometry(student.config), settings.loss.center)
         projector.set_teacher_statistics(store.mean, store.std)
         make_up(projector)
     shuffled = 3 if settings.teacher_kv == "shuffled" else None
@@ -81,7 +80,7 @@ def test_the_kv_objective_compares_both_sides_in_the_same_coordinates(
     loss = {"kind": "structural", "attention": 0, "center": center, "standardize": standardize}
     settings = arm(loss=loss, tensors=tensors)
     assert settings.aligner
-    projector = Projector(settings.aligner.model_dump(), Geometry(3, 2, 4), GEOMETRY)
+    projector = Projector(settings.aligner, Geometry(3, 2, 4), GEOMETRY)
     make_up(projector)
     generator = torch.Generator().manual_seed(1)
     student, projected = (

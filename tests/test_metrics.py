@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
+from parsed import aligner
 
 from kava.align.projector import Projector
 from kava.grades import grade
+from kava.inert import warnings_for
 from kava.kv import ChannelStatistics, Geometry, KeysValues
-from kava.metrics import NAMES, Pair, alignment_metrics, nested, warnings_for
+from kava.metrics import NAMES, Pair, alignment_metrics, nested
 
 BIAS = 20 * torch.randn(2, 2, 1, 8, generator=torch.Generator().manual_seed(1))
 
@@ -251,7 +253,7 @@ def test_a_channel_without_variance_changes_no_metric_of_its_head() -> None:
 
 def test_a_channel_without_variance_is_standardised_to_nothing_and_not_to_nan() -> None:
     geometry = Geometry(1, 1, 4)
-    projector = Projector({"kind": "linear"}, geometry, geometry)
+    projector = Projector(aligner({"kind": "linear"}), geometry, geometry)
     statistics = ChannelStatistics()
     values = torch.randn(3, 1, 1, 5, 4, generator=torch.Generator().manual_seed(0))
     values[..., 2] = 731.25 / 3  # no float32 has it, so that its square is rounded

@@ -40,12 +40,12 @@ def prepare(
     manifest: Any, settings: Arm, train_student: bool = True, **changes: Any
 ) -> tuple[DistillationModel, Batches]:
     """Model and batches of an arm over a store, calibrated as a phase does it."""
-    store = StoreReader(manifest, select=settings.select and settings.select.model_dump())
+    store = StoreReader(manifest, select=settings.select)
     student = tiny_model("qwen2", max_position_embeddings=128, hidden_size=48, num_hidden_layers=2, **changes)
     torch.manual_seed(0)
     projector = None
     if settings.aligner:
-        aligner, center = settings.aligner.model_dump(), settings.loss.center
+        aligner, center = settings.aligner, settings.loss.center
         projector = Projector(aligner, store.geometry, geometry(student.config), center)
         projector.set_teacher_statistics(store.mean, store.std)
     width = store.contents.hidden_width
@@ -202,7 +202,7 @@ def test_a_planted_collapse_is_called_out_although_its_raw_cosine_is_high(stores
     assert alignment["cos_sim"] > 0.95
     assert alignment["r2"] < 0.05
     with caplog.at_level(logging.INFO, logger="kava"):
-        warnings = judge(alignment)
+        warnings = judge(alignment, None)
     assert any(sentence.startswith("collapse") for sentence in warnings)
     assert any("warning: collapse" in record.getMessage() for record in caplog.records)
 

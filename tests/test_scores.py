@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from parsed import scores as scores_of
+from parsed import selector_of
 from select_fixtures import GEOMETRY, GROUP, SCALING, WINDOW, attention_inputs, batch_row, observe, segments
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kava.data.tokens import Segment
 from kava.models.capture import capture, observed_attention
-from kava.select import make_selector
 from kava.select.scores import BatchRow, ScoreCollector
 
 
@@ -80,12 +81,10 @@ def slow_scores(kind: str, scope: str, examples: list[int], row: int, of_row: Ba
 def test_scores_and_positions_equal_a_slow_reference(kind: str, scope: str, pool: str) -> None:
     options = WINDOW if kind == "rkv_window" else {}
     lam, budget = 0.3, 7
-    selector = make_selector(
-        {"kind": kind, "budget": budget, "scope": scope, "lam": lam, "candidates": pool, **options}
-    )
+    selector = selector_of({"kind": kind, "budget": budget, "scope": scope, "lam": lam, "candidates": pool, **options})
     examples = [0, 1, 2, 3]
     rows = [batch_row(selector.candidates(segments(example)), segments(example)) for example in examples]
-    collector = selector.collector(rows)
+    collector = ScoreCollector(selector.settings.scores, rows)
     for index, (row, scores) in enumerate(zip(rows, observe(collector, attention_inputs(examples)), strict=True)):
         expected = slow_scores(kind, scope, examples, index, row)
         assert scores.importance.dtype == scores.redundancy.dtype == torch.float32
@@ -112,7 +111,7 @@ def test_scores_of_a_real_forward_come_from_its_own_attention_and_keys() -> None
     lengths = torch.tensor([row.length for row in rows])
     mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     ids = torch.randint(3, 61, mask.shape) * mask
-    collector = ScoreCollector("rkv", "head", rows)
+    collector = ScoreCollector(scores_of({"kind": "rkv", "scope": "head"}), rows)
     with observed_attention(model, collector):
         (keys_BLHTD, _), _ = capture(model, ids, mask, keys="post_rope")
     model.set_attn_implementation("eager")
@@ -133,13 +132,13 @@ def test_newest_of_equal_keys_is_spared_by_the_window_variant() -> None:
     key = torch.eye(8)[None, [0, 1, 2, 1, 3, 4, 5, 6]]  # tokens 1 and 3 share a key
     query = torch.zeros(1, 1, 8, 8)
     row = BatchRow(8, torch.arange(8), torch.tensor([7]))
-    collector = ScoreCollector("rkv_window", "example", [row], window=2, kernel=3, threshold=0.5)
+    collector = ScoreCollector(scores_of({"kind": "rkv_window"} | WINDOW), [row])
     collector(0, query, key[None], 1.0)
     redundancy = collector.result()[0].redundancy
     # Each is the other's newest duplicate where there are two; with a third, only the newest two are spared.
     assert redundancy.unique().numel() == 1
     key[0, 5] = key[0, 1]
-    collector = ScoreCollector("rkv_window", "example", [row], window=2, kernel=3, threshold=0.5)
+    collector = ScoreCollector(scores_of({"kind": "rkv_window"} | WINDOW), [row])
     collector(0, query, key[None], 1.0)
     redundancy = collector.result()[0].redundancy
     assert redundancy[1] < redundancy[3] < redundancy[5]
@@ -164,7 +163,8 @@ class LargestTensor(TorchDispatchMode):
 def test_no_tensor_is_larger_than_one_layers_attention_rows_of_one_example(kind: str, scope: Any) -> None:
     batch, layers, heads, group, tokens, answers, dim = 4, 6, 2, 3, 160, 40, 8
     row = BatchRow(tokens, torch.arange(20, tokens - answers), torch.arange(tokens - answers, tokens))
-    collector = ScoreCollector(kind, scope, [row] * batch, **(WINDOW if kind == "rkv_window" else {}))
+    options = WINDOW if kind == "rkv_window" else {}
+    collector = ScoreCollector(scores_of({"kind": kind, "scope": scope} | options), [row] * batch)
     query, key = torch.randn(batch, heads * group, tokens, dim), torch.randn(batch, heads, tokens, dim)
     with LargestTensor() as largest:
         for layer in range(layers):
@@ -175,7 +175,7 @@ def test_no_tensor_is_larger_than_one_layers_attention_rows_of_one_example(kind:
 
 
 def test_collector_refuses_a_second_forward_and_an_empty_one() -> None:
-    collector = ScoreCollector("rkv", "example", [batch_row(np.arange(4, 21), segments(0))])
+    collector = ScoreCollector(scores_of({"kind": "rkv"}), [batch_row(np.arange(4, 21), segments(0))])
     with pytest.raises(AssertionError, match="no layer was observed"):
         collector.result()
     observe(collector, attention_inputs([0]))

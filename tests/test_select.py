@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parsed import selector_of
 from pydantic import TypeAdapter, ValidationError
 from select_fixtures import EXAMPLES, GEOMETRY, WINDOW, attention_inputs, batch_row, observe, segments
 
 from kava.config.kv import Selection
-from kava.select import SELECTORS, make_selector
-from kava.select.scores import Scores
+from kava.select import SELECTORS
+from kava.select.scores import ScoreCollector, Scores
 
 SETTINGS: list[dict[str, Any]] = [
     {"kind": "full"},
@@ -27,12 +28,12 @@ every_selector = pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-"
 
 def select(settings: dict[str, Any], examples: list[int]) -> list[np.ndarray]:
     """Positions kept of every example of a batch."""
-    selector = make_selector(settings)
+    selector = selector_of(settings)
     candidates = [selector.candidates(segments(example)) for example in examples]
     rows = [batch_row(allowed, segments(example)) for allowed, example in zip(candidates, examples, strict=True)]
     scores: list[Any] = [None] * len(examples)
     if selector.needs_scores:
-        scores = observe(selector.collector(rows), attention_inputs(examples))
+        scores = observe(ScoreCollector(selector.settings.scores, rows), attention_inputs(examples))
     return [
         selector.select(allowed, of_example, example, GEOMETRY)
         for allowed, of_example, example in zip(candidates, scores, examples, strict=True)
@@ -41,7 +42,7 @@ def select(settings: dict[str, Any], examples: list[int]) -> list[np.ndarray]:
 
 @every_selector
 def test_selected_positions_are_sorted_unique_candidates_of_the_promised_number(settings: dict[str, Any]) -> None:
-    selector = make_selector(settings)
+    selector = selector_of(settings)
     assert settings.get("scope", "example") == selector.scope
     examples = list(range(len(EXAMPLES)))
     for example, kept in zip(examples, select(settings, examples), strict=True):
@@ -65,11 +66,11 @@ def test_selection_depends_on_nothing_but_the_example(settings: dict[str, Any]) 
 @every_selector
 def test_budget_of_all_candidates_keeps_them_in_order(settings: dict[str, Any]) -> None:
     for example in range(len(EXAMPLES)):
-        count = len(make_selector(settings).candidates(segments(example)))
+        count = len(selector_of(settings).candidates(segments(example)))
         for budget in {max(count, WINDOW["window"] + 1), count + 5}:
             generous = settings if settings["kind"] == "full" else settings | {"budget": budget}
             kept = select(generous, [example])[0]
-            candidates = make_selector(generous).candidates(segments(example))
+            candidates = selector_of(generous).candidates(segments(example))
             np.testing.assert_array_equal(
                 kept.reshape(count, -1 if count else 1).T, [candidates] * (kept[:1].size or 1)
             )
@@ -80,7 +81,7 @@ def test_candidates_are_the_reasoning_unless_all_are_asked_for() -> None:
     for settings in SETTINGS:
         everything = settings["kind"] == "full" or settings.get("candidates") == "all"
         expected = np.arange(24) if everything else np.arange(4, 21)
-        np.testing.assert_array_equal(make_selector(settings).candidates(of_tokens), expected)
+        np.testing.assert_array_equal(selector_of(settings).candidates(of_tokens), expected)
 
 
 def test_right_crop_keeps_the_last_candidates() -> None:
@@ -90,7 +91,7 @@ def test_right_crop_keeps_the_last_candidates() -> None:
 def test_uniform_covers_both_ends_at_even_distances() -> None:
     for count in range(1, 60):
         for budget in range(1, count + 1):
-            kept = make_selector({"kind": "uniform", "budget": budget}).select(np.arange(count), None, 0, GEOMETRY)
+            kept = selector_of({"kind": "uniform", "budget": budget}).select(np.arange(count), None, 0, GEOMETRY)
             assert len(set(kept.tolist())) == budget
             if budget > 1:
                 assert (kept[0], kept[-1]) == (0, count - 1)
@@ -103,7 +104,7 @@ def test_random_draws_differ_by_seed_example_layer_and_head_and_are_pinned() -> 
     candidates = np.arange(1000)
 
     def draw(example: int, **settings: Any) -> np.ndarray:
-        selector = make_selector({"kind": "random", "budget": 5, **settings})
+        selector = selector_of({"kind": "random", "budget": 5, **settings})
         return selector.select(candidates, None, example, GEOMETRY)
 
     per_head = draw(0, scope="head").reshape(5, -1).T.tolist()
@@ -114,7 +115,7 @@ def test_random_draws_differ_by_seed_example_layer_and_head_and_are_pinned() -> 
 
 
 def test_random_keeps_every_candidate_equally_often() -> None:
-    selector = make_selector({"kind": "random", "budget": 5})
+    selector = selector_of({"kind": "random", "budget": 5})
     counts = np.zeros(20)
     for example in range(2000):
         counts[selector.select(np.arange(20), None, example, GEOMETRY)] += 1
@@ -124,8 +125,8 @@ def test_random_keeps_every_candidate_equally_often() -> None:
 
 def test_equal_scores_prefer_the_lower_position() -> None:
     levels = Scores(torch.arange(400) % 2 / 400, torch.full((400,), 1 / 400))
-    rkv = make_selector({"kind": "rkv", "budget": 150})
-    window = make_selector({"kind": "rkv_window", "budget": 150, "window": 2})
+    rkv = selector_of({"kind": "rkv", "budget": 150})
+    window = selector_of({"kind": "rkv_window", "budget": 150, "window": 2})
     odd = [*range(1, 300, 2)]
     assert rkv.select(np.arange(400), levels, 0, GEOMETRY).tolist() == odd
     assert window.select(np.arange(400), levels, 0, GEOMETRY).tolist() == [*odd[:148], 398, 399]
@@ -135,7 +136,7 @@ def test_settings_of_every_kind_make_their_selector() -> None:
     adapter = TypeAdapter(Selection)
     for selector in SELECTORS:
         settings = adapter.validate_python({"kind": selector.kind}).model_dump(mode="json")
-        assert type(make_selector(settings)) is selector
+        assert type(selector_of(settings)) is selector
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parsed import codec_of
 from store_fixtures import (
     BF16,
     CODECS_UNDER_TEST,
@@ -22,7 +23,7 @@ from store_fixtures import (
 
 from kava.errors import UserError
 from kava.kv import Geometry, KeysValues
-from kava.store.codecs import TokenInfo, make_codec
+from kava.store.codecs import TokenInfo
 from kava.store.layout import Packing, chunk_tokens, open_group
 from kava.store.reader import StoreReader
 
@@ -164,7 +165,7 @@ def test_the_bytes_of_format_2_do_not_change() -> None:
     }  # fmt: skip
     digests = {}
     for settings in CODECS_UNDER_TEST:
-        codec = make_codec(settings, geometry)
+        codec = codec_of(settings, geometry)
         if codec.calibration_tokens:
             codec.load_parameters(parameters, torch.device("cpu"))
         arrays = codec.encode(KeysValues(block, -block), info)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 def store_folder(codec: dict = INT8, cache: str = "results", **changes: object) -> Path:
     """Folder that a store of this key has."""
-    name = f"teacher-{codec['kind']}-{sha256_json(key(codec, **changes))[:16]}"
+    name = f"teacher-{codec['kind']}-{sha256_json(key(codec, **changes).model_dump())[:16]}"
     return Path(cache) / "teacher_kv" / name
 
 

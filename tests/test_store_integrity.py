@@ -42,7 +42,7 @@ def truncate(path: Path) -> None:
 
 def named(parent: Path, codec: dict[str, Any], **changes: Any) -> Path:
     """Folder with the key in its name, as extraction makes it."""
-    return parent / f"teacher-{codec['kind']}-{sha256_json(key(codec, **changes))[:16]}"
+    return parent / f"teacher-{codec['kind']}-{sha256_json(key(codec, **changes).model_dump())[:16]}"
 
 
 def one_of_each_kind(folder: Path) -> list[str]:

@@ -168,7 +168,7 @@ def test_a_student_with_a_window_gets_the_same_gradients_checkpointed_or_not(fam
     for checkpointed in (False, True):
         student = tiny_model(family, **WINDOWED[family])
         torch.manual_seed(0)
-        projector = Projector(STRUCTURED.model_dump(), TEACHER, geometry(student.config), settings.loss.center)
+        projector = Projector(STRUCTURED, TEACHER, geometry(student.config), settings.loss.center)
         projector.set_teacher_statistics(FakeStore.mean, FakeStore.std)
         model = DistillationModel(student, projector, settings, True, "post_rope", None)
         if checkpointed:

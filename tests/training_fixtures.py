@@ -80,7 +80,7 @@ def make_model(aligner: Any = STRUCTURED, train_student: bool = True, **arm: Any
     if aligner:
         assert settings.aligner
         form = geometry(student.config)
-        projector = Projector(settings.aligner.model_dump(), TEACHER, form, settings.loss.center)
+        projector = Projector(settings.aligner, TEACHER, form, settings.loss.center)
         projector.set_teacher_statistics(FakeStore.mean, FakeStore.std)
     return DistillationModel(student, projector, settings, train_student, "pre_rope")
 

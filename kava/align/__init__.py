@@ -11,14 +11,14 @@ from kava.align.flat import Flat
 from kava.align.flat_matched import FlatMatched
 from kava.align.linear import Linear
 from kava.align.structured import Structured
+from kava.config.arms import Aligner as AlignerSettings
 from kava.kv import Geometry
 
-ALIGNERS: tuple[type[Aligner], ...] = (Flat, Linear, FlatMatched, Structured)
+ALIGNERS: tuple[type[Aligner[Any]], ...] = (Flat, Linear, FlatMatched, Structured)
 
 __all__ = ["ALIGNERS", "Aligner", "make_aligner"]
 
 
-def make_aligner(settings: dict[str, Any], teacher: Geometry, student: Geometry) -> Aligner:
-    """Aligner for the settings `{kind: …}` of the configuration."""
-    options = {name: value for name, value in settings.items() if name != "kind"}
-    return {aligner.kind: aligner for aligner in ALIGNERS}[settings["kind"]](teacher, student, **options)
+def make_aligner(settings: AlignerSettings, teacher: Geometry, student: Geometry) -> Aligner[Any]:
+    """Aligner of its settings."""
+    return {aligner.kind: aligner for aligner in ALIGNERS}[settings.kind](settings, teacher, student)

@@ -1,28 +1,32 @@
 """The contract of every aligner, and the flattening that some of them share."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from kava.config.arms import Aligner as AlignerSettings
 from kava.kv import Geometry
 
+S = TypeVar("S", bound=AlignerSettings)
 
-class Aligner(nn.Module, ABC):
+
+class Aligner(nn.Module, ABC, Generic[S]):
     """Map of teacher keys (or values, with other weights) to the student's geometry; tokens are treated apart.
 
     Parameters
     ----------
+    settings
+        Of its kind.
     teacher, student
         KV geometries on either side.
     """
 
     kind: ClassVar[str]
 
-    def __init__(self, teacher: Geometry, student: Geometry) -> None:
+    def __init__(self, settings: S, teacher: Geometry, student: Geometry) -> None:
         super().__init__()
-        self.teacher = teacher
-        self.student = student
+        self.settings, self.teacher, self.student = settings, teacher, student
 
     def set_layer_similarity(self, cka_ST: Tensor) -> None:
         """Take the CKA of student layers with teacher layers, `[L_s, L_t]`; only a layer map `cka` listens."""

@@ -4,46 +4,36 @@ import torch
 from torch import Tensor, nn
 
 from kava.align.base import Aligner, from_channels, to_channels
+from kava.config.arms import FlatAligner
 from kava.kv import Geometry
 
 
-class Flat(Aligner):
+class Flat(Aligner[FlatAligner]):
     """LayerNorm → Linear(C_in, C_in · mlp_ratio) → SiLU → Dropout → Linear(·, C_s), per token.
 
     C_in is layers × heads × head dim, or heads × head dim where the layers are averaged.
 
-    Parameters
-    ----------
-    mlp_ratio
-        Hidden width over input width.
-    dropout
-        Probability of dropping a hidden unit.
-    aggregation
-        Of the teacher layers read: `concat` lays them side by side, `mean` averages them, `weighted` averages with
-        the softmax of learned layer weights, which start equal.
-    layers
-        Teacher layers that are read, `all` or the `last` one, of which every aggregation is the layer itself.
+    Averages of teacher layers are plain, or by the softmax of learned weights, which start equal; of the last layer
+    alone every aggregation is the layer itself.
     """
 
     kind = "flat"
 
-    def __init__(
-        self, teacher: Geometry, student: Geometry, mlp_ratio: float, dropout: float, aggregation: str, layers: str
-    ) -> None:
-        super().__init__(teacher, student)
-        self.first_layer = teacher.layers - 1 if layers == "last" else 0
+    def __init__(self, settings: FlatAligner, teacher: Geometry, student: Geometry) -> None:
+        super().__init__(settings, teacher, student)
+        self.first_layer = teacher.layers - 1 if settings.layers == "last" else 0
         read = teacher.layers - self.first_layer
         # The softmax of one weight is 1 whatever the weight: a parameter that nothing would train.
-        self.aggregation = aggregation if read > 1 else "concat"
+        self.aggregation = settings.aggregation if read > 1 else "concat"
         if self.aggregation == "weighted":
             self.layer_weights = nn.Parameter(torch.zeros(read))
         width = (read if self.aggregation == "concat" else 1) * teacher.kv_heads * teacher.head_dim
-        hidden = max(1, round(width * mlp_ratio))
+        hidden = max(1, round(width * settings.mlp_ratio))
         self.layers = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, hidden),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            nn.Dropout(settings.dropout),
             nn.Linear(hidden, student.channels),
         )
 

@@ -1,22 +1,14 @@
 """`flat_matched`: flat with as many parameters as a structured aligner, so that the two differ in structure alone."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from kava.align.base import Aligner, from_channels, to_channels
+from kava.config.arms import FlatMatchedAligner, StructuredAligner
 from kava.kv import Geometry
 
 
-class FlatMatched(Aligner):
+class FlatMatched(Aligner[FlatMatchedAligner]):
     """LayerNorm without affine → Linear(C_t, r) → SiLU → Dropout → Linear(r, C_s), per token.
-
-    Parameters
-    ----------
-    dropout
-        Probability of dropping a hidden unit.
-    match
-        Settings of the structured aligner whose parameters are counted.
 
     Attributes
     ----------
@@ -26,16 +18,16 @@ class FlatMatched(Aligner):
 
     kind = "flat_matched"
 
-    def __init__(self, teacher: Geometry, student: Geometry, dropout: float, match: dict[str, Any]) -> None:
-        super().__init__(teacher, student)
-        target = structured_parameters(match, teacher, student)
+    def __init__(self, settings: FlatMatchedAligner, teacher: Geometry, student: Geometry) -> None:
+        super().__init__(settings, teacher, student)
+        target = structured_parameters(settings.match, teacher, student)
         per_rank = teacher.channels + 1 + student.channels
         self.rank = max(1, round((target - student.channels) / per_rank))
         self.layers = nn.Sequential(
             nn.LayerNorm(teacher.channels, elementwise_affine=False),
             nn.Linear(teacher.channels, self.rank),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            nn.Dropout(settings.dropout),
             nn.Linear(self.rank, student.channels),
         )
 
@@ -43,8 +35,8 @@ class FlatMatched(Aligner):
         return from_channels(self.layers(to_channels(teacher_BLHTD)), self.student)
 
 
-def structured_parameters(settings: dict[str, Any], teacher: Geometry, student: Geometry) -> int:
-    """Number of parameters of the structured aligner with these settings `{kind: structured, …}`."""
+def structured_parameters(settings: StructuredAligner, teacher: Geometry, student: Geometry) -> int:
+    """Number of parameters of the structured aligner with these settings."""
     layers, heads, dim = student.layers, student.kv_heads, student.head_dim
-    projections = (layers if settings["per_layer"] else 1) * (heads if settings["per_head"] else 1)
+    projections = (layers if settings.per_layer else 1) * (heads if settings.per_head else 1)
     return layers * heads * teacher.kv_heads + projections * dim * teacher.head_dim + layers * heads * dim

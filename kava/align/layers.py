@@ -1,24 +1,22 @@
 """Layer maps: which teacher layers each student layer reads, as weights `[L_s, L_t]` whose rows sum to 1."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from kava.config.arms import CkaMap, LayerMap
 from kava.errors import UserError
 
 # Kinds with which each student layer reads one teacher layer.
 ONE_HOT = ("ratio", "skip")
 
 
-def layer_weights(settings: Mapping[str, Any], teacher_layers: int, student_layers: int) -> Tensor:
+def layer_weights(settings: LayerMap, teacher_layers: int, student_layers: int) -> Tensor:
     """Weights of a layer map at the start of training.
 
     Parameters
     ----------
     settings
-        Settings of the layer map, `{kind: …}`. `cka` starts as `ratio`, until the similarity is known.
+        Of the layer map; `cka` starts as `ratio`, until the similarity is known.
     teacher_layers, student_layers
         L_t and L_s.
 
@@ -32,11 +30,11 @@ def layer_weights(settings: Mapping[str, Any], teacher_layers: int, student_laye
     UserError
         `cka` with `top_k` above L_t.
     """
-    if settings["kind"] == "uniform":
+    if settings.kind == "uniform":
         return block_means(teacher_layers, student_layers)
-    if settings["kind"] == "cka":
-        _check_top_k(settings["top_k"], teacher_layers)
-    choose = skip_map if settings["kind"] == "skip" else ratio_map
+    if isinstance(settings, CkaMap):
+        _check_top_k(settings.top_k, teacher_layers)
+    choose = skip_map if settings.kind == "skip" else ratio_map
     return torch.eye(teacher_layers)[choose(teacher_layers, student_layers)]
 
 

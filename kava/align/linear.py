@@ -3,16 +3,17 @@
 from torch import Tensor, nn
 
 from kava.align.base import Aligner, from_channels, to_channels
+from kava.config.arms import LinearAligner
 from kava.kv import Geometry
 
 
-class Linear(Aligner):
+class Linear(Aligner[LinearAligner]):
     """Linear(C_t, C_s) per token; C is layers × heads × head dim."""
 
     kind = "linear"
 
-    def __init__(self, teacher: Geometry, student: Geometry) -> None:
-        super().__init__(teacher, student)
+    def __init__(self, settings: LinearAligner, teacher: Geometry, student: Geometry) -> None:
+        super().__init__(settings, teacher, student)
         self.map = nn.Linear(teacher.channels, student.channels)
 
     def forward(self, teacher_BLHTD: Tensor) -> Tensor:

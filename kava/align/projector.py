@@ -1,13 +1,14 @@
 """The projector: one aligner for keys and one for values, the channel statistics around them, and its file format."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kava.align import make_aligner
+from kava.config.arms import Aligner as AlignerSettings
 from kava.errors import UserError
 from kava.files import read_json, write_json
 from kava.kv import TENSORS, Geometry, KeysValues
@@ -26,7 +27,7 @@ class Projector(nn.Module):
     Parameters
     ----------
     settings
-        Aligner settings `{kind: …}`.
+        Of the aligner.
     teacher, student
         KV geometries.
     center
@@ -54,7 +55,7 @@ class Projector(nn.Module):
     output_scale: Tensor
     cka: Tensor
 
-    def __init__(self, settings: dict[str, Any], teacher: Geometry, student: Geometry, center: bool = True) -> None:
+    def __init__(self, settings: AlignerSettings, teacher: Geometry, student: Geometry, center: bool = True) -> None:
         super().__init__()
         self.settings, self.teacher, self.student, self.center = settings, teacher, student, center
         self.aligners = nn.ModuleList(make_aligner(settings, teacher, student) for _ in TENSORS)
@@ -117,7 +118,7 @@ class Projector(nn.Module):
         write_json(
             folder / "config.json",
             {
-                "aligner": self.settings,
+                "aligner": self.settings.model_dump(),
                 "teacher": self.teacher.to_dict(),
                 "student": self.student.to_dict(),
                 "center": self.center,
@@ -131,7 +132,8 @@ class Projector(nn.Module):
         if "aligner" not in config:
             raise UserError(f"{folder} holds no projector; give the folder of a pretrain or distill stage")
         teacher, student = Geometry(**config["teacher"]), Geometry(**config["student"])
-        projector = cls(config["aligner"], teacher, student, config["center"])
+        settings: AlignerSettings = TypeAdapter(AlignerSettings).validate_python(config["aligner"])
+        projector = cls(settings, teacher, student, config["center"])
         projector.load_state_dict(load_file(folder / "projector.safetensors"))
         return projector
 

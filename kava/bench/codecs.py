@@ -94,9 +94,9 @@ def read_amplification(geometry: Geometry, packing: Packing) -> float:
     return float(touched.sum() / length.sum())
 
 
-def store_key(settings: dict[str, Any]) -> dict[str, Any]:
-    """Key of a store of a codec as the configuration would make it, without teacher and data."""
-    return KvStore.model_validate({"codec": settings}).model_dump()
+def store_key(settings: dict[str, Any]) -> KvStore:
+    """Settings of a store of a codec, as the configuration would make them."""
+    return KvStore.model_validate({"codec": settings})
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -118,8 +118,7 @@ def read_teacher(
     """
     longest = max(sum(len(x) for x in of_split) for of_split in segments.values())
     one_shard = {"codec": {"kind": "bf16"}, "shard_tokens": -(-longest // 64) * 64}
-    key = KvStore.model_validate(one_shard | (how or {})).model_dump()
-    contents = Contents(key, geometry, teacher.config.hidden_size)
+    contents = Contents(KvStore.model_validate(one_shard | (how or {})), geometry, teacher.config.hidden_size)
     extractor = Extractor(teacher, contents, input_ids, segments, on_tokens)
     kv, info = {}, {}
     for split, of_split in segments.items():

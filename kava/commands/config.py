@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
+from kava.config.base import How
 from kava.config.load import REPOSITORY
 from kava.config.schema import Config
 from kava.errors import UserError
@@ -58,7 +59,8 @@ def table_text() -> str:
         "# Settings",
         "",
         "Generated from `kava/config/schema.py` by `kava config --write-docs`. A setting without default is given by",
-        "every preset. `kava config --preset NAME` prints the values of a run.",
+        "every preset. `kava config --preset NAME` prints the values of a run. *How* marks what says how or where",
+        "a stage runs and not what it makes: a change of it runs no stage again.",
     ]
     for title, model in _models(Config, ""):
         lines += ["", f"## {title or 'Top level'}", ""]
@@ -66,7 +68,8 @@ def table_text() -> str:
             lines += [" ".join(model.__doc__.split()), ""]
         lines += ["| setting | default | meaning |", "|---|---|---|"]
         for name, field in model.model_fields.items():
-            lines.append(f"| `{name}` | {_default(field)} | {(field.description or '').replace('|', chr(92) + '|')} |")
+            meaning = ("*how:* " if How in field.metadata else "") + (field.description or "").replace("|", r"\|")
+            lines.append(f"| `{name}` | {_default(field)} | {meaning.rstrip()} |")
     return "\n".join(lines) + "\n"
 
 

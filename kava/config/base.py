@@ -62,10 +62,22 @@ def cache_from_environment() -> str | None:
 Place = Annotated[str, AfterValidator(place)]
 
 
+class How:
+    """Mark of a setting that says how or where a stage runs, and not what it makes: no spec holds it.
+
+    Stages get it beside their spec, so that a change of it runs nothing again.
+    """
+
+
 class Settings(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error that names the nearest right one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @classmethod
+    def how(cls) -> set[str]:
+        """Names of the settings that are marked `How`."""
+        return {name for name, field in cls.model_fields.items() if How in field.metadata}
 
     @model_validator(mode="before")
     @classmethod

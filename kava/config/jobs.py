@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from kava.config.benchmark import REPORT_BYTES, REPORT_ROTATED, REPORT_TOKENS, codecs_for_report
-from kava.config.code import code_digest
+from kava.config.code import code_digest, metrics_digest
 from kava.config.identity import ANSWERS, TOKENIZER, data_identity, display_name, model_identity
 from kava.config.schema import Config, ModelSettings
+from kava.config.training import Distill, Pretrain
 from kava.errors import UserError
-from kava.files import canonical_json, sha256_json
+from kava.files import canonical_json, read_json, sha256_json
 
 TOKENS_FORMAT = 3
 STORE_FORMAT = 2
@@ -25,10 +26,6 @@ BENCH_FORMAT = 1
 # Bytes; file systems take 255, of which kind, codec and key need some.
 LONGEST_NAME = 200
 REFERENCES = ("teacher", "student_base")
-# Settings of training that change nothing of what it makes but the last digits.
-RERUN_NOTHING = {"save_every", "keep_checkpoints", "gradient_checkpointing", "compile_layers"}
-# What says how a phase runs; several processes draw other dropout masks.
-EXECUTION = RERUN_NOTHING | {"num_processes"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Runtime:
     teacher, student, data
         Settings with the places where models and data lie.
     execution
-        Stage → settings of its checkpoints on disk and of activations, and of its processes.
+        Stage → those of its settings that are marked `How`: checkpoints on disk and of activations, compiled layers.
     vram_budget_gib
         GPU memory that a stage may take.
     evaluation
@@ -97,7 +94,7 @@ class Runtime:
             student=config.student.model_dump(),
             data=config.data.model_dump(),
             execution={
-                stage: settings.model_dump(include=EXECUTION)
+                stage: settings.model_dump(include=settings.how())
                 for stage, settings in (("pretrain", config.pretrain), ("distill", config.distill))
             },
             vram_budget_gib=config.vram_budget_gib,
@@ -111,8 +108,8 @@ class Runtime:
 
     def processes(self, job: Job) -> int:
         """In how many processes a job runs: several only in training, and only where there are steps."""
-        execution = self.execution.get(job.stage)
-        return execution["num_processes"] if execution and job.spec[job.stage]["steps"] else 1
+        settings = job.spec[job.stage] if job.stage in self.execution else {}
+        return settings["num_processes"] if settings.get("steps") else 1
 
 
 def for_another_process(job: Job, runtime: Runtime) -> str:
@@ -176,17 +173,17 @@ class Jobs:
         return Job("extract", job.spec, output, job.inputs)
 
     def pretrain(self, arm: str, seed: int) -> Job:
-        settings = self.config.pretrain.model_dump(exclude=RERUN_NOTHING)
+        settings = self.config.pretrain.model_dump(exclude=Pretrain.how())
         if not self.config.arms[arm].pretrain_projector:
             settings = {"steps": 0} | {name: settings[name] for name in ("batch_size", "log_every")}
-        spec = self._training(arm, seed) | {"pretrain": settings}
+        spec = self._training(arm, seed, "pretrain") | {"pretrain": settings}
         folder = self._folder(arm, seed) / "projector"
         inputs = {"tokens": self.tokenize.output, "store": self.extract.output}
         return Job("pretrain", spec, folder / "manifest.json", inputs)
 
     def distill(self, arm: str, seed: int) -> Job:
-        spec = self._training(arm, seed) | {
-            "distill": self.config.distill.model_dump(exclude=RERUN_NOTHING),
+        spec = self._training(arm, seed, "distill") | {
+            "distill": self.config.distill.model_dump(exclude=Distill.how()),
             **self.config.student.model_dump(include={"export_dtype", "lora"}),
         }
         folder = self._folder(arm, seed) / "student"
@@ -196,6 +193,23 @@ class Jobs:
         if self.config.arms[arm].aligner:
             inputs["projector"] = self.pretrain(arm, seed).output
         return Job("distill", spec, folder / "manifest.json", inputs)
+
+    def measure(self, arm: str, seed: int) -> Job:
+        """Alignment of a finished student by today's metrics."""
+        student = self.distill(arm, seed)
+        if "projector" not in student.inputs:
+            raise UserError(f"arm {arm} has no aligner, so that there is no alignment to measure")
+        inputs = {"tokens": self.tokenize.output, "store": self.extract.output, "student": student.output}
+        return Job("measure", {"metrics": metrics_digest()}, student.output.with_name("alignment.json"), inputs)
+
+    def is_measured_otherwise(self, arm: str, seed: int) -> bool:
+        """Whether a student that will not be trained anew has figures by other metrics than today's."""
+        job = self.distill(arm, seed)
+        if "projector" not in job.inputs or not job.output.is_file():
+            return False
+        manifest = read_json(job.output)
+        measured = manifest.get("measured", {}).get("metrics", metrics_digest())
+        return canonical_json(manifest["spec"]) == job.params and measured != metrics_digest()
 
     def evaluate(self, arm: str, seed: int) -> Job:
         spec = {"key": {"evaluation": self.config.evaluation.model_dump()}}
@@ -250,7 +264,9 @@ class Jobs:
                 inputs[f"{run}/student"] = self.distill(arm, seed).output
                 if settings.aligner:
                     inputs[f"{run}/projector"] = self.pretrain(arm, seed).output
-        spec = config.model_dump(exclude={"device", "tracker", "cache_dir", "extract_jobs", "vram_budget_gib"})
+                if self.is_measured_otherwise(arm, seed):
+                    inputs[f"{run}/alignment"] = self.measure(arm, seed).output
+        spec = config.model_dump(exclude=Config.how())
         spec |= {"comparisons": [list(pair) for pair in config.declared_comparisons], "controls": config.controls}
         return Job("report", spec, self.results / "ab_report.html", inputs)
 
@@ -270,7 +286,7 @@ class Jobs:
             "tokens": tokens | {"data": {name: tokens["data"][name] for name in ("source", "train")}},
         }
 
-    def _training(self, arm: str, seed: int) -> dict[str, Any]:
+    def _training(self, arm: str, seed: int, stage: str) -> dict[str, Any]:
         if arm not in self.config.arms:
             raise UserError(f"unknown arm {arm!r}; arms are: {', '.join(self.config.arms)}")
         if seed not in self.config.seeds:
@@ -280,7 +296,7 @@ class Jobs:
             "arm": self.config.arms[arm].model_dump(),
             "seed": seed,
             "student": self._student,
-            "code": code_digest(),
+            "code": code_digest(stage),
         }
 
 

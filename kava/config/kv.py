@@ -13,13 +13,43 @@ class FullSelection(Settings):
     kind: Literal["full"] = "full"
 
 
-class BudgetSelection(Settings):
+class Candidates(Settings):
+    candidates: Literal["reasoning", "all"] = Field(
+        "reasoning", description="tokens that may be kept, and are scored; reasoning is KaVa's own form"
+    )
+
+
+class Scoped(Candidates):
+    scope: Literal["example", "head"] = Field(
+        "example", description="one set of positions for all layers and heads, or a set for each layer and KV head"
+    )
+
+
+class WindowScores(Scoped):
+    window: Positive = Field(8, description="last candidates, whose attention is the importance; always kept")
+    kernel: Positive = Field(7, description="neighbours that share the largest importance among them; odd")
+    threshold: float = Field(0.5, ge=0, le=1, description="cosine above which two keys are duplicates")
+
+
+class RkvImportance(Scoped):
+    """Scores of `select: {kind: rkv}`."""
+
+    kind: Literal["rkv"] = "rkv"
+
+
+class RkvWindowImportance(WindowScores):
+    """Scores of `select: {kind: rkv_window}`."""
+
+    kind: Literal["rkv_window"] = "rkv_window"
+
+
+Importance = Annotated[RkvImportance | RkvWindowImportance, Field(discriminator="kind")]
+
+
+class BudgetSelection(Candidates):
     """Keep at most `budget` tokens; an example with fewer candidates keeps them all."""
 
     budget: Positive = Field(64, description="tokens kept per example (with scope head: per layer and KV head)")
-    candidates: Literal["reasoning", "all"] = Field(
-        "reasoning", description="tokens that may be kept; reasoning is KaVa's own form"
-    )
 
 
 class RightCropSelection(BudgetSelection):
@@ -34,10 +64,8 @@ class UniformSelection(BudgetSelection):
     kind: Literal["uniform"] = "uniform"
 
 
-class ScopedSelection(BudgetSelection):
-    scope: Literal["example", "head"] = Field(
-        "example", description="one set of positions for all layers and heads, or a set for each layer and KV head"
-    )
+class ScopedSelection(BudgetSelection, Scoped):
+    pass
 
 
 class RandomSelection(ScopedSelection):
@@ -53,15 +81,17 @@ class RkvSelection(ScopedSelection):
     kind: Literal["rkv"] = "rkv"
     lam: float = Field(0.1, ge=0, le=1, description="weight of importance; 1 − lam is that of low redundancy")
 
+    @property
+    def scores(self) -> RkvImportance:
+        """What it selects by."""
+        return RkvImportance(candidates=self.candidates, scope=self.scope)
 
-class RkvWindowSelection(ScopedSelection):
+
+class RkvWindowSelection(ScopedSelection, WindowScores):
     """R-KV as its authors' repository computes it (arXiv 2505.24133): the last candidates observe, and are kept."""
 
     kind: Literal["rkv_window"] = "rkv_window"
     lam: float = Field(0.07, ge=0, le=1, description="weight of importance; 1 − lam is that of low redundancy")
-    window: Positive = Field(8, description="last candidates, whose attention is the importance; always kept")
-    kernel: Positive = Field(7, description="neighbours that share the largest importance among them; odd")
-    threshold: float = Field(0.5, ge=0, le=1, description="cosine above which two keys are duplicates")
 
     @model_validator(mode="after")
     def _check_window_and_kernel(self) -> Self:
@@ -73,6 +103,11 @@ class RkvWindowSelection(ScopedSelection):
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel={self.kernel} has no middle; choose an odd number, such as {self.kernel + 1}")
         return self
+
+    @property
+    def scores(self) -> RkvWindowImportance:
+        """What it selects by."""
+        return RkvWindowImportance(**self.model_dump(include=set(WindowScores.model_fields)))
 
 
 Selection = Annotated[
@@ -128,29 +163,6 @@ class TransformCodec(Settings):
 
 
 Codec = Annotated[Bf16Codec | Int8Codec | Int4Codec | TransformCodec, Field(discriminator="kind")]
-
-
-class ImportanceSettings(Settings):
-    candidates: Literal["reasoning", "all"] = Field("reasoning", description="tokens that are scored")
-    scope: Literal["example", "head"] = Field("example", description="one score per token, or per layer and KV head")
-
-
-class RkvImportance(ImportanceSettings):
-    """Scores of `select: {kind: rkv}`."""
-
-    kind: Literal["rkv"] = "rkv"
-
-
-class RkvWindowImportance(ImportanceSettings):
-    """Scores of `select: {kind: rkv_window}`."""
-
-    kind: Literal["rkv_window"] = "rkv_window"
-    window: Positive = 8
-    kernel: Positive = 7
-    threshold: float = Field(0.5, ge=0, le=1)
-
-
-Importance = Annotated[RkvImportance | RkvWindowImportance, Field(discriminator="kind")]
 
 
 class Signals(Settings):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from kava.config.arms import STRUCTURED, Arm
-from kava.config.base import Name, Place, Positive, Seed, Settings, cache_from_environment
+from kava.config.base import How, Name, Place, Positive, Seed, Settings, cache_from_environment
 from kava.config.kv import KvStore, RkvSelection, RkvWindowSelection, ScopedSelection
 from kava.config.names import check_names
 from kava.config.training import Distill, Pretrain
@@ -167,12 +167,14 @@ class Config(Settings):
     preset: str = Field("demo", description="file of kava/config/presets/ that every other key overrides")
     experiment: Name = Field("demo", description="name of the folder results/<experiment>/")
     notes: str = Field("", description="text for results/<experiment>/record.yaml; changes no result")
-    cache_dir: Place = Field(
+    cache_dir: Annotated[Place, How] = Field(
         default_factory=lambda: cache_from_environment() or "results",
         description="folder where token sets and teacher stores live; `~` and `$VARIABLES` are replaced; may be "
         "shared; default: $KAVA_CACHE, or results",
     )
-    extract_jobs: Positive = Field(1, description="extraction jobs that share a store's shards, one GPU each")
+    extract_jobs: Annotated[Positive, How] = Field(
+        1, description="extraction jobs that share a store's shards, one GPU each"
+    )
     teacher: Teacher
     student: Student
     data: Data
@@ -199,9 +201,11 @@ class Config(Settings):
     comparisons: list[tuple[str, str]] | None = Field(
         None, description="declared pairs [a, b]; null: structured against flat, then every KV arm against controls"
     )
-    tracker: Tracker = Field("none", description="metrics.jsonl is written always; a tracker is an optional package")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    vram_budget_gib: float = Field(
+    tracker: Annotated[Tracker, How] = Field(
+        "none", description="metrics.jsonl is written always; a tracker is an optional package"
+    )
+    device: Annotated[Literal["auto", "cpu", "cuda"], How] = "auto"
+    vram_budget_gib: Annotated[float, How] = Field(
         8, gt=1, description="memory of the GPU that a stage may take; torch's allocator gets 1 GiB less"
     )
 
@@ -262,10 +266,9 @@ class Config(Settings):
             )
         if isinstance(select, ScopedSelection) and select.scope == "head":
             raise ValueError(f"{where}.scope is head, and KV is compared token by token; set scope: example")
-        if isinstance(select, RkvSelection | RkvWindowSelection):
-            wanted = select.model_dump(exclude={"budget", "lam"})
-            if self.kv.signals.importance is None or self.kv.signals.importance.model_dump() != wanted:
-                raise ValueError(f"{where} needs the scores that kv.signals.importance: {wanted} stores")
+        if isinstance(select, RkvSelection | RkvWindowSelection) and self.kv.signals.importance != select.scores:
+            wanted = select.scores.model_dump()
+            raise ValueError(f"{where} needs the scores that kv.signals.importance: {wanted} stores")
 
     def _check_signals(self, name: str, arm: Arm) -> None:
         """As for selections: what a loss reads has to be in the store."""

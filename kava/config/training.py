@@ -1,10 +1,10 @@
 """Settings of the two training phases, with every default."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kava.config.base import Positive, Rate, Settings
+from kava.config.base import How, Positive, Rate, Settings
 
 
 class Optimization(Settings):
@@ -20,8 +20,8 @@ class Optimization(Settings):
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="autocast dtype; weights are fp32")
     log_every: Positive = 10
-    save_every: Positive = Field(200, description="steps between checkpoints")
-    keep_checkpoints: Positive = 2
+    save_every: Annotated[Positive, How] = Field(200, description="steps between checkpoints")
+    keep_checkpoints: Annotated[Positive, How] = 2
     num_processes: Positive = Field(
         1, description="processes that share each step (DDP), a GPU each; accumulation is a multiple of it"
     )
@@ -51,11 +51,11 @@ class Distill(Optimization):
     """Student and projector learn together."""
 
     student_lr: Rate = Field(5e-5, description="recommended 1e-5 to 1e-4")
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: Annotated[bool, How] = Field(
         False,
         description="compute the student's layers once more in backward: less memory and the same result, for one more "
         "forward; may be changed between runs, since nothing depends on it",
     )
-    compile_layers: bool = Field(
+    compile_layers: Annotated[bool, How] = Field(
         False, description="compile the student's layers (torch.compile): a minute at the start, quicker steps on a GPU"
     )

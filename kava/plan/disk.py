@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kava.config.jobs import Jobs
+from kava.config.kv import TransformCodec
 from kava.files import nearest_folder, read_json
 from kava.models.capture import geometry
 from kava.plan.example import ANSWER_TOKENS
@@ -48,13 +49,15 @@ def store_bytes(plan: Jobs, count: TokenCount) -> int:
     """Bytes of the store before entropy coding, which takes a few per cent more off it; an upper bound for budgets."""
     config = plan.config
     teacher = read_geometry(config.teacher.model_dump())
-    kv, shape = config.kv.model_dump(), geometry(teacher)
-    contents = Contents(kv, shape, teacher.hidden_size)
+    shape = geometry(teacher)
+    contents = Contents(config.kv, shape, teacher.hidden_size)
     tokens = min(count.tokens, contents.selector.rows(count.tokens // max(1, count.examples)) * count.examples)
     rows = {"token": tokens, "answer": ANSWER_TOKENS * count.examples, "example": count.examples}
     if contents.codec.calibration_tokens:
         arrays = {name: spec for name, spec in contents.arrays.items() if name.startswith("signals/")}
-        coded = TRANSFORM_RATIO if kv["codec"]["target_ratio"] is None else kv["codec"]["target_ratio"]
+        codec = config.kv.codec
+        target = codec.target_ratio if isinstance(codec, TransformCodec) else None
+        coded = TRANSFORM_RATIO if target is None else target
         fixed = coded * 2 * 2 * shape.channels * tokens
     else:
         arrays, fixed = contents.arrays, 0.0

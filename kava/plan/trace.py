@@ -104,7 +104,7 @@ def training_model(
     """
     projector = None
     if arm.aligner:
-        projector = Projector(arm.aligner.model_dump(), teacher.geometry, geometry(student.config), arm.loss.center)
+        projector = Projector(arm.aligner, teacher.geometry, geometry(student.config), arm.loss.center)
     model = DistillationModel(student, projector, arm, stage == "distill", teacher.keys, teacher.width).train()
     if not settings["learns"]:
         model.requires_grad_(False)

@@ -13,7 +13,7 @@ from kava.report.fairness import check_evaluations, check_training
 from kava.report.fidelity import Fidelity, read_fidelity
 from kava.report.finished import questions_apart, read_evaluation, read_json, read_run
 from kava.report.inputs import ReportInputs
-from kava.report.notices import inert_runs, lost_numbers, merged, run_notices, token_warnings
+from kava.report.notices import inert_runs, lost_numbers, merged, metrics_warnings, run_notices, token_warnings
 from kava.report.overlap import check_overlap
 from kava.report.results import ArmRow, CostRow, MeanCost, ReferenceRow, arm_row, cost_row, mean_cost, reference_row
 from kava.report.samples import Samples, pick_samples
@@ -198,7 +198,7 @@ def build_report(inputs: ReportInputs) -> Report:
         samples=pick_samples(runs, metrics),
         curves=logged,
         inert=inert_arms,
-        warnings=warnings + lost_numbers(lost),
+        warnings=warnings + metrics_warnings(runs) + lost_numbers(lost),
         **shown,
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.errors import UserError
+from kava.files import sha256_file
 from kava.grades import Grade, collapsed, grade
 from kava.report.clean import Row, clean_text, jsonable
 from kava.report.inputs import RunFiles
@@ -121,7 +122,8 @@ class Logged:
 class Training:
     """One pretrain or distill stage; what its manifest does not record is None.
 
-    `cka` is that of the base student's layers with the teacher's, `keys` and `values`, `[L_s][L_t]`; `files` are the
+    `metrics` is the digest of the code that measured `alignment`. `cka` is that of the base student's layers with the
+    teacher's, `keys` and `values`, `[L_s][L_t]`; `files` are the
     hashes of the trained model's.
     """
 
@@ -131,6 +133,7 @@ class Training:
     initial_student_sha256: str | None = None
     projector_parameters: int | None = None
     alignment: Alignment | None = None
+    metrics: str | None = None
     warnings: Sequence[str] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     cka: Mapping[str, list[list[float | None]]] | None = None
@@ -239,12 +242,22 @@ def read_alignment(recorded: Mapping[str, Any] | None) -> Alignment | None:
 
 
 def read_training(directory: Path, lost: list[str]) -> Training:
-    """Read `manifest.json`, `cost.json` and `metrics.jsonl` of a training stage."""
+    """Read `manifest.json`, `cost.json` and `metrics.jsonl` of a training stage.
+
+    What `kava measure` wrote of this very student, in `alignment.json`, replaces what training measured.
+    """
     manifest, cost = read_json(directory / "manifest.json", lost), _read_cost(directory, lost)
+    anew = directory / "alignment.json"
+    if anew.is_file() and (later := read_json(anew, lost))["student"] == sha256_file(directory / "manifest.json"):
+        former = manifest.get("measured", {}).get("warnings", [])
+        kept = [sentence for sentence in manifest["warnings"] if sentence not in former]
+        manifest |= {name: later[name] for name in ("alignment", "measured")}
+        manifest["warnings"] = kept + later["measured"]["warnings"]
     plain = ("optimizer_steps", "train_tokens", "data_order_sha256", "initial_student_sha256", "projector_parameters")
     return Training(
         **{name: manifest.get(name) for name in plain},
         alignment=read_alignment(manifest.get("alignment")),
+        metrics=manifest.get("measured", {}).get("metrics"),
         warnings=manifest.get("warnings") or (),
         files=manifest.get("files") or {},
         cka=manifest.get("cka") or None,

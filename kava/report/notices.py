@@ -63,6 +63,22 @@ def token_warnings(tokens: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def metrics_warnings(runs: Runs) -> list[str]:
+    """What to say where alignment was not measured by the same metrics in all runs."""
+    measured: dict[str, list[str]] = {}
+    for arm, seeds in runs.items():
+        for run in seeds.values():
+            if run.distill.metrics:
+                measured.setdefault(run.distill.metrics, []).append(arm)
+    if len(measured) < 2:
+        return []
+    groups = [listed(list(dict.fromkeys(arms))) for arms in measured.values()]
+    return [
+        f"Alignment was measured by other metrics in {' than in '.join(groups)}: these figures are not comparable; "
+        "run `kava measure` for the older ones."
+    ]
+
+
 def inert_runs(runs: Runs, configs: Mapping[str, Mapping[str, Any]], controls: Sequence[str]) -> list[Notice]:
     """The runs whose KV loss did nothing: KV that does not follow the teacher's, and the control's cross entropy.
 

@@ -5,6 +5,7 @@ To add one: its settings in `kava/config/kv.py` (a `kind`), one file here, and i
 
 from typing import Any
 
+from kava.config.kv import Selection
 from kava.select.base import Selector
 from kava.select.full import Full
 from kava.select.random import Random
@@ -13,12 +14,11 @@ from kava.select.rkv import Rkv
 from kava.select.rkv_window import RkvWindow
 from kava.select.uniform import Uniform
 
-SELECTORS: tuple[type[Selector], ...] = (Full, RightCrop, Rkv, RkvWindow, Uniform, Random)
+SELECTORS: tuple[type[Selector[Any]], ...] = (Full, RightCrop, Rkv, RkvWindow, Uniform, Random)
 
 __all__ = ["SELECTORS", "Selector", "make_selector"]
 
 
-def make_selector(settings: dict[str, Any]) -> Selector:
-    """Selector for the settings `{kind: …}` of the configuration."""
-    options = {name: value for name, value in settings.items() if name != "kind"}
-    return {selector.kind: selector for selector in SELECTORS}[settings["kind"]](**options)
+def make_selector(settings: Selection) -> Selector[Any]:
+    """Selector of its settings."""
+    return {selector.kind: selector for selector in SELECTORS}[settings.kind](settings)

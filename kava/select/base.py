@@ -1,26 +1,30 @@
 """What every selector can do."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from kava.data.tokens import Segment
+from kava.config.kv import BudgetSelection, ScopedSelection, Selection
 from kava.kv import Geometry
-from kava.select.scores import BatchRow, Scope, ScoreCollector, Scores
+from kava.select.scores import Pool, Scope, Scores, candidates_of
 
-Pool = Literal["reasoning", "all"]
+S = TypeVar("S", bound=Selection)
 
 
-class Selector(ABC):
+class Selector(ABC, Generic[S]):
     """Chooses the tokens whose KV is kept.
 
     Parameters
     ----------
+    settings
+        Of its kind.
+
+    Attributes
+    ----------
     budget
         Tokens kept at most; None for no limit.
-    candidates
+    pool
         Which tokens may be kept: those of the reasoning (KaVa's own form), or all.
     scope
         `example`: one set of positions for all layers and heads; `head`: a set for each layer and KV head.
@@ -29,29 +33,19 @@ class Selector(ABC):
     kind: ClassVar[str]
     needs_scores: ClassVar[bool] = False
 
-    def __init__(self, budget: int | None, candidates: Pool = "reasoning", scope: Scope = "example") -> None:
-        self.budget = budget
-        self.scope = scope
-        self.pool = candidates
-
-    @property
-    def score_settings(self) -> dict[str, Any]:
-        """What its scores depend on, as `kv.signals.importance` says it; empty without scores."""
-        return {}
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
+        self.budget = settings.budget if isinstance(settings, BudgetSelection) else None
+        self.pool: Pool = settings.candidates if isinstance(settings, BudgetSelection) else "all"
+        self.scope: Scope = settings.scope if isinstance(settings, ScopedSelection) else "example"
 
     def candidates(self, segments: np.ndarray) -> np.ndarray:
         """Positions that may be kept, sorted int32 `[n]`, from the `Segment` of every real token `[T]`."""
-        allowed = segments == Segment.REASONING if self.pool == "reasoning" else np.ones(len(segments), bool)
-        return np.flatnonzero(allowed).astype(np.int32)
+        return candidates_of(self.pool, segments)
 
     def rows(self, candidates: int) -> int:
         """Number of tokens kept of so many candidates; known before the teacher runs."""
         return candidates if self.budget is None else min(candidates, self.budget)
-
-    def collector(self, rows: Sequence[BatchRow]) -> ScoreCollector:
-        """Observer that scores the candidates of a batch; only where scores are needed."""
-        options = {name: value for name, value in self.score_settings.items() if name != "candidates"}
-        return ScoreCollector(rows=rows, **options)
 
     def select(self, candidates: np.ndarray, scores: Scores | None, example: int, geometry: Geometry) -> np.ndarray:
         """Positions that are kept.

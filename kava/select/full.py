@@ -2,18 +2,16 @@
 
 import numpy as np
 
+from kava.config.kv import FullSelection
 from kava.kv import Geometry
 from kava.select.base import Selector
 from kava.select.scores import Scores
 
 
-class Full(Selector):
+class Full(Selector[FullSelection]):
     """Keeps prompt, reasoning and answer whole."""
 
     kind = "full"
-
-    def __init__(self) -> None:
-        super().__init__(budget=None, candidates="all")
 
     def choose(self, candidates: int, scores: Scores | None, example: int, geometry: Geometry) -> np.ndarray:  # noqa: ARG002
         return np.arange(candidates)

@@ -6,14 +6,19 @@ Shape suffixes: B batch, L layers, H KV heads, G query heads per KV head, T toke
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kava.config.kv import Importance, RkvWindowImportance
+from kava.data.tokens import Segment
+
 Scope = Literal["example", "head"]
+Pool = Literal["reasoning", "all"]
+Terms = Callable[[Tensor, Tensor, float, "BatchRow"], tuple[Tensor, Tensor]]
 
 
 class Scores(NamedTuple):
@@ -52,6 +57,18 @@ class BatchRow:
     length: int
     candidates: Tensor
     answers: Tensor
+
+    @classmethod
+    def of(cls, segments: np.ndarray, pool: Pool) -> "BatchRow":
+        """From the `Segment` of every token `[T]`."""
+        answers = torch.from_numpy(np.flatnonzero(segments == Segment.ANSWER))
+        return cls(len(segments), torch.from_numpy(candidates_of(pool, segments)).long(), answers)
+
+
+def candidates_of(pool: Pool, segments: np.ndarray) -> np.ndarray:
+    """Positions of the reasoning's tokens or of all, sorted int32 `[n]`, from the `Segment` of every token `[T]`."""
+    allowed = segments == Segment.REASONING if pool == "reasoning" else np.ones(len(segments), bool)
+    return np.flatnonzero(allowed).astype(np.int32)
 
 
 def rkv_terms(query_ATD: Tensor, key_HTD: Tensor, scaling: float, row: BatchRow) -> tuple[Tensor, Tensor]:
@@ -147,9 +164,6 @@ def rkv_window_terms(
     return importance, -similarity.mean(1).softmax(-1)
 
 
-TERMS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"rkv": rkv_terms, "rkv_window": rkv_window_terms}
-
-
 class ScoreCollector:
     """Scores the candidates of a batch while the teacher reads it; passed to `observed_attention`.
 
@@ -158,19 +172,20 @@ class ScoreCollector:
 
     Parameters
     ----------
-    kind
-        `rkv` or `rkv_window`.
-    scope
-        `example`: the mean over layers and KV heads; `head`: a score for each.
+    settings
+        Kind of the scores; with scope `example` they are means over layers and KV heads, with `head` there is one for
+        each.
     rows
         One for each row of the batch.
-    options
-        Settings of the kind: none, or `window`, `kernel` and `threshold`.
     """
 
-    def __init__(self, kind: str, scope: Scope, rows: Sequence[BatchRow], **options: Any) -> None:
-        self._terms = partial(TERMS[kind], **options)
-        self._scope = scope
+    def __init__(self, settings: Importance, rows: Sequence[BatchRow]) -> None:
+        self._terms: Terms = rkv_terms
+        if isinstance(settings, RkvWindowImportance):
+            self._terms = partial(
+                rkv_window_terms, window=settings.window, kernel=settings.kernel, threshold=settings.threshold
+            )
+        self._scope = settings.scope
         self._rows = rows
         self._collected: list[list[Tensor]] = [[] for _ in rows]
         self._layers = 0

@@ -2,18 +2,16 @@
 
 import numpy as np
 
+from kava.config.kv import UniformSelection
 from kava.kv import Geometry
-from kava.select.base import Pool, Selector
+from kava.select.base import Selector
 from kava.select.scores import Scores
 
 
-class Uniform(Selector):
+class Uniform(Selector[UniformSelection]):
     """Keeps the candidates nearest to i·(n−1)/(M−1), so both ends; the middle one where only one is kept."""
 
     kind = "uniform"
-
-    def __init__(self, budget: int, candidates: Pool = "reasoning") -> None:
-        super().__init__(budget, candidates)
 
     def choose(self, candidates: int, scores: Scores | None, example: int, geometry: Geometry) -> np.ndarray:  # noqa: ARG002
         kept = self.rows(candidates)

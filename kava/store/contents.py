@@ -1,14 +1,12 @@
-"""What a store holds, as told by its key: codec, selection, signals, and the arrays that follow from them."""
-
-import sys
-from typing import Any
+"""What a store holds, as its settings say: codec, selection, signals, and the arrays that follow from them."""
 
 import numpy as np
 
+from kava.config.kv import Importance, KvStore, RkvSelection, RkvWindowSelection
 from kava.data.tokens import Segment
 from kava.errors import UserError
 from kava.kv import Geometry
-from kava.select import Selector, make_selector
+from kava.select import make_selector
 from kava.store.array_spec import ArraySpec
 from kava.store.codecs import make_codec
 from kava.store.layout import AXIS_CHUNKS, Packing, Rows
@@ -21,20 +19,19 @@ class Contents:
 
     Parameters
     ----------
-    key
-        The store's key: `codec`, `select`, `signals`, `shard_tokens` and what else its bytes depend on.
+    settings
+        Of the store, or its whole key.
     geometry
         Of the teacher's KV.
     hidden_width
         Width of the teacher's hidden states.
     """
 
-    def __init__(self, key: dict[str, Any], geometry: Geometry, hidden_width: int) -> None:
-        self.key, self.geometry, self.hidden_width = key, geometry, hidden_width
-        self.codec = make_codec(key["codec"], geometry)
-        self.selector = make_selector(key["select"])
-        self.signals: dict[str, Any] = key["signals"]
-        self.scorer = self._scorer()
+    def __init__(self, settings: KvStore, geometry: Geometry, hidden_width: int) -> None:
+        self.settings, self.geometry, self.hidden_width = settings, geometry, hidden_width
+        self.codec = make_codec(settings.codec, geometry)
+        self.selector = make_selector(settings.select)
+        self.signals = settings.signals
         whole_rows = self.selector.scope == "example" or not self.codec.mixes_heads
         assert whole_rows, f"codec {self.codec.kind} cannot code rows that mix tokens"
 
@@ -49,25 +46,24 @@ class Contents:
         arrays["token/segment"] = ArraySpec("int8", row, names, -1)
         if self.selector.kind != "full":
             arrays["token/position"] = ArraySpec("int32", row, names, -1)
-        if self.scorer:
-            row, names = per_head if self.scorer.scope == "head" else ((), ())
+        if self.scores:
+            row, names = per_head if self.scores.scope == "head" else ((), ())
             arrays["signals/importance"] = ArraySpec("float32", row, names, NAN)
             arrays["signals/redundancy"] = ArraySpec("float32", row, names, NAN)
-        if self.signals["hidden_states"]:
+        if self.signals.hidden_states:
             # bfloat16 bits, as in the codec of that name: fp16 would overflow on massive activations.
             shape = (layers + 1, self.hidden_width)
             arrays["signals/hidden"] = ArraySpec("int16", shape, ("layer", "width"), 0x7FC0, axis="example")
-        if top := self.signals["topk_logits"]:
+        if top := self.signals.topk_logits:
             arrays["signals/topk_ids"] = ArraySpec("int32", (top,), ("rank",), -1, axis="answer")
             arrays["signals/topk_logprobs"] = ArraySpec("float16", (top,), ("rank",), NAN, axis="answer")
         return arrays
 
-    def _scorer(self) -> Selector | None:
-        """Selector whose scores are stored: the store's own, or that of the signal; its budget then is of no matter."""
-        if self.selector.needs_scores:
-            return self.selector
-        importance = self.signals["importance"]
-        return make_selector(importance | {"budget": sys.maxsize}) if importance else None
+    @property
+    def scores(self) -> Importance | None:
+        """Which scores of tokens are stored: those that the store's own selection goes by, or those of the signal."""
+        select = self.settings.select
+        return select.scores if isinstance(select, RkvSelection | RkvWindowSelection) else self.signals.importance
 
     def pack(self, segments: list[np.ndarray], split: str) -> tuple[Packing, dict[str, Rows]]:
         """Packing of a split, and the rows of every axis in use, from the segment of every token of every example."""
@@ -77,11 +73,11 @@ class Contents:
                 f"{split} example {lengths.index(0)} has no token that kv.select {self.selector.kind} may keep; set "
                 "kv.select.candidates: all"
             )
-        packing = Packing.pack(lengths, self.key["shard_tokens"])
+        packing = Packing.pack(lengths, self.settings.shard_tokens)
         axes = {"token": packing.tokens}
-        if self.signals["topk_logits"]:
+        if self.signals.topk_logits:
             answers = [int((of_example == Segment.ANSWER).sum()) for of_example in segments]
             axes["answer"] = packing.axis(answers, AXIS_CHUNKS["answer"])
-        if self.signals["hidden_states"]:
+        if self.signals.hidden_states:
             axes["example"] = packing.axis([1] * len(segments), AXIS_CHUNKS["example"])
         return packing, axes

@@ -7,17 +7,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import zarr
+from pydantic import ValidationError
 from torch import Tensor
 
+from kava.config.kv import KvStore, RkvSelection, RkvWindowSelection, Selection
 from kava.errors import UserError
 from kava.kv import TENSORS, Geometry, KeysValues
-from kava.select import make_selector
+from kava.select import Selector, make_selector
 from kava.select.scores import Scores
 from kava.store.array_spec import TOKENS_PER_GROUP, ArraySpec, Axis
 from kava.store.codecs import TokenInfo
 from kava.store.contents import Contents
 from kava.store.integrity import MEND, Integrity, read_manifest
 from kava.store.layout import STATISTICS, open_group, shard_file, shard_name
+from kava.text import first_line
 
 # Encoded splits up to this size are read once and kept; a GSM8K store of the reference pair is not.
 IN_MEMORY_BYTES = 2 << 30
@@ -40,7 +43,7 @@ class StoreReader:
     device
         Where to decode, and where what is read lies.
     select
-        Settings of a selection that is made on reading; only for a store that keeps every token.
+        A selection that is made on reading; only for a store that keeps every token.
 
     Attributes
     ----------
@@ -55,15 +58,13 @@ class StoreReader:
         The store is damaged or is not the one that its folder names, or the selection cannot be made from it.
     """
 
-    def __init__(
-        self, manifest: Path, device: torch.device | str = "cpu", select: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, manifest: Path, device: torch.device | str = "cpu", select: Selection | None = None) -> None:
         self.manifest = read_manifest(manifest)
         self.device = torch.device(device)
         self.geometry = Geometry(**self.manifest["geometry"])
-        self.contents = Contents(self.manifest["spec"], self.geometry, self.manifest["hidden_width"])
+        self.contents = Contents(_settings(self.manifest), self.geometry, self.manifest["hidden_width"])
         self.codec = self.contents.codec
-        self.keys_form: str = self.manifest["spec"]["keys"]
+        self.keys_form = self.contents.settings.keys
         self._integrity = Integrity(manifest.parent, self.manifest)
         self._integrity.check_files()
         self._root = open_group(manifest.parent / "store.zarr", "r")
@@ -156,21 +157,20 @@ class StoreReader:
             raise UserError(f"rows {start} to {start + tokens} of {stored.name} were never written; {MEND}")
         return TokenInfo(*(read[name].to(self.device, non_blocking=True) for name in TokenInfo._fields))
 
-    def _selector_on_reading(self, settings: dict[str, Any]) -> Any:
-        selector, stored = make_selector(settings), self.contents
-        if stored.selector.kind != "full":
+    def _selector_on_reading(self, settings: Selection) -> Selector[Any]:
+        stored = self.contents.settings
+        if stored.select.kind != "full":
             raise UserError(
-                f"the store keeps what select {stored.selector.kind} chose; a selection on reading needs a store with "
+                f"the store keeps what select {stored.select.kind} chose; a selection on reading needs a store with "
                 "kv.select: full"
             )
-        if selector.needs_scores:
-            wanted = selector.score_settings
-            if stored.signals["importance"] != wanted:
-                raise UserError(
-                    f"select {selector.kind} on reading needs kv.signals.importance: {wanted}; the store has "
-                    f"{stored.signals['importance']}"
-                )
-        return selector
+        if isinstance(settings, RkvSelection | RkvWindowSelection) and stored.signals.importance != settings.scores:
+            has = stored.signals.importance and stored.signals.importance.model_dump()
+            raise UserError(
+                f"select {settings.kind} on reading needs kv.signals.importance: {settings.scores.model_dump()}; the "
+                f"store has {has}"
+            )
+        return make_selector(settings)
 
     def _positions(self, info: TokenInfo, split: str, example: int) -> Tensor:
         """What the selection on reading chooses."""
@@ -181,6 +181,15 @@ class StoreReader:
             scores = Scores(*(term.cpu()[torch.from_numpy(candidates)] for term in self.scores(split, example)))
         positions = self.selector.select(candidates, scores, example, self.geometry)
         return torch.from_numpy(positions).long().to(self.device)
+
+
+def _settings(manifest: dict[str, Any]) -> KvStore:
+    """Of what a manifest's key holds, the settings of the store."""
+    key = manifest["spec"]
+    try:
+        return KvStore.model_validate({name: key[name] for name in KvStore.model_fields if name in key})
+    except ValidationError as error:
+        raise UserError(f"the store is of another version of KAVA ({first_line(error)}); run extract again") from None
 
 
 def keep(whole: StoredExample, positions: Tensor) -> StoredExample:

@@ -67,7 +67,7 @@ class StoreWriter:
     ) -> None:
         self.folder, self.contents, self.device = folder, contents, torch.device(device)
         self.codec, self.geometry = contents.codec, contents.geometry
-        self.key_name = sha256_json(contents.key)[:16]
+        self.key_name = sha256_json(contents.settings.model_dump())[:16]
         self.packings: dict[str, Packing] = {}
         self.axes: dict[str, dict[str, Rows]] = {}
         for split, of_split in segments.items():
@@ -184,7 +184,7 @@ class StoreWriter:
             manifest = facts | {
                 "stage": "extract",
                 "name": self.folder.name.rsplit("-", 1)[0],
-                "codec": {**self.contents.key["codec"], "bits_per_value": self.codec.bits_per_value},
+                "codec": {**self.codec.settings.model_dump(), "bits_per_value": self.codec.bits_per_value},
                 "bytes": size,
                 "raw_bf16_bytes": raw,
                 "ratio": size / raw,
@@ -220,7 +220,7 @@ class StoreWriter:
         """What is known of the store before its first shard."""
         return {
             "key": self.key_name,
-            "spec": self.contents.key,
+            "spec": self.contents.settings.model_dump(),
             "geometry": self.geometry.to_dict(),
             "hidden_width": self.contents.hidden_width,
             "examples": {split: len(packing.shard) for split, packing in self.packings.items()},

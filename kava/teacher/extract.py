@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kava.config.jobs import Job, Runtime
+from kava.config.specs import StoreKey
 from kava.data.fit import embedding_rows, no_tokens, require_fit, require_more_tokens
 from kava.data.positions import check_positions
 from kava.data.tokens import TokenSet
@@ -58,7 +59,7 @@ def run(
     require_fit("teacher", runtime.teacher["model"], model_config, tokens.reach)
     top = job.spec["key"]["signals"]["topk_logits"]
     left_out = _no_tokens(load_tokenizer(runtime.teacher), model_config, top) if top else None
-    contents = Contents(job.spec["key"], geometry(model_config), model_config.hidden_size)
+    contents = Contents(StoreKey.model_validate(job.spec["key"]), geometry(model_config), model_config.hidden_size)
     splits = ("train", "validation")
     segments = {split: tokens.segments[split] for split in splits}
     writer = StoreWriter(folder, contents, segments, device)

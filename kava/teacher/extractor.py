@@ -12,7 +12,7 @@ from torch import Tensor
 from kava.data.tokens import Segment
 from kava.kv import KeysValues, pad_ids
 from kava.models.capture import capture, capture_with_hidden, observed_attention
-from kava.select.scores import BatchRow, Scores
+from kava.select.scores import BatchRow, ScoreCollector, Scores, candidates_of
 from kava.store.codecs import Calibration, TokenInfo
 from kava.store.contents import Contents
 from kava.store.layout import Packing, Rows
@@ -93,18 +93,18 @@ class Extractor:
         return Calibration(kv, info, torch.from_numpy(ids).long(), self._first_layer(ids), total, other_bytes)
 
     def _batches(self, split: str, examples: Iterable[int]) -> list[list[int]]:
-        return batches(examples, [len(ids) for ids in self.input_ids[split]], self.contents.key["batch_tokens"])
+        return batches(examples, [len(ids) for ids in self.input_ids[split]], self.contents.settings.batch_tokens)
 
     def _first_layer(self, ids: np.ndarray) -> KeysValues:
         """KV of the first layer for every id, `[U, 1, H, D]`, as if it depended on nothing else."""
         sequences = [ids[first : first + IDS_PER_SEQUENCE] for first in range(0, len(ids), IDS_PER_SEQUENCE)]
         parts = []
-        per_batch = max(1, self.contents.key["batch_tokens"] // IDS_PER_SEQUENCE)
+        per_batch = max(1, self.contents.settings.batch_tokens // IDS_PER_SEQUENCE)
         for first in range(0, len(sequences), per_batch):
             batch = sequences[first : first + per_batch]
             padded, mask = pad_ids(batch)
             device = self.teacher.device
-            captured, _ = capture(self.teacher, padded.to(device), mask.to(device), self.contents.key["keys"])
+            captured, _ = capture(self.teacher, padded.to(device), mask.to(device), self.contents.settings.keys)
             for row, sequence in enumerate(batch):
                 parts.append([x[row, :1, :, : len(sequence)].permute(2, 0, 1, 3).cpu() for x in captured])
         return KeysValues(*(torch.cat(of_tensor) for of_tensor in zip(*parts, strict=True)))
@@ -114,12 +114,13 @@ class Extractor:
         contents, ids = self.contents, [self.input_ids[split][example] for example in batch]
         segments = [self.segments[split][example] for example in batch]
         padded, mask = pad_ids(ids)
-        scorer = contents.scorer
-        collector = scorer.collector([_batch_row(scorer, of_example) for of_example in segments]) if scorer else None
+        collector = None
+        if scored := contents.scores:
+            collector = ScoreCollector(scored, [BatchRow.of(of_example, scored.candidates) for of_example in segments])
         device = self.teacher.device
-        run = capture_with_hidden if contents.signals["hidden_states"] else capture
+        run = capture_with_hidden if contents.signals.hidden_states else capture
         with observed_attention(self.teacher, collector) if collector else nullcontext():
-            captured, hidden = run(self.teacher, padded.to(device), mask.to(device), contents.key["keys"])
+            captured, hidden = run(self.teacher, padded.to(device), mask.to(device), contents.settings.keys)
         scores = collector.result() if collector else [None] * len(batch)
         on_cpu = KeysValues(*(tensor.permute(0, 3, 1, 2, 4).cpu() for tensor in captured))  # [B, T, L, H, D]
         found = []
@@ -136,18 +137,18 @@ class Extractor:
         self, whole: StoredExample, scores: Scores | None, example: int
     ) -> tuple[StoredExample, dict[str, Tensor]]:
         """The selected tokens of an example, and the scores of those."""
-        selector, scorer = self.contents.selector, self.contents.scorer
+        selector, scored = self.contents.selector, self.contents.scores
         segments = whole.info.segment.numpy()
         stored = whole
         if selector.kind != "full":
             positions = selector.select(selector.candidates(segments), scores, example, self.contents.geometry)
             stored = keep(whole, torch.from_numpy(positions).long())
-        if scorer is None or scores is None:
+        if scored is None or scores is None:
             return stored, {}
         signals = {}
         for name, term in scores._asdict().items():
             of_tokens = term.new_full((len(segments), *term.shape[1:]), float("nan"))
-            of_tokens[torch.from_numpy(scorer.candidates(segments)).long()] = term
+            of_tokens[torch.from_numpy(candidates_of(scored.candidates, segments)).long()] = term
             signals[f"signals/{name}"] = take(of_tokens, stored.info.position)
         return stored, signals
 
@@ -155,11 +156,11 @@ class Extractor:
         """Hidden states before the answer, and the top log-probabilities of its tokens."""
         signals: dict[str, Tensor] = {}
         answers = np.flatnonzero(segments == Segment.ANSWER)
-        if self.contents.signals["hidden_states"]:
+        if self.contents.signals.hidden_states:
             states = torch.stack([layer[row, answers[0] - 1] for layer in hidden])
             signals["signals/hidden"] = states.bfloat16().cpu().view(torch.int16)[None]
             hidden = hidden[-1]
-        if top := self.contents.signals["topk_logits"]:
+        if top := self.contents.signals.topk_logits:
             logits = self.teacher.get_output_embeddings()(hidden[row, answers - 1])  # the token before predicts it
             logits = logits.float()
             if self.no_tokens is not None:
@@ -206,12 +207,6 @@ def overhead(contents: Contents, packing: Packing, sample: TokenInfo) -> int:
         + records
         + files * METADATA_BYTES
     )
-
-
-def _batch_row(scorer: Any, segments: np.ndarray) -> BatchRow:
-    answers = np.flatnonzero(segments == Segment.ANSWER)
-    candidates = scorer.candidates(segments)
-    return BatchRow(len(segments), torch.from_numpy(candidates).long(), torch.from_numpy(answers))
 
 
 def _join(kept: list[StoredExample]) -> tuple[KeysValues, TokenInfo]:

@@ -11,6 +11,7 @@ import torch
 
 from kava.align.projector import Projector
 from kava.config.arms import Arm
+from kava.config.code import metrics_digest
 from kava.config.jobs import Job, Runtime
 from kava.config.schema import Lora
 from kava.config.training import Distill, Pretrain
@@ -19,10 +20,10 @@ from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.device import use_device
 from kava.errors import UserError
 from kava.files import sha256_file, sha256_json
-from kava.inert import inert_sentence, is_inert
+from kava.inert import inert_sentence, is_inert, warnings_for
 from kava.kv import TENSORS
 from kava.losses import signals_read
-from kava.metrics import alignment_metrics, warnings_for
+from kava.metrics import alignment_metrics
 from kava.models.capture import geometry
 from kava.models.load import load_model_config, load_student, load_tokenizer
 from kava.store.reader import StoreReader
@@ -78,8 +79,7 @@ def run_phase(
             "choose a student with the teacher's tokenizer"
         )
     left_out = _rows_left_out(runtime, tokens, tokenizer, arm)
-    select = arm.select.model_dump() if arm.select else None
-    store = StoreReader(inputs["store"], device, select) if "store" in inputs else None
+    store = StoreReader(inputs["store"], device, arm.select) if "store" in inputs else None
     if store:
         log.info("teacher KV from %s", inputs["store"].parent)
     trained = stage == "distill"
@@ -110,10 +110,8 @@ def run_phase(
     alignment, warnings = None, facts.pop("warnings")
     if projector is not None:
         alignment = measure_alignment(model, measured["train"], measured["validation"], settings.batch_size)
-        warnings = warnings + judge(alignment)
-        if trained and is_inert(spec["arm"], alignment):
-            warnings.append(inert_sentence(spec["arm"], alignment))
-            log.warning("warning: %s", warnings[-1])
+        said = judge(alignment, spec["arm"] if trained else None)
+        facts["measured"], warnings = {"metrics": metrics_digest(), "warnings": said}, warnings + said
         facts["cka"] = dict(zip(TENSORS, projector.cka.tolist(), strict=True))
     manifest = {
         "stage": stage,
@@ -171,10 +169,15 @@ def _rows_left_out(runtime: Runtime, tokens: TokenSet, tokenizer: Any, arm: Arm)
     return None if left_out is None else torch.from_numpy(left_out)
 
 
-def judge(alignment: dict[str, Any]) -> list[str]:
-    """Log alignment metrics, and the sentences on what is wrong with them, which are returned."""
+def judge(alignment: dict[str, Any], arm: dict[str, Any] | None) -> list[str]:
+    """Log alignment metrics, and the sentences on what is wrong with them, which are returned.
+
+    `arm` is that of a distilled student, whose KV loss may have done nothing.
+    """
     log.info(" ".join(f"{name}={_shown(alignment[name])}" for name in alignment if name != "per_head"))
     found = warnings_for(alignment)
+    if arm and is_inert(arm, alignment):
+        found.append(inert_sentence(arm, alignment))
     for sentence in found:
         log.warning("warning: %s", sentence)
     return found
@@ -192,6 +195,7 @@ def _projector(
     assert store is not None, "an arm with an aligner reads a store"
     if stage == "distill":
         return Projector.load(inputs["projector"].parent)
-    projector = Projector(arm.aligner.model_dump(), store.geometry, geometry(student.config), arm.loss.center)
+    assert arm.aligner is not None
+    projector = Projector(arm.aligner, store.geometry, geometry(student.config), arm.loss.center)
     projector.set_teacher_statistics(store.mean, store.std)
     return projector

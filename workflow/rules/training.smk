@@ -45,3 +45,26 @@ rule distill:
     shell:
         "python -m kava.stages.distill --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
         " > {log:q} 2>&1"
+
+
+# Only where the metrics have changed since a finished student was measured: then the report asks for it.
+rule measure:
+    input:
+        unpack(arm_inputs("measure")),
+    output:
+        alignment=RUN / "student" / "alignment.json",
+    log:
+        RUN / "student" / "measure.log",
+    benchmark:
+        RUN / "student" / "measure.benchmark.jsonl"
+    resources:
+        gpu=1,
+        mem_mb=memory(MODEL_MB),
+        runtime=60,
+        cpus_per_task=CPUS_PER_MODEL,
+    params:
+        spec=arm_params("measure"),
+        inputs=input_options,
+    shell:
+        "python -m kava.stages.measure --spec {params.spec:q} {params.inputs} --output {output.alignment:q}"
+        " > {log:q} 2>&1"

@@ -1,18 +1,20 @@
 """What every codec states about itself."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kava.config.kv import Codec as CodecSettings
 from kava.errors import UserError
 from kava.kv import Geometry, KeysValues
 from kava.store.array_spec import TOKENS_PER_GROUP, ArraySpec
 
 SMALLEST_HALF = 2.0**-24  # subnormal
 HEAD_DIMENSIONS = ("layer", "kv_head", "head_dim")
+S = TypeVar("S", bound=CodecSettings)
 
 
 class TokenInfo(NamedTuple):
@@ -49,11 +51,13 @@ class Calibration(NamedTuple):
     other_bytes: int = 0
 
 
-class Codec(ABC):
+class Codec(ABC, Generic[S]):
     """Lossless or lossy map between KV and named arrays that any Zarr reader opens.
 
     Parameters
     ----------
+    settings
+        Of its kind.
     geometry
         Shape of the KV per token.
 
@@ -72,8 +76,8 @@ class Codec(ABC):
     calibration_tokens: int = 0
     arrays: dict[str, ArraySpec]
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
+    def __init__(self, settings: S, geometry: Geometry) -> None:
+        self.settings, self.geometry = settings, geometry
         self.head_row = (geometry.layers, geometry.kv_heads, geometry.head_dim)
 
     @abstractmethod

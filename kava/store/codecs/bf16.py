@@ -3,17 +3,18 @@
 import torch
 from torch import Tensor
 
+from kava.config.kv import Bf16Codec
 from kava.kv import Geometry, KeysValues
 from kava.store.codecs.base import Codec, TokenInfo
 
 
-class Bf16(Codec):
+class Bf16(Codec[Bf16Codec]):
     """bfloat16 as int16, since Zarr has no bf16; a row never written reads as NaN (0x7FC0)."""
 
     kind = "bf16"
 
-    def __init__(self, geometry: Geometry) -> None:
-        super().__init__(geometry)
+    def __init__(self, settings: Bf16Codec, geometry: Geometry) -> None:
+        super().__init__(settings, geometry)
         self.arrays = self._per_tensor(bits=("int16", 1, 0x7FC0))
 
     def encode(self, kv: KeysValues, info: TokenInfo) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kava.config.kv import Int4Codec
 from kava.kv import Geometry, KeysValues
 from kava.store.array_spec import TOKENS_PER_GROUP, ArraySpec
 from kava.store.codecs.base import Codec, TokenInfo, dequantise_groups, group_rows, quantise
@@ -11,7 +12,7 @@ LEVELS = 15
 VALUES_PER_GROUP = 64
 
 
-class Int4(Codec):
+class Int4(Codec[Int4Codec]):
     """x ≈ minimum + scale · code, two codes to a byte: those of dimensions d and d + D/2 (of an odd D, rounded up).
 
     Keys: one scale (fp16) and minimum (fp32) per channel and 64 tokens, as in `int8`. Values have no large bias, but
@@ -21,8 +22,8 @@ class Int4(Codec):
 
     kind = "int4"
 
-    def __init__(self, geometry: Geometry) -> None:
-        super().__init__(geometry)
+    def __init__(self, settings: Int4Codec, geometry: Geometry) -> None:
+        super().__init__(settings, geometry)
         layers, heads, dim = self.head_row
         fitting = [n for n in range(1, heads + 1) if heads % n == 0 and n * dim >= VALUES_PER_GROUP]
         self.heads_per_group = fitting[0] if fitting else heads

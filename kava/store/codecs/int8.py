@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kava.config.kv import Int8Codec
 from kava.kv import Geometry, KeysValues
 from kava.store.array_spec import TOKENS_PER_GROUP
 from kava.store.codecs.base import Codec, TokenInfo, dequantise_groups, group_rows, quantise
@@ -10,7 +11,7 @@ from kava.store.codecs.base import Codec, TokenInfo, dequantise_groups, group_ro
 LEVELS = 255
 
 
-class Int8(Codec):
+class Int8(Codec[Int8Codec]):
     """x ≈ minimum + scale · code, with one scale (fp16) and minimum (fp32) per channel and group.
 
     Per channel, since keys carry a large constant bias per channel (KIVI, arXiv 2402.02750, section 3): it goes into
@@ -20,8 +21,8 @@ class Int8(Codec):
 
     kind = "int8"
 
-    def __init__(self, geometry: Geometry) -> None:
-        super().__init__(geometry)
+    def __init__(self, settings: Int8Codec, geometry: Geometry) -> None:
+        super().__init__(settings, geometry)
         self.arrays = self._per_tensor(
             codes=("uint8", 1, 0),
             scale=("float16", TOKENS_PER_GROUP, float("nan")),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kava.config.kv import TransformCodec
 from kava.data.tokens import Segment
 from kava.kv import Geometry, KeysValues
 from kava.store.codecs.base import Calibration, Codec, TokenInfo
@@ -24,41 +25,18 @@ HELD_OUT_SHARE: Final = 4
 HELD_OUT_RUN: Final = 64
 
 
-class Transform(Codec):
+class Transform(Codec[TransformCodec]):
     """Lossy down to a few per cent of bf16.
 
-    Parameters
-    ----------
-    geometry
-        Shape of the KV per token.
-    target_cos
-        Mean cosine over tokens, channel means removed, that the KV of every layer and head has to reach on tokens of
-        the calibration slice that nothing was fitted to.
-    target_ratio
-        Or: size of the whole store over raw bf16.
-    calibration_tokens
-        Tokens of the training split that the parameters are learnt from.
-    first_tokens
-        Tokens at the start of each example that have means of their own and are kept finer.
-    fine_answers
-        Keep answer tokens finer too.
+    Fidelity is that of the KV of every layer and head on tokens of the calibration slice that nothing was fitted to.
     """
 
     kind = "transform"
     mixes_heads = True
 
-    def __init__(
-        self,
-        geometry: Geometry,
-        target_cos: float | None = None,
-        target_ratio: float | None = None,
-        calibration_tokens: int = 16384,
-        first_tokens: int = 4,
-        fine_answers: bool = False,
-    ) -> None:
-        super().__init__(geometry)
-        self.target_cos, self.target_ratio = target_cos, target_ratio
-        self.calibration_tokens, self.first_tokens, self.fine_answers = calibration_tokens, first_tokens, fine_answers
+    def __init__(self, settings: TransformCodec, geometry: Geometry) -> None:
+        super().__init__(settings, geometry)
+        self.calibration_tokens = settings.calibration_tokens
         self.predictor: Predictor | None = None
         self.arrays = {}
 
@@ -67,13 +45,13 @@ class Transform(Codec):
         # Runs of neighbouring tokens, so that the split falls across examples and not within words.
         held_out = torch.arange(len(channels), device=channels.device) // HELD_OUT_RUN % HELD_OUT_SHARE == 0
         fitted = ~held_out
-        predictor, left = Predictor.fit(_part(sample, fitted), channels[fitted], self.first_tokens)
+        predictor, left = Predictor.fit(_part(sample, fitted), channels[fitted], self.settings.first_tokens)
         expected = predictor(TokenInfo(*(fact[held_out] for fact in sample.info)))
         size = sum(array.nbytes for array in predictor.parameters().values()) + sample.other_bytes
         components = fit_components(
             Slice(channels[fitted] - predictor.mean, left),
             Slice(channels[held_out] - predictor.mean, channels[held_out] - expected),
-            self.geometry, self.target_cos, self.target_ratio, sample.total_tokens, size,
+            self.geometry, self.settings.target_cos, self.settings.target_ratio, sample.total_tokens, size,
             float(self._is_fine(sample.info).float().mean()),
         )  # fmt: skip
         self._use(predictor, components)
@@ -110,11 +88,11 @@ class Transform(Codec):
 
     def _use(self, predictor: Predictor, components: Components) -> None:
         self.predictor, self.components = predictor, components
-        self.arrays = components.arrays(fine=self.first_tokens > 0 or self.fine_answers)
+        self.arrays = components.arrays(fine=self.settings.first_tokens > 0 or self.settings.fine_answers)
 
     def _is_fine(self, info: TokenInfo) -> Tensor:
-        fine = info.position < self.first_tokens
-        return fine | (info.segment == Segment.ANSWER) if self.fine_answers else fine
+        fine = info.position < self.settings.first_tokens
+        return fine | (info.segment == Segment.ANSWER) if self.settings.fine_answers else fine
 
 
 def _part(sample: Calibration, chosen: Tensor) -> Calibration:
