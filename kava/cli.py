@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from kava.commandline import INTERRUPTED, print_whatever_the_locale
+from kava.exits import INTERRUPTED, print_whatever_the_locale
 
 COMMANDS = {
     "doctor": ("kava.commands.doctor", "whether this machine can run a preset, and what would mend it"),
@@ -56,7 +56,3 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # while modules are imported
         print(f"kava {command}: interrupted", file=sys.stderr)
         return INTERRUPTED
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,28 +11,23 @@ batches of like length, and decoding.
 
 import argparse
 import logging
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kava.bench.setting import bench_parser, columns, configured, machine, prepared, report, require_one, show_machine
-from kava.commandline import exit_status
+from kava.bench.setting import OF_A_RUN, configured, count_of, machine, prepared, report, show_machine
+from kava.commandline import require_one, run_command
 from kava.config.schema import Config
+from kava.text import table as columns
 
 log = logging.getLogger("kava")
 QUESTIONS, ROUNDS = 250, 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = bench_parser("evaluate", __doc__)
-    parser.add_argument(
-        "--questions", type=int, default=QUESTIONS, help="test questions at most (default: %(default)s)"
-    )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="runs of each way, in turn (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    return exit_status("kava bench evaluate", lambda: _bench(arguments))
+    questions = count_of("questions", QUESTIONS, "test questions at most")
+    rounds = count_of("rounds", ROUNDS, "runs of each way, in turn")
+    return run_command("kava bench evaluate", __doc__, argv, _bench, *OF_A_RUN, questions, rounds)
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -42,7 +37,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from kava.bench.workspace import quiet
+    from kava.bench.workspace import in_turn, quiet
     from kava.data.positions import check_prompts
     from kava.data.rows import load_rows
     from kava.data.task import write_task
@@ -51,7 +46,7 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     from kava.evaluation.harness import harness_results
     from kava.models.load import load_for_evaluation, load_tokenizer
 
-    small = prepared(config, arguments, folder, log.info)
+    small = prepared(config, arguments, folder)
     rows = load_rows(small.data).splits["test"][: arguments.questions]
     chat = small.chat.model_dump() if small.chat else None
     template = template_for(load_tokenizer(small.teacher.model_dump()), small.template, chat)
@@ -63,19 +58,14 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     check_prompts(tokenizer, prompts, {source["model"]: source}, settings["max_new_tokens"])
     model = load_for_evaluation(source, device)
 
-    ways: list[tuple[str, Callable[[], object]]] = [
-        ("harness", lambda: harness_results(model, tokenizer, folder / "task", settings)),
-        ("plain", lambda: generate(model, tokenizer, prompts, **settings)),
-    ]
+    ways = {
+        "harness": lambda: harness_results(model, tokenizer, folder / "task", settings),
+        "plain": lambda: generate(model, tokenizer, prompts, **settings),
+    }
     log.info("answering %d questions %d times each way", len(rows), arguments.rounds)
-    spent: dict[str, list[float]] = {"harness": [], "plain": []}
     with quiet():
         generate(model, tokenizer, prompts[:1], settings["batch_size"], 2)  # the first call of a process is slow
-        for number in range(arguments.rounds):
-            for name, answer in ways if number % 2 == 0 else reversed(ways):
-                started = time.monotonic()
-                answer()
-                spent[name].append(time.monotonic() - started)
+        spent = in_turn(ways, arguments.rounds, device)
     return {
         "questions": len(rows),
         "rounds": arguments.rounds,
@@ -124,14 +114,10 @@ def table(figures: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     return "\n".join(
         [
-            *columns(lines),
+            columns(lines, left=1),
             "",
             f"{figures['questions']} questions, {figures['batch_size']} at once, at most {figures['max_new_tokens']} "
             f"tokens each; best of {figures['rounds']} rounds, ratios of the single rounds under `between`.",
             show_machine(figures["setup"]) + ".",
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -57,7 +57,7 @@ def tables(profile: Mapping[str, Any]) -> list[Table]:
 
 def as_text(profile: Mapping[str, Any]) -> str:
     """Tables and sentences."""
-    blocks = [f"{title}\n{table(header, rows)}" for title, header, rows in tables(profile)]
+    blocks = [f"{title}\n{table([header, *rows])}" for title, header, rows in tables(profile)]
     legend = fill(LEGEND, LINE)
     said = "\n".join(
         fill(sentence, LINE, initial_indent="- ", subsequent_indent="  ") for sentence in sentences(profile)
