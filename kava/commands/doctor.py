@@ -13,7 +13,6 @@ else 0. Whether every stage fits the GPU is what `kava plan` tells.
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from kava.commandline import CONFIGURATION, JSON, load_jobs, run_command, same_configuration
 from kava.config.load import REPOSITORY
@@ -34,7 +33,7 @@ def _examine(arguments: argparse.Namespace) -> int:
             print(check, flush=True)
     failed = [check.name for check in checks if check.status == "fail"]
     if arguments.json:
-        print(json.dumps({"can_run": not failed, "checks": [asdict(check) for check in checks]}))
+        print(json.dumps({"can_run": not failed, "checks": [check.to_json() for check in checks]}))
     else:
         print(f"\ncannot run here: {', '.join(failed)}" if failed else "\ncan run here")
     return int(bool(failed))
@@ -61,8 +60,7 @@ def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
 
     try:
         from kava.doctor import machine
-        from kava.doctor.prompts import prompts
-        from kava.doctor.sources import sources
+        from kava.doctor.sources import prompts, sources
     except (ImportError, OSError) as error:  # a driver or library that torch was built for is not there
         yield fail("torch", f"cannot be imported ({error})", software.INSTALL)
         return
