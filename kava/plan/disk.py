@@ -44,9 +44,9 @@ class Disk:
         return (0 if self.store_is_there else self.store) + self.checkpoints + self.models
 
 
-def store_bytes(plan: Jobs, count: TokenCount) -> int:
+def store_bytes(jobs: Jobs, count: TokenCount) -> int:
     """Bytes of the store before entropy coding, which takes a few per cent more off it; an upper bound for budgets."""
-    config = plan.config
+    config = jobs.config
     teacher = read_geometry(config.teacher.model_dump())
     kv, shape = config.kv.model_dump(), geometry(teacher)
     contents = Contents(kv, shape, teacher.hidden_size)
@@ -61,12 +61,12 @@ def store_bytes(plan: Jobs, count: TokenCount) -> int:
     return round(fixed + sum(spec.bits_per_token * rows[spec.axis] / 8 for spec in arrays.values()))
 
 
-def disk(plan: Jobs, count: TokenCount, checkpoints: dict[str, int], models: int) -> Disk:
+def disk(jobs: Jobs, count: TokenCount, checkpoints: dict[str, int], models: int) -> Disk:
     """What the run of a configuration takes.
 
     Parameters
     ----------
-    plan
+    jobs
         Of the configuration.
     count
         Of `count_tokens`.
@@ -75,10 +75,10 @@ def disk(plan: Jobs, count: TokenCount, checkpoints: dict[str, int], models: int
     models
         Bytes that all runs leave.
     """
-    settings: dict[str, Any] = {"pretrain": plan.config.pretrain, "distill": plan.config.distill}
+    settings: dict[str, Any] = {"pretrain": jobs.config.pretrain, "distill": jobs.config.distill}
     # One more than are kept is there while it is written.
     held = [(settings[stage].keep_checkpoints + 1) * size for stage, size in checkpoints.items()]
-    sealed = plan.extract.output
-    store = read_json(sealed)["bytes"] if sealed.is_file() else store_bytes(plan, count)
-    free = shutil.disk_usage(nearest_folder(plan.cache)).free
+    sealed = jobs.extract.output
+    store = read_json(sealed)["bytes"] if sealed.is_file() else store_bytes(jobs, count)
+    free = shutil.disk_usage(nearest_folder(jobs.cache)).free
     return Disk(store, sealed.is_file(), max(held, default=0), models, free)

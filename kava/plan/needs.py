@@ -37,12 +37,12 @@ class Need(Protocol):
     def memory(self) -> StageMemory:
         """Bytes at its peak."""
 
-    def mends(self) -> Iterator[tuple[str, Self]]:
+    def fixes(self) -> Iterator[tuple[str, Self]]:
         """Settings that would lower it, the least harmful first: as written in the configuration, and the need then."""
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingNeed:
     """One phase of one arm.
 
     Attributes
@@ -91,7 +91,7 @@ class Training:
         sizes = [size for of_module in self.traced(step=False).trained.values() for size in of_module]
         return 4 * sum(sizes) + state_bytes(self.settings.get("optimizer", "adamw"), sizes)[0]
 
-    def mends(self) -> Iterator[tuple[str, Self]]:
+    def fixes(self) -> Iterator[tuple[str, Self]]:
         size, stage = self.settings["batch_size"], self.stage
         if self.settings["steps"] == 0:
             if size > 1:
@@ -110,7 +110,7 @@ class Training:
             yield f"{stage}.precision: bfloat16", self._with(precision="bfloat16")
         if stage == "distill" and not self.student.get("lora"):
             yield self._adapters()
-        yield from self._aligner_mends()
+        yield from self._aligner_fixes()
         shorter = self.tokens * 3 // 4
         yield f"max_length: {shorter} (longer examples are dropped)", replace(self, tokens=shorter)
 
@@ -120,7 +120,7 @@ class Training:
             setting, lora = "{rank: 16, targets: [c_attn, c_proj, c_fc]}", Lora(targets=["c_attn", "c_proj", "c_fc"])
         return f"student.lora: {setting}", replace(self, student=self.student | {"lora": lora.model_dump()})
 
-    def _aligner_mends(self) -> Iterator[tuple[str, Self]]:
+    def _aligner_fixes(self) -> Iterator[tuple[str, Self]]:
         aligner = self.arm["aligner"]
         if not aligner or aligner["kind"] != "flat":
             return
@@ -134,7 +134,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Extraction:
+class ExtractionNeed:
     """One forward of the teacher over `kv.batch_tokens` tokens, and the encoding of what it gave."""
 
     teacher: dict[str, Any]
@@ -151,7 +151,7 @@ class Extraction:
         parts = {name: count for name, count in traced.items() if name != "weights"}
         return of_forward(parts | {"weights": weights, "temporary": dequantised + encoding})
 
-    def mends(self) -> Iterator[tuple[str, Self]]:
+    def fixes(self) -> Iterator[tuple[str, Self]]:
         half = self.kv["batch_tokens"] // 2
         if half >= self.tokens:
             yield f"kv.batch_tokens: {half}", replace(self, kv=self.kv | {"batch_tokens": half})
@@ -161,7 +161,7 @@ class Extraction:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationNeed:
     """Greedy answers of one model to a batch of questions.
 
     Attributes
@@ -198,7 +198,7 @@ class Evaluation:
         }
         return of_forward(parts)
 
-    def mends(self) -> Iterator[tuple[str, Self]]:
+    def fixes(self) -> Iterator[tuple[str, Self]]:
         half = self.settings["batch_size"] // 2
         if half:
             yield f"evaluation.batch_size: {half}", replace(self, settings=self.settings | {"batch_size": half})
