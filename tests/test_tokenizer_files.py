@@ -22,7 +22,7 @@ PLAIN = "Question: {question}\nAnswer: {answer}"
 SAID = {
     "only_sentencepiece_model": "the package sentencepiece, which reads it, is missing; `pip install sentencepiece`",
     "unknown_class": "need the class that tokenizer_config.json names, and transformers has none",
-    "slow": "does not tell which characters a token stands for",
+    "slow": "does not say which characters a token stands for",
     "truncated": "tokenizer.json is damaged or was not copied to its end",
     "pointer": "tokenizer.json is damaged or was not copied to its end",
     "another_file": "tokenizer.json is JSON, and not what a tokenizer keeps there",

@@ -63,14 +63,9 @@ def require_readable(config: Any, name: str = "the model") -> None:
 
 
 def unreadable_cache(model: Any, layers: int, kv_heads: int, head_dim: int) -> str | None:
-    """Run two tokens, and say in what the cache is not that of the geometry; None if it is.
+    """Run two tokens, and say in what the cache is not that of the geometry of the configuration; None if it is.
 
-    Parameters
-    ----------
-    model
-        A causal language model of `transformers`; on the meta device nothing is computed.
-    layers, kv_heads, head_dim
-        Geometry that its configuration gave.
+    On the meta device nothing is computed.
 
     Raises
     ------

@@ -11,13 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from kava.config.identity import model_path
@@ -28,15 +22,7 @@ from kava.models.families import require_readable, require_readable_cache
 from kava.models.on_disk import adapter_fault, settings_fault, weights_fault
 from kava.models.quantised import require_unquantised
 from kava.models.source import FAILURES, folder_of, loading_failed, path_of, require_vocabulary, which
-from kava.models.weights import (
-    CONVERSION,
-    codes_fault,
-    headers_fault,
-    holes,
-    read_headers,
-    repeats_fault,
-    without_report,
-)
+from kava.models.weights import CONVERSION, headers_fault, loaded_fault, without_report
 from kava.text import first_line
 
 _resident: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -160,7 +146,7 @@ def load_tokenizer(source: Mapping[str, Any]) -> Any:
     require_vocabulary(source)  # it may have come only now
     if not tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer of {source['model']} ({type(tokenizer).__name__}) does not tell which characters a token "
+            f"the tokenizer of {source['model']} ({type(tokenizer).__name__}) does not say which characters a token "
             "stands for, and segments need that; choose a model with a tokenizer.json"
         )
     if tokenizer.eos_token_id is None:
@@ -245,9 +231,7 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
         raise UserError(f"cannot load the model {source['model']}: {CONVERSION}") from None
     folder = folder_of(source)
     assert folder is not None, "what was loaded is on this machine"
-    stored = read_headers(folder)
-    repeats = repeats_fault(folder, model, stored)
-    if fault := repeats or holes(report, model, stored).fault() or codes_fault(model, stored):
+    if fault := loaded_fault(folder, model, report):
         raise UserError(f"cannot load the model {source['model']}: {fault}")
     if device.type == "cpu" and options.get("quantization_config") and source["quantization"] == "nf4":
         from kava.models.nf4 import serve_any_shape  # imports bitsandbytes
