@@ -41,16 +41,9 @@ class Measured:
 
 
 def measure_codec(source: Source, settings: dict[str, Any], folder: Path) -> Measured:
-    """Write a store of the codec into an empty folder, and measure its size, fidelity and speed.
+    """Write a store of a codec, with settings as in the configuration, and measure its size, fidelity and speed.
 
-    Parameters
-    ----------
-    source
-        What is stored.
-    settings
-        The codec, as in the configuration.
-    folder
-        Where to; its content is the caller's to delete.
+    The folder is empty, and the caller's to delete.
     """
     contents = Contents(store_key(settings), source.geometry, source.geometry.channels)
     writer = StoreWriter(folder, contents, source.segments)

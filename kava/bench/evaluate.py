@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kava.bench.setting import OF_A_RUN, configured, count_of, machine, prepared, report, show_machine
-from kava.commandline import require_one, run_command
+from kava.bench.setting import bench_a_run, count_of, show_machine
 from kava.config.schema import Config
 from kava.text import table as columns
 
@@ -27,13 +26,7 @@ QUESTIONS, ROUNDS = 250, 3
 def main(argv: list[str] | None = None) -> int:
     questions = count_of("questions", QUESTIONS, "test questions at most")
     rounds = count_of("rounds", ROUNDS, "runs of each way, in turn")
-    return run_command("kava bench evaluate", __doc__, argv, _bench, *OF_A_RUN, questions, rounds)
-
-
-def _bench(arguments: argparse.Namespace) -> None:
-    require_one(arguments, "questions", "rounds")
-    config = configured(arguments)
-    report(arguments, lambda folder: _measure(config, arguments, folder), table)
+    return bench_a_run("evaluate", __doc__, argv, _measure, table, questions, rounds)
 
 
 def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -46,13 +39,12 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     from kava.evaluation.harness import harness_results
     from kava.models.load import load_for_evaluation, load_tokenizer
 
-    small = prepared(config, arguments, folder)
-    rows = load_rows(small.data).splits["test"][: arguments.questions]
-    chat = small.chat.model_dump() if small.chat else None
-    template = template_for(load_tokenizer(small.teacher.model_dump()), small.template, chat)
+    rows = load_rows(config.data).splits["test"][: arguments.questions]
+    chat = config.chat.model_dump() if config.chat else None
+    template = template_for(load_tokenizer(config.teacher.model_dump()), config.template, chat)
     write_task(folder / "task", rows, template)
-    source, settings = small.student.model_dump(), small.evaluation.model_dump()
-    device = choose_device(small.device)
+    source, settings = config.student.model_dump(), config.evaluation.model_dump()
+    device = choose_device(config.device)
     tokenizer = load_tokenizer(source)
     prompts = [template.prompt(row["question"]) for row in rows]
     check_prompts(tokenizer, prompts, {source["model"]: source}, settings["max_new_tokens"])
@@ -73,7 +65,6 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
         **{f"{name}_questions_per_second": len(rows) / min(seconds) for name, seconds in spent.items()},
         "ratio": min(spent["harness"]) / min(spent["plain"]),
         "ratios": [whole / bare for whole, bare in zip(spent["harness"], spent["plain"], strict=True)],
-        "setup": machine(config, arguments),
     }
 
 

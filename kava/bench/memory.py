@@ -6,7 +6,7 @@
 
 Runs the real stages for a few steps on the longest examples of the data, in a temporary folder, every loss at full
 weight. On a GPU torch's allocator is capped at the budget minus 1 GiB, as if the GPU were no larger: its peaks are
-told, and what NVML says of the device. On a CPU the live tensors are counted. What `kava plan` says stands beside.
+shown, and what NVML says of the device. On a CPU the live tensors are counted. What `kava plan` says stands beside.
 """
 
 import argparse
@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kava.bench.setting import OF_A_RUN, configured, count_of, machine, prepared, report, show_machine
-from kava.commandline import require_one, run_command
+from kava.bench.setting import bench_a_run, count_of, show_machine
 from kava.config.jobs import Job, Jobs
 from kava.config.schema import Config
 from kava.text import table as columns
@@ -30,13 +29,7 @@ MEASURES = ("reserved_mib", "allocated_mib", "tensors_mib")
 
 def main(argv: list[str] | None = None) -> int:
     steps = count_of("steps", STEPS, "optimizer steps of each phase")
-    return run_command("kava bench memory", __doc__, argv, _bench, *OF_A_RUN, steps)
-
-
-def _bench(arguments: argparse.Namespace) -> None:
-    require_one(arguments, "steps")
-    config = configured(arguments)
-    report(arguments, lambda folder: _measure(config, arguments, folder), table)
+    return bench_a_run("memory", __doc__, argv, _measure, table, steps)
 
 
 def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -47,7 +40,7 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     from kava.files import read_json
     from kava.plan.overview import needs
 
-    small, longest = _few(prepared(config, arguments, folder), arguments.steps, folder)
+    small, longest = _few(config, arguments.steps, folder)
     jobs, runtime = BenchJobs(small, folder), Runtime.of(small)
     with quiet():
         tokenize.run(jobs.tokenize, runtime)
@@ -72,7 +65,6 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
         "steps": arguments.steps,
         "budget_gib": config.vram_budget_gib,
         "longest_example_tokens": longest,
-        "setup": machine(config, arguments),
     }
 
 
@@ -85,12 +77,8 @@ def _few(config: Config, steps: int, folder: Path) -> tuple[Config, int]:
     examples = steps * max(of_phase.batch_size * of_phase.accumulation for of_phase in phases.values())
     held_out = max(of_phase.batch_size for of_phase in phases.values())
     rows, longest = longest_rows(config, examples, held_out, config.evaluation.batch_size)
-    changes: dict[str, Any] = {
-        name: of_phase.model_copy(
-            update={"steps": steps, "log_every": 1, "save_every": steps, "num_processes": 1}
-        )
-        for name, of_phase in phases.items()
-    }  # fmt: skip
+    few = {"steps": steps, "log_every": 1, "save_every": steps, "num_processes": 1}
+    changes: dict[str, Any] = {name: of_phase.model_copy(update=few) for name, of_phase in phases.items()}
     changes["arms"] = {name: arm.at_full_weight() for name, arm in config.arms.items()}
     return on_rows(config, rows, folder / "data").model_copy(update=changes), longest
 

@@ -25,18 +25,9 @@ def measure(
     setup: dict[str, Any],
     say: Callable[[str], object],
 ) -> dict[str, Any]:
-    """Measure codecs on one source.
+    """Measure codecs, name → settings as in the configuration, on one source; `LIKE_INT4` needs `int4` before it.
 
-    Parameters
-    ----------
-    source
-        Teacher KV.
-    codecs
-        Name → settings as in the configuration; `LIKE_INT4` needs `int4` before it.
-    setup
-        What is measured: model and data, for the record.
-    say
-        Called with a sentence at each step.
+    `setup` names model and data for the record; `say` is called with a sentence at each step.
 
     Returns
     -------

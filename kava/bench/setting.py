@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from kava.commandline import CONFIGURATION, load_jobs, option
+from kava.commandline import CONFIGURATION, Option, load_jobs, option, require_one, run_command
 from kava.config.schema import Config
 from kava.errors import UserError
 from kava.exits import log_to_stderr
@@ -30,38 +30,44 @@ OF_A_RUN: Final = (
 WARM_UP: Final = 3
 
 
-def count_of(name: str, default: int, what: str) -> Any:
+def count_of(name: str, default: int, what: str) -> Option:
     """An option that counts something."""
     return option(f"--{name}", type=int, default=default, help=f"{what} (default: %(default)s)")
 
 
-def configured(arguments: argparse.Namespace) -> Config:
-    """The configuration that the options name; status lines go to stderr.
-
-    Raises
-    ------
-    UserError
-        Options that contradict each other, or what `load_jobs` refuses.
-    """
-    log_to_stderr()
-    if arguments.random_weights and arguments.tokenizer is None:
-        raise UserError("--random-weights needs --tokenizer DIR, a directory with the models' tokenizer")
-    if arguments.tokenizer and not arguments.random_weights:
-        raise UserError("--tokenizer is for --random-weights; models that have weights have a tokenizer too")
-    return load_jobs(arguments).config
-
-
-def report(
-    arguments: argparse.Namespace,
-    measure: Callable[[Path], dict[str, Any]],
+def bench_a_run(
+    name: str,
+    documentation: str | None,
+    argv: list[str] | None,
+    measure: Callable[[Config, argparse.Namespace, Path], dict[str, Any]],
     table: Callable[[Mapping[str, Any]], str],
-) -> None:
-    """Measure in an empty folder that is gone afterwards, and show the figures."""
-    from kava.bench.workspace import workspace
+    *options: Option,
+) -> int:
+    """Run a benchmark of a configuration's stages, and return its exit status.
 
-    with workspace(arguments.folder) as folder:
-        figures = measure(folder)
-    show(arguments, figures, table)
+    Parameters
+    ----------
+    name, documentation, argv
+        Of the command.
+    measure
+        Works in an empty folder that is gone afterwards. Its configuration has made-up models, if they are asked for,
+        and tracks nothing; what was measured, and on what, is added to its figures as `setup`.
+    table
+        Figures for a terminal.
+    options
+        Of this benchmark alone; each number of theirs is 1 or more.
+    """
+
+    def work(arguments: argparse.Namespace) -> None:
+        from kava.bench.workspace import workspace
+
+        require_one(arguments, *(option.name.removeprefix("--") for option in options if option.how.get("type") is int))
+        config = _configured(arguments)
+        with workspace(arguments.folder) as folder:
+            figures = measure(_prepared(config, arguments, folder), arguments, folder)
+        show(arguments, figures | {"setup": _machine(config, arguments)}, table)
+
+    return run_command(f"kava bench {name}", documentation, argv, work, *OF_A_RUN, *options)
 
 
 def show(arguments: argparse.Namespace, figures: dict[str, Any], table: Callable[[Mapping[str, Any]], str]) -> None:
@@ -71,8 +77,16 @@ def show(arguments: argparse.Namespace, figures: dict[str, Any], table: Callable
     print(json.dumps(figures, indent=2) if arguments.json else table(figures))
 
 
-def prepared(config: Config, arguments: argparse.Namespace, folder: Path) -> Config:
-    """The configuration with made-up models, if they are asked for; nothing is tracked."""
+def _configured(arguments: argparse.Namespace) -> Config:
+    log_to_stderr()
+    if arguments.random_weights and arguments.tokenizer is None:
+        raise UserError("--random-weights needs --tokenizer DIR, a directory with the models' tokenizer")
+    if arguments.tokenizer and not arguments.random_weights:
+        raise UserError("--tokenizer is for --random-weights; models that have weights have a tokenizer too")
+    return load_jobs(arguments).config
+
+
+def _prepared(config: Config, arguments: argparse.Namespace, folder: Path) -> Config:
     if arguments.random_weights:
         from kava.bench.random_models import with_random_weights
 
@@ -80,8 +94,8 @@ def prepared(config: Config, arguments: argparse.Namespace, folder: Path) -> Con
     return config.model_copy(update={"tracker": "none"})
 
 
-def machine(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was measured, by the configuration and the options of the command, and on what; no host or user names."""
+def _machine(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was measured, by the configuration and the options, and on what; no host or user names."""
     import torch
 
     from kava.config.identity import display_name

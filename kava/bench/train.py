@@ -8,7 +8,7 @@ Runs the real stages on as many real examples as the steps take, in a temporary 
 teacher's bare forward over the same batches; then distillation from the store, in turn with the teacher online, where
 both models are resident and the teacher reads each micro-batch in one forward: in the step, or ahead of it in the
 background. All train the same arm on the same examples in the same order, and every step compares KV. Their losses
-tell whether they do the same.
+show whether they do the same.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kava.bench.setting import OF_A_RUN, WARM_UP, configured, count_of, machine, prepared, report, show_machine
-from kava.commandline import option, require_one, run_command
+from kava.bench.setting import WARM_UP, bench_a_run, count_of, show_machine
+from kava.commandline import option
 from kava.config.schema import Config
 from kava.errors import UserError
 from kava.text import table as columns
@@ -32,21 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     steps = count_of("steps", STEPS, "optimizer steps of each run")
     rounds = count_of("rounds", ROUNDS, "runs of each way, in turn")
     arm = option("--arm", help="arm to train (default: the first that compares KV)")
-    return run_command("kava bench train", __doc__, argv, _bench, *OF_A_RUN, steps, rounds, arm)
+    return bench_a_run("train", __doc__, argv, _measure, table, steps, rounds, arm)
 
 
-def _bench(arguments: argparse.Namespace) -> None:
-    from kava.bench.arms import choose_arm
-
-    if arguments.steps <= WARM_UP:
-        raise UserError(f"--steps {arguments.steps}: the first {WARM_UP} warm up; at least {WARM_UP + 1} are needed")
-    require_one(arguments, "rounds")
-    config = configured(arguments)
-    arm = choose_arm(config, arguments.arm)
-    report(arguments, lambda folder: _measure(config, arm, arguments, folder), table)
-
-
-def _measure(config: Config, arm: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from kava.bench.extraction import measure_extraction
     from kava.bench.ways import measure_ways
     from kava.bench.workspace import BenchJobs, free, quiet
@@ -55,7 +44,10 @@ def _measure(config: Config, arm: str, arguments: argparse.Namespace, folder: Pa
     from kava.device import choose_device
     from kava.training import pretrain
 
-    small = _few(prepared(config, arguments, folder), arm, arguments.steps, folder)
+    if arguments.steps <= WARM_UP:
+        raise UserError(f"--steps {arguments.steps}: the first {WARM_UP} warm up; at least {WARM_UP + 1} are needed")
+    arm = choose_arm(config, arguments.arm)
+    small = _few(config, arm, arguments.steps, folder)
     jobs, runtime, seed = BenchJobs(small, folder), Runtime.of(small), small.seeds[0]
     device = choose_device(small.device)
     log.info("tokenizing %d examples, then extracting them %d times", small.data.train, arguments.rounds)
@@ -77,8 +69,48 @@ def _measure(config: Config, arm: str, arguments: argparse.Namespace, folder: Pa
         "distill": ways,
         "extraction": extraction,
         "break_even_passes": _break_even(ways, extraction),
-        "setup": machine(config, arguments),
     }
+
+
+def choose_arm(config: Config, name: str | None) -> str:
+    """The arm that was asked for, or the first one that can be compared.
+
+    Raises
+    ------
+    UserError
+        There is no such arm, or the online way cannot do what it does.
+    """
+    if name is None:
+        able = [arm for arm in config.arms if _why_not(config, arm) is None]
+        if not able:
+            reasons = "; ".join(f"{arm} {_why_not(config, arm)}" for arm in config.arms)
+            raise UserError(f"no arm compares whole teacher KV with its own example: {reasons}")
+        return able[0]
+    if name not in config.arms:
+        raise UserError(f"--arm {name}: no such arm; arms are: {', '.join(config.arms)}")
+    if reason := _why_not(config, name):
+        raise UserError(f"--arm {name}: the arm {reason}; choose another")
+    return name
+
+
+def _why_not(config: Config, name: str) -> str | None:
+    """What keeps the online way from giving an arm what the store gives; None if nothing does."""
+    arm = config.arms[name]
+    if (arm.aligner is None or arm.kv_weight == 0) and not arm.auxiliary.cka:
+        return "compares no KV, and needs no teacher while it trains"
+    if arm.teacher_kv != "matched":
+        return "reads another example's KV; it costs what the arm with its own does"
+    if config.student_reasoning != "full":
+        return f"lays KV onto other tokens (student_reasoning: {config.student_reasoning})"
+    for where, select in (("kv.select", config.kv.select), ("select", arm.select)):
+        if select is not None and select.kind != "full":
+            return f"compares some tokens only ({where}: {select.kind})"
+    stored = [name for name in ("codi", "logit_kd") if getattr(arm.auxiliary, name)]
+    if arm.aligner is not None and arm.loss.weights == "importance":
+        stored.append("importance")
+    if stored:
+        return f"reads more of the teacher than its KV ({', '.join(stored)})"
+    return None
 
 
 def _few(config: Config, arm: str, steps: int, folder: Path) -> Config:

@@ -50,16 +50,9 @@ def workspace(parent: Path | None) -> Iterator[Path]:
 
 
 def on_rows(config: Config, rows: dict[str, Rows], folder: Path) -> Config:
-    """The configuration with given rows for data, written where the run will find them.
+    """The configuration with given rows for data, written to `train.jsonl` and `test.jsonl` of a folder.
 
-    Parameters
-    ----------
-    config
-        As configured.
-    rows
-        Split (`train`, `validation`, `test`) → rows of question and answer, one at least.
-    folder
-        Where `train.jsonl` and `test.jsonl` go.
+    `rows`: split (`train`, `validation`, `test`) → rows of question and answer, one at least.
     """
     # Held-out rows are the end of the training file.
     for name, of_file in (("train", rows["train"] + rows["validation"]), ("test", rows["test"])):
