@@ -6,7 +6,7 @@ import sys
 from kava.exits import INTERRUPTED, print_whatever_the_locale
 
 COMMANDS = {
-    "doctor": ("kava.commands.doctor", "whether this machine can run a preset, and what would mend it"),
+    "doctor": ("kava.commands.doctor", "whether this machine can run a preset, and what to do about it"),
     "fetch": ("kava.commands.fetch", "download models and data, so that the run needs no network"),
     "plan": ("kava.commands.plan", "what a run would take of the GPU and the disk, and what would make it fit"),
     "tokenize": ("kava.stages.tokenize", "token ids, segments and the test questions"),

@@ -1,4 +1,4 @@
-"""One way to fail: what a user can mend ends a process with one line and a status, without a traceback."""
+"""One way to fail: what a user can fix ends a process with one line and a status, without a traceback."""
 
 import io
 import logging
@@ -17,7 +17,7 @@ INTERRUPTED: Final = 128 + signal.SIGINT
 def exit_status(program: str, work: Callable[[], int | None]) -> int:
     """Run a command and return its status: what `work` returns, 0 for None, 1 after a `UserError`, 130 after Ctrl-C.
 
-    What a user can mend is printed on stderr as one line.
+    What a user can fix is printed on stderr as one line.
     """
     leave_out_noise()
     try:

@@ -221,7 +221,7 @@ def test_what_a_library_says_of_the_machine_is_a_sentence(words: str, capsys: py
         raise RuntimeError(f"Error while writing: {words}")
 
     assert exit_status("kava test", work) == 1
-    assert "run again" in (error := capsys.readouterr().err) or "mend the permissions" in error
+    assert "run again" in (error := capsys.readouterr().err) or "correct the permissions" in error
     assert machine_fault(ValueError("a bug")) is None
 
 

@@ -24,9 +24,8 @@ from kava.losses import cross_entropy
 from kava.models.load import load_teacher
 from kava.plan import check, trace
 from kava.plan.geometry import read_geometry
-from kava.plan.memory import of_training
+from kava.plan.memory import of_training, state_bytes
 from kava.plan.needs import ExtractionNeed
-from kava.plan.optimizer import state_bytes
 from kava.training.optimizer import make_optimizer
 from kava.training.student import prepare_student
 

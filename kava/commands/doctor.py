@@ -7,7 +7,7 @@ One line for each thing that a run needs, with what fixes it: Python and package
 data and its rows, the hub if something has to come from it, whether teacher and student go together and the test
 questions fit their positions, torch and CUDA, the GPU and its free memory, bitsandbytes by a real 4-bit product, memory
 and disk against what the run takes and downloads. Nothing is downloaded. Exit status 1 if the preset cannot run here,
-else 0. Whether every stage fits the GPU is what `kava plan` tells.
+else 0. Whether every stage fits the GPU is what `kava plan` says.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
         jobs = load_jobs(arguments)
         _ = jobs.report  # names every model and data set
     except UserError as error:
-        yield fail("configuration", str(error), "mend it, and run this again")
+        yield fail("configuration", str(error), "fix it, and run this again")
         return
     config = jobs.config
     yield ok("configuration", f"preset {config.preset}, experiment {config.experiment}")

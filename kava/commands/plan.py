@@ -1,10 +1,10 @@
-"""Tell what a run would take of the GPU and the disk, before anything runs and before a byte is downloaded.
+"""Show what a run would take of the GPU and the disk, before anything runs and before a byte is downloaded.
 
     kava plan --preset qwen2.5-8gb
     kava plan --preset qwen2.5-8gb --set distill.batch_size=1 --json
 
 A table of every stage's memory at its peak, of the arm that takes most; what breaks `vram_budget_gib`, and the settings
-that would mend it, the least harmful first; then tokens and disk, and whether the longest test question and its answer
+that would fix it, the least harmful first; then tokens and disk, and whether the longest test question and its answer
 fit the positions of the models. Exit status 0 if every stage of every arm fits, 1 if not.
 """
 

@@ -1,4 +1,4 @@
-"""Tell what a cosine would mean for a teacher and a student, before anything is trained.
+"""Show what a cosine would mean for a teacher and a student, before anything is trained.
 
     kava profile --preset demo
     kava profile --preset qwen2.5-8gb --tokens 16384 --json profile.json

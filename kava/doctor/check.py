@@ -10,22 +10,10 @@ Status = Literal["ok", "warning", "fail"]
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, and the result.
-
-    Attributes
-    ----------
-    name
-        Of the thing that was looked at.
-    status
-        `fail`: the preset cannot run here; `warning`: it can, and somebody may want to know.
-    message
-        The result, in a phrase.
-    fix
-        What to do; None where there is nothing to do.
-    """
+    """What was looked at, the result in a phrase, and what to do if it is not good."""
 
     name: str
-    status: Status
+    status: Status  # `fail`: the preset cannot run here; `warning`: it can, and somebody may want to know
     message: str
     fix: str | None = None
 

@@ -31,9 +31,7 @@ def run_seconds(config: Config) -> float | None:
     An estimate, good to a factor of two or three: projectors are not counted, and answers are as long as they may be.
     """
     try:
-        teacher, student = (
-            parameter_counts(read_geometry(settings.model_dump())).all for settings in (config.teacher, config.student)
-        )
+        teacher, student = parameters(config)
         count = count_tokens(Jobs(config))
         tokens = count.tokens / max(1, count.examples)
         questions = _questions(config)
@@ -55,6 +53,12 @@ def run_seconds(config: Config) -> float | None:
             flops = of_parameter * student * forwards * settings.batch_size * tokens
             seconds += runs * (_seconds(flops, settings.precision) + FORWARD_SECONDS * forwards)
     return seconds + STAGE_SECONDS * stages
+
+
+def parameters(config: Config) -> tuple[int, int]:
+    """Parameters of teacher and student; `UserError` if their settings cannot be read."""
+    teacher, student = (read_geometry(settings.model_dump()) for settings in (config.teacher, config.student))
+    return parameter_counts(teacher).all, parameter_counts(student).all
 
 
 def roughly(seconds: float) -> str:

@@ -13,7 +13,7 @@ from kava.config.jobs import Jobs
 from kava.config.schema import Config
 from kava.device import GIB
 from kava.doctor.check import Check, fail, ok, warning
-from kava.doctor.cpu_time import roughly, run_seconds
+from kava.doctor.cpu_time import parameters, roughly, run_seconds
 from kava.errors import UserError
 from kava.files import nearest_folder
 from kava.text import first_line, size
@@ -154,16 +154,16 @@ def _space(takes: Mapping[Path, int]) -> Check:
 
 
 def _unknown(name: str) -> Check:
-    return warning(name, "not known what is needed", "mend or fetch the models above, then run this again")
+    return warning(name, "not known what is needed", "fix or fetch the models above, then run this again")
 
 
 def memory(jobs: Jobs) -> Check:
     """RAM against the weights that a stage reads, or the student that it trains on the CPU."""
     config = jobs.config
-    parameters = _parameters(config)
-    if parameters is None:
+    try:
+        teacher, student = parameters(config)
+    except UserError:
         return _unknown("memory")
-    teacher, student = parameters
     there = psutil.virtual_memory()
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     needed = 2 * teacher if on_gpu else max(4 * teacher, TRAINED * student)
@@ -173,15 +173,3 @@ def memory(jobs: Jobs) -> Check:
     if needed > there.available:
         return warning("memory", message, "end other programs")
     return ok("memory", message)
-
-
-def _parameters(config: Config) -> tuple[int, int] | None:
-    """Parameters of teacher and student; None if their settings cannot be read."""
-    from kava.plan.geometry import read_geometry
-    from kava.plan.trace import parameter_counts
-
-    try:
-        teacher, student = (read_geometry(settings.model_dump()) for settings in (config.teacher, config.student))
-    except UserError:
-        return None
-    return parameter_counts(teacher).all, parameter_counts(student).all

@@ -31,18 +31,10 @@ FORMS: Final = {"json": "JSON lines", "parquet": "Parquet", "saved": "saved by d
 
 @dataclass(frozen=True)
 class Sources:
-    """The teacher, the student and the data.
+    """The teacher, the student and the data."""
 
-    Attributes
-    ----------
-    checks
-        One line for each, one for the hub, and one for teacher and student as a pair.
-    to_come
-        Bytes that are still to be downloaded; None if the hub does not say.
-    """
-
-    checks: list[Check]
-    to_come: int | None
+    checks: list[Check]  # one line for each, one for the hub, and one for teacher and student as a pair
+    to_come: int | None  # bytes that are still to be downloaded; None if the hub does not say
 
 
 def sources(config: Config, fetch: str) -> Sources:
@@ -148,7 +140,7 @@ def _reading(config: Config, tokenizer: Any, configs: dict[str, Any]) -> list[st
 
 
 def _sample(config: Config) -> list[dict[str, str]]:
-    """Some training rows, evenly spread; none of data that is not here or cannot be read, as its own line tells."""
+    """Some training rows, evenly spread; none of data that is not here or cannot be read, as its own line says."""
     repository = repositories(config)["data"]
     if repository and cached(repository) is None:
         return []

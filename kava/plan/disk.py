@@ -18,25 +18,13 @@ TRANSFORM_RATIO = 0.06
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes on disk.
+    """Bytes on disk."""
 
-    Attributes
-    ----------
-    store, store_is_there
-        The teacher's KV, before entropy coding; its real size if it is sealed already.
-    checkpoints
-        Of the run that keeps most, with the one that is being written; they go when the run ends.
-    models
-        Students and projectors that all runs leave.
-    free
-        Where the store will lie.
-    """
-
-    store: int
+    store: int  # the teacher's KV, before entropy coding; its real size if it is sealed already
     store_is_there: bool
-    checkpoints: int
-    models: int
-    free: int
+    checkpoints: int  # of the run that keeps most, with the one that is being written; they go when the run ends
+    models: int  # students and projectors that all runs leave
+    free: int  # where the store will lie
 
     @property
     def to_write(self) -> int:
@@ -62,19 +50,7 @@ def store_bytes(jobs: Jobs, count: TokenCount) -> int:
 
 
 def disk(jobs: Jobs, count: TokenCount, checkpoints: dict[str, int], models: int) -> Disk:
-    """What the run of a configuration takes.
-
-    Parameters
-    ----------
-    jobs
-        Of the configuration.
-    count
-        Of `count_tokens`.
-    checkpoints
-        Stage → bytes of the largest checkpoint.
-    models
-        Bytes that all runs leave.
-    """
+    """What a run takes, given the bytes of the largest checkpoint of each stage and of the models that are left."""
     settings: dict[str, Any] = {"pretrain": jobs.config.pretrain, "distill": jobs.config.distill}
     # One more than are kept is there while it is written.
     held = [(settings[stage].keep_checkpoints + 1) * size for stage, size in checkpoints.items()]

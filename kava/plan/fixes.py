@@ -62,5 +62,5 @@ def explained(who: str, need: Need, budget_gib: float) -> str:
         f"`{fix.setting}` gives {fix.peak / GIB:.2f} GiB{'' if fix.fits else ', still too much'}"
         for fix in fixes(need, budget_gib)
     ]
-    advice = "; ".join(listed) or "no setting would mend that: take a smaller model or a larger GPU"
+    advice = "; ".join(listed) or "no setting would fix that: take a smaller model or a larger GPU"
     return f"{who} {need.memory().lack(budget_gib)}; {advice}"

@@ -13,8 +13,7 @@ from kava.config.schema import Lora
 from kava.files import canonical_json
 from kava.models.capture import geometry
 from kava.plan.geometry import read_geometry
-from kava.plan.memory import StageMemory, of_forward, of_training
-from kava.plan.optimizer import state_bytes
+from kava.plan.memory import StageMemory, of_forward, of_training, state_bytes
 from kava.plan.trace import Counts, Teacher, Traced, parameter_counts, trace_forward, trace_training
 from kava.store.shard import ENCODE_TOKENS
 from kava.training.prefetch import AHEAD
@@ -32,7 +31,7 @@ LONGEST_PROMPT = {"openai/gsm8k": 215}
 
 
 class Need(Protocol):
-    """A stage whose memory can be told."""
+    """A stage whose memory is planned."""
 
     def memory(self) -> StageMemory:
         """Bytes at its peak."""
@@ -43,33 +42,21 @@ class Need(Protocol):
 
 @dataclass(frozen=True)
 class TrainingNeed:
-    """One phase of one arm.
+    """One phase of one arm; settings as JSON values."""
 
-    Attributes
-    ----------
-    stage, name
-        `pretrain` or `distill`, and the name of the arm.
-    student, teacher
-        Sources of the models.
-    arm, settings, kv
-        Of the arm, the phase and the store, as JSON values.
-    tokens
-        Longest example.
-    """
-
-    stage: str
-    name: str
+    stage: str  # `pretrain` or `distill`
+    name: str  # of the arm
     student: dict[str, Any]
     teacher: dict[str, Any]
     arm: dict[str, Any]
-    settings: dict[str, Any]
-    tokens: int
-    kv: dict[str, Any]
+    settings: dict[str, Any]  # of the phase
+    tokens: int  # of the longest example
+    kv: dict[str, Any]  # of the store
 
     def traced(self, step: bool = True) -> Traced:
         """Of one micro-batch, when every loss of the arm counts; arms that differ in schedules share it.
 
-        Without a step it tells the parameters alone, and is quick.
+        Without a step it has the parameters alone, and is quick.
         """
         settings = {
             "batch_size": self.settings["batch_size"],
@@ -162,21 +149,11 @@ class ExtractionNeed:
 
 @dataclass(frozen=True)
 class EvaluationNeed:
-    """Greedy answers of one model to a batch of questions.
+    """Greedy answers of one model to a batch of questions."""
 
-    Attributes
-    ----------
-    source
-        Of the model; with `dtype` if it is a reference, with `export_dtype` if a student as it is exported.
-    settings
-        `batch_size` and `max_new_tokens`.
-    prompt
-        Tokens of the longest question.
-    """
-
-    source: dict[str, Any]
-    settings: dict[str, Any]
-    prompt: int
+    source: dict[str, Any]  # with `dtype` if it is a reference, with `export_dtype` if a student as it is exported
+    settings: dict[str, Any]  # `batch_size` and `max_new_tokens`
+    prompt: int  # tokens of the longest question
 
     def memory(self) -> StageMemory:
         config, rows = read_geometry(self.source), self.settings["batch_size"]

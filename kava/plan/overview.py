@@ -20,25 +20,13 @@ Needs = dict[str, dict[str, Need]]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage.
+    """One stage."""
 
-    Attributes
-    ----------
-    memory
-        Of the arm (or model) that takes most.
-    largest
-        Its name; None for a stage that has no arms.
-    peaks, too_large
-        Arm → its peak in bytes; and the arms that do not fit.
-    fixes
-        What would make the largest fit; empty if it does.
-    """
-
-    memory: StageMemory
-    largest: str | None
-    peaks: dict[str, int]
-    too_large: list[str]
-    fixes: list[Fix]
+    memory: StageMemory  # of the arm (or model) that takes most
+    largest: str | None  # its name; None for a stage that has no arms
+    peaks: dict[str, int]  # arm → bytes
+    too_large: list[str]  # arms that do not fit
+    fixes: list[Fix]  # what would make the largest fit; empty if it does
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def as_text(plan: Overview) -> str:
         f"store        {size(disk.store):>9}  {state}",
         f"checkpoints  {size(disk.checkpoints):>9}  of one run, until it ends",
         f"models       {size(disk.models):>9}  students and projectors of all runs",
-        f"to write     {size(disk.to_write):>9}  beside downloads, which `kava fetch` tells",
+        f"to write     {size(disk.to_write):>9}  beside downloads, which `kava fetch` shows",
         f"free         {size(disk.free):>9}",
     ]
     lines += wrap(f"positions    {plan.prompts}", WIDTH, subsequent_indent="             ")
@@ -84,7 +84,7 @@ def _notes(plan: Overview) -> list[str]:
     for name, stage in plan.stages.items():
         if stage.too_large:
             lines += wrap(_lack(name, stage, plan.budget_gib), WIDTH)
-            lines.append("What would mend it, the least harmful first:")
+            lines.append("What would fix it, the least harmful first:")
             lines += [
                 f"  {fix.peak / GIB:5.2f} GiB  {'fits  ' if fix.fits else 'no fit'}  {fix.setting}"
                 for fix in stage.fixes

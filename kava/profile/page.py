@@ -26,7 +26,7 @@ def page(profile: Mapping[str, Any]) -> str:
     sections = [
         {
             "title": "What can be predicted",
-            "text": f"A raw cosine tells something between the score of a constant and 1. {reach(profile)}",
+            "text": f"A raw cosine means something between the score of a constant and 1. {reach(profile)}",
             "charts": [_explained(pair), _cosines(pair)],
             "maps": [],
         },
