@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kava.bench.source import Source
+from kava.store.admin.inventory import total_bytes
 
 # Enough for a ratio and a speed; gzip takes seconds for it.
 MOST_BYTES: Final = 64 << 20
@@ -35,7 +36,7 @@ def measure_alternatives(source: Source, folder: Path) -> tuple[dict[str, Any], 
         except ModuleNotFoundError as error:
             skipped[name] = f"{error.name} is not installed: pip install kava[bench]"
             continue
-        size = sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+        size = total_bytes(path) if path.is_dir() else path.stat().st_size
         speeds = {"write_mb_s": raw / 1e6 / (written - started), "read_mb_s": raw / 1e6 / (done - written)}
         figures[name] = {"how": how, "ratio": size / raw} | speeds
     return figures, skipped

@@ -1,7 +1,6 @@
 """One codec measured: a real store is written, read back, and compared with the teacher's KV."""
 
 import time
-from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +13,8 @@ from kava.bench.fidelity import Fidelity, HeadFidelity, summary
 from kava.bench.source import Source
 from kava.config.kv import KvStore
 from kava.kv import Geometry
+from kava.store.admin.describe import array_sizes
+from kava.store.admin.inventory import total_bytes
 from kava.store.array_spec import TOKENS_PER_GROUP
 from kava.store.codecs import Codec
 from kava.store.contents import Contents
@@ -58,7 +59,8 @@ def measure_codec(source: Source, settings: dict[str, Any], folder: Path) -> Mea
         writer.write_shard(split, shard, source.shard(split, shard, writer.packings[split]))
     manifest = writer.seal()
     written = time.monotonic()
-    sizes = _sizes(folder)
+    sizes = array_sizes(folder)
+    sizes["records"] += total_bytes(folder) - sum(sizes.values())  # the manifest
     everything, held_out, bit_exact, read_seconds = _read_back(source, folder / "manifest.json")
     encode, decode = _speed(source, codec)
     kv_bytes = sum(size for name, size in sizes.items() if name in codec.arrays or name.startswith("parameters"))
@@ -97,23 +99,6 @@ def read_amplification(geometry: Geometry, packing: Packing) -> float:
 def store_key(settings: dict[str, Any]) -> dict[str, Any]:
     """Key of a store of a codec as the configuration would make it, without teacher and data."""
     return KvStore.model_validate({"codec": settings}).model_dump()
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes on disk of each array (splits together), of the parameters, and of what describes them."""
-    sizes: Counter[str] = Counter()
-    for file in folder.rglob("*"):
-        if not file.is_file():
-            continue
-        parts = file.relative_to(folder).parts
-        if parts[0] != "store.zarr":
-            name = "manifest and records"
-        elif file.name == "zarr.json":
-            name = "zarr metadata"
-        else:
-            name = "/".join(parts[1 if parts[1] == "parameters" else 2 : parts.index("c")])
-        sizes[name] += file.stat().st_size
-    return dict(sizes.most_common())
 
 
 def _read_back(source: Source, manifest: Path) -> tuple[Fidelity, Fidelity, bool, float]:

@@ -12,6 +12,7 @@ from kava.device import choose_device
 from kava.kv import pad_ids
 from kava.models.capture import geometry
 from kava.models.load import load_model_config, load_teacher
+from kava.store.admin.inventory import total_bytes
 from kava.store.contents import Contents
 from kava.store.writer import StoreWriter
 from kava.teacher.extractor import Extractor, batches
@@ -65,13 +66,11 @@ def measure_extraction(job: Job, runtime: Runtime, rounds: int) -> dict[str, Any
     forward(1)  # the first one of a process is slow
     spent = in_turn({"extract": extract, "forward": forward}, rounds, device, empty_store)
     total = sum(len(ids) for of_split in input_ids.values() for ids in of_split)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    ratios = [bare / whole for whole, bare in zip(spent["extract"], spent["forward"], strict=True)]
     return {
         "tokens": total,
         "extract_tokens_per_second": total / min(spent["extract"]),
         "forward_tokens_per_second": total / min(spent["forward"]),
         "ratio": min(spent["forward"]) / min(spent["extract"]),
-        "ratios": ratios,
-        "store_ratio": size / (total * 4 * geometry(model_config).channels),
+        "ratios": [bare / whole for whole, bare in zip(spent["extract"], spent["forward"], strict=True)],
+        "store_ratio": total_bytes(folder) / (total * 4 * geometry(model_config).channels),
     }

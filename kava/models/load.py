@@ -21,7 +21,7 @@ from kava.models.capture import NO_ROPE, ROTATE_HALF, geometry
 from kava.models.families import require_readable, require_readable_cache
 from kava.models.on_disk import adapter_fault, settings_fault, weights_fault
 from kava.models.quantised import require_unquantised
-from kava.models.source import FAILURES, folder_of, loading_failed, path_of, require_vocabulary, which
+from kava.models.source import FAILURES, folder_of, loading_failed, path_of, require_sound, require_vocabulary, which
 from kava.models.weights import CONVERSION, headers_fault, loaded_fault, without_report
 from kava.text import first_line
 
@@ -87,8 +87,7 @@ def load_model_config(source: Mapping[str, Any]) -> Any:
     """The configuration of a model, without its weights; `UserError` for weights that are quantised already."""
     path = path_of(source)
     if folder := folder_of(source):
-        if fault := settings_fault(folder):
-            raise UserError(f"cannot load the configuration of {source['model']}: {fault}")
+        require_sound("configuration of", source, settings_fault(folder))
         require_unquantised(source, read_json(folder / "config.json"))  # before a class stumbles over it
     try:
         config = AutoConfig.from_pretrained(path, **which(source))
@@ -119,8 +118,7 @@ def check_model(source: Mapping[str, Any]) -> bool:
             fault = adapter_fault(folder)  # what else is missing comes from the hub
         elif fault is None:
             fault = headers_fault(folder, _empty(config, source["model"]))
-        if fault:
-            raise UserError(f"cannot load the model {source['model']}: {fault}")
+        require_sound("model", source, fault)
     return known
 
 
@@ -231,8 +229,7 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
         raise UserError(f"cannot load the model {source['model']}: {CONVERSION}") from None
     folder = folder_of(source)
     assert folder is not None, "what was loaded is on this machine"
-    if fault := loaded_fault(folder, model, report):
-        raise UserError(f"cannot load the model {source['model']}: {fault}")
+    require_sound("model", source, loaded_fault(folder, model, report))
     if device.type == "cpu" and options.get("quantization_config") and source["quantization"] == "nf4":
         from kava.models.nf4 import serve_any_shape  # imports bitsandbytes
 

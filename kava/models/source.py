@@ -89,8 +89,13 @@ def loading_failed(what: str, source: Mapping[str, Any], error: Exception) -> st
 
 def require_vocabulary(source: Mapping[str, Any]) -> None:
     """Raise `UserError` for a tokenizer without its vocabulary."""
-    if fault := fault_of(source, tokenizer_fault):
-        raise UserError(f"cannot load the tokenizer of {source['model']}: {fault}")
+    require_sound("tokenizer of", source, fault_of(source, tokenizer_fault))
+
+
+def require_sound(what: str, source: Mapping[str, Any], fault: str | None) -> None:
+    """Raise `UserError` if something is wrong with the files of a model, its configuration or its tokenizer."""
+    if fault:
+        raise UserError(f"cannot load the {what} {source['model']}: {fault}")
 
 
 def fault_of(source: Mapping[str, Any], find: Callable[[Path, str], str | None]) -> str | None:
