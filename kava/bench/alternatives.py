@@ -63,7 +63,12 @@ def _safetensors(path: Path, kv: Tensors) -> Callable[[], object]:
 def _npz(path: Path, kv: Tensors) -> Callable[[], object]:
     with path.open("wb") as file:
         np.savez_compressed(file, keys=_bits(kv)["keys"], values=_bits(kv)["values"])
-    return lambda: dict(np.load(path))
+
+    def read() -> object:
+        with np.load(path) as archive:
+            return dict(archive)
+
+    return read
 
 
 def _hdf5(path: Path, kv: Tensors) -> Callable[[], object]:
@@ -72,7 +77,12 @@ def _hdf5(path: Path, kv: Tensors) -> Callable[[], object]:
     with h5py.File(path, "w") as file:
         for name, bits in _bits(kv).items():
             file.create_dataset(name, data=bits, compression="gzip", shuffle=True)
-    return lambda: {name: data[...] for name, data in h5py.File(path).items()}
+
+    def read() -> object:
+        with h5py.File(path) as file:
+            return {name: data[...] for name, data in file.items()}
+
+    return read
 
 
 def _zarr(path: Path, kv: Tensors) -> Callable[[], object]:

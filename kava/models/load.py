@@ -129,7 +129,7 @@ def require_readable_model(config: Any, name: str) -> bool:
         require_readable(config, name)
         model = _empty(config, name)
         known = config.model_type in ROTATE_HALF + NO_ROPE
-        _looked_at[settings] = known or require_readable_cache(model, name, **geometry(config).to_dict())
+        _looked_at[settings] = known or require_readable_cache(model, name, geometry(config))
     return _looked_at[settings]
 
 
@@ -235,6 +235,6 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
 
         serve_any_shape(model)
     if not without_weights:
-        require_readable_cache(model, source["model"], **geometry(model.config).to_dict())
+        require_readable_cache(model, source["model"], geometry(model.config))
     _resident.add(model)
     return model
