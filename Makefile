@@ -36,6 +36,7 @@ check: $(VENV)/.test
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --strict --quiet --site-dir $(VENV)/site
 	$(MAKE) $(PASSED)
 	$(BIN)/python -m pytest -m "slow and not recipe" --numprocesses 2 --dist loadfile

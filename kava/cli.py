@@ -3,10 +3,10 @@
 import importlib
 import sys
 
-from kava.commandline import INTERRUPTED, print_whatever_the_locale
+from kava.exits import INTERRUPTED, print_whatever_the_locale
 
 COMMANDS = {
-    "doctor": ("kava.commands.doctor", "whether this machine can run a preset, and what would mend it"),
+    "doctor": ("kava.commands.doctor", "whether this machine can run a preset, and what to do about it"),
     "fetch": ("kava.commands.fetch", "download models and data, so that the run needs no network"),
     "plan": ("kava.commands.plan", "what a run would take of the GPU and the disk, and what would make it fit"),
     "tokenize": ("kava.stages.tokenize", "token ids, segments and the test questions"),
@@ -57,7 +57,3 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # while modules are imported
         print(f"kava {command}: interrupted", file=sys.stderr)
         return INTERRUPTED
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,40 +1,76 @@
-"""What commands and stages share: options that name a configuration, and one way to fail."""
+"""What commands and stages share: options, the jobs of the configuration that they name, and how a command runs."""
 
 import argparse
-import io
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from kava.config.base import place
 from kava.config.jobs import Jobs
 from kava.config.load import DEFAULT_PRESET, load_config, parse_assignments
-from kava.errors import Interrupted, UserError
-from kava.faults import faults_as_sentences
-from kava.terminal.noise import leave_out_noise
+from kava.errors import UserError
+from kava.exits import exit_status, print_whatever_the_locale
 
-INTERRUPTED: Final = 128 + signal.SIGINT
-CONFIGFILE = "config.yaml"
+CONFIGFILE: Final = "config.yaml"
 
 
-def command_parser(program: str, documentation: str | None) -> argparse.ArgumentParser:
+class Option(NamedTuple):
+    """An option or argument of a command, as `add_argument` takes it."""
+
+    name: str
+    how: dict[str, Any]
+
+
+def option(name: str, **how: Any) -> Option:
+    """An option; what `add_argument` takes, to be given to `run_command`."""
+    return Option(name, how)
+
+
+CONFIGURATION: Final = (
+    option("--configfile", help=f"configuration (default: {CONFIGFILE}, where there is one)"),
+    option("--preset", help="file of kava/config/presets/, in place of the configuration's"),
+    option("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. distill.steps=10"),
+)
+JSON: Final = option("--json", action="store_true", help="print JSON on stdout")
+STORE: Final = option("path", type=Path, help="folder of the store, or its manifest.json")
+
+
+def run_command(
+    program: str,
+    documentation: str | None,
+    argv: list[str] | None,
+    work: Callable[[argparse.Namespace], int | None],
+    *options: Option,
+) -> int:
+    """Parse the options of a command, run it, and return its exit status.
+
+    Parameters
+    ----------
+    program, documentation
+        Its name, and the text of its help: a module's docstring, as it stands.
+    argv
+        Arguments; None for those of the process.
+    work
+        Runs with the parsed options; returns a status, or None for 0.
+    options
+        In the order in which the help lists them.
+    """
+    parser = command_parser(program, documentation, *options)
+    arguments = parser.parse_args(argv)
+    return exit_status(program, lambda: work(arguments))
+
+
+def command_parser(program: str, documentation: str | None, *options: Option) -> argparse.ArgumentParser:
     """Parser whose help is a module's docstring, as it stands; printed whatever the locale."""
     print_whatever_the_locale()
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=program, description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-
-def add_configuration_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name a configuration."""
-    parser.add_argument("--configfile", help=f"configuration (default: {CONFIGFILE}, where there is one)")
-    parser.add_argument("--preset", help="file of kava/config/presets/, in place of the configuration's")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. distill.steps=10"
-    )
+    for name, how in options:
+        parser.add_argument(name, **how)
+    return parser
 
 
 def folder(text: str) -> Path:
@@ -45,7 +81,17 @@ def folder(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def load_plan(arguments: argparse.Namespace) -> Jobs:
+CACHE: Final = option("--cache-dir", type=folder, help="folder of stores (default: the configuration's)")
+
+
+def require_one(arguments: argparse.Namespace, *options: str) -> None:
+    """Raise `UserError` for an option that counts something and is less than 1."""
+    for name in options:
+        if (given := vars(arguments)[name]) < 1:
+            raise UserError(f"--{name} {given}: at least one is needed")
+
+
+def load_jobs(arguments: argparse.Namespace) -> Jobs:
     """Jobs of the configuration that the options name."""
     overrides = parse_assignments(arguments.set)
     if arguments.preset:
@@ -65,33 +111,3 @@ def same_configuration(command: str, arguments: argparse.Namespace) -> str:
     options += ["--preset", arguments.preset] if arguments.preset else []
     options += [word for assignment in arguments.set for word in ("--set", assignment)]
     return shlex.join([*command.split(), *options])
-
-
-def exit_status(program: str, work: Callable[[], None]) -> int:
-    """Run a command; what a user can mend is printed as one line, without a traceback, and gives status 1.
-
-    Ctrl-C gives status 130, as shells have it.
-    """
-    leave_out_noise()
-    try:
-        with faults_as_sentences():
-            work()
-    except Interrupted as error:
-        return _say(f"{program}: {error}", INTERRUPTED)
-    except KeyboardInterrupt:
-        return _say(f"{program}: interrupted; what is finished is kept: run again to go on", INTERRUPTED)
-    except UserError as error:
-        return _say(f"{program}: error: {error}", 1)
-    return 0
-
-
-def print_whatever_the_locale() -> None:
-    """Characters that the locale's encoding lacks are printed as escapes; they are no reason to fail."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _say(line: str, status: int) -> int:
-    print(line, file=sys.stderr)
-    return status

@@ -43,7 +43,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def device_memory_mib(device: torch.device) -> float | None:
-    """Memory of the whole GPU that is taken now, in MiB, by whatever program; None where NVML does not tell."""
+    """Memory of the whole GPU that is taken now, in MiB, by whatever program; None where NVML does not say."""
     if device.type != "cuda":
         return None
     from pynvml import NVMLError

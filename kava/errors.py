@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Something a user can mend: bad configuration, missing file, no disk space.
+    """Something a user can fix: bad configuration, missing file, no disk space.
 
     The message says what was wrong, what is allowed, and what to do, in one sentence or two. Commands print it
     without a traceback and exit with status 1; everything else is a bug and keeps its traceback.

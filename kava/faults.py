@@ -23,7 +23,7 @@ _OTHERS: Final = {
     errno.ENAMETOOLONG: "the name {} is longer than the file system allows; choose a shorter one",
     errno.ENOTDIR: "{} lies below something that is a file and no folder; name another place",
     errno.EISDIR: "{} is a folder where a file is expected; name another place, or move it away",
-    errno.ELOOP: "{} is a link that leads in a circle; mend the link",
+    errno.ELOOP: "{} is a link that leads in a circle; correct the link",
     errno.EMFILE: "the limit of open files is reached at {}; raise it with `ulimit -n`",
     errno.ESTALE: "the file system of {} has gone (a stale handle); mount it again",
     errno.EIO: "the disk of {} cannot be read or written (an input/output error); look at the system's log",
@@ -116,7 +116,7 @@ def _not_written(path: Path) -> str:
 
 def _unnamed(cause: BaseException) -> str:
     said = " ".join(str(cause).split())
-    return f"a file may not be read or written ({said}); mend the permissions, or name another place"
+    return f"a file may not be read or written ({said}); correct the permissions, or name another place"
 
 
 def _nearest(path: Path) -> Path:

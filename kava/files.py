@@ -71,23 +71,23 @@ def holds_json(path: Path, value: Mapping[str, Any]) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a manifest; ``UserError`` if it is missing or no JSON object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that makes it, or `snakemake {path}`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and rerun the stage that makes it") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; delete it and rerun the stage that makes it")
-    return found
+    return value
 
 
 def paths_below(folder: Path, pattern: str) -> list[Path]:
     """As `Path.glob`, sorted; but a folder that cannot be read raises `PermissionError`, and is not an empty one."""
-    found = [folder]
+    paths = [folder]
     for part in pattern.split("/"):
-        inside = (path for above in found if above.is_dir() for path in above.iterdir())
-        found = [path for path in inside if fnmatchcase(path.name, part)]
-    return sorted(found)
+        inside = (path for above in paths if above.is_dir() for path in above.iterdir())
+        paths = [path for path in inside if fnmatchcase(path.name, part)]
+    return sorted(paths)
 
 
 def nearest_folder(folder: Path) -> Path:

@@ -1,9 +1,9 @@
 """Repositories of the hub: what of them a run reads, whether it is on this machine, and how it comes here."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
@@ -37,20 +37,12 @@ FETCH = "`kava fetch` (with the --configfile, --preset and --set of this run)"
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository at a commit.
-
-    Attributes
-    ----------
-    kind, name, revision
-        As the hub calls them; the revision is a commit.
-    code
-        Whether the Python files of a model count, too.
-    """
+    """A repository at a commit."""
 
     kind: Literal["model", "dataset"]
     name: str
     revision: str | None
-    code: bool = False
+    code: bool = False  # whether the Python files of a model count, too
 
     @property
     def patterns(self) -> list[str]:
@@ -79,13 +71,10 @@ class Files:
 
 def repositories(config: Config) -> dict[str, Repository | None]:
     """What the teacher, the student and the data are on the hub; None for what is not there."""
-    found: dict[str, Repository | None] = {
-        role: _of_model(settings) for role, settings in (("teacher", config.teacher), ("student", config.student))
-    }
-    data = config.data
-    if isinstance(data, DemoData) or not on_hub(data.path):
-        return found | {"data": None}
-    return found | {"data": Repository("dataset", data.path, data.revision)}
+    data, rows = config.data, None
+    if not isinstance(data, DemoData) and on_hub(data.path):
+        rows = Repository("dataset", data.path, data.revision)
+    return {"teacher": _of_model(config.teacher), "student": _of_model(config.student), "data": rows}
 
 
 def _of_model(settings: ModelSettings) -> Repository | None:
@@ -97,7 +86,7 @@ def _of_model(settings: ModelSettings) -> Repository | None:
 def cached(repository: Repository) -> Path | None:
     """Folder of a repository that is on this machine, whole; asks no network."""
     try:
-        folder = _snapshot(repository, local_files_only=True)
+        folder = Path(_snapshot(repository, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     return None if _torn(repository, folder) else folder
@@ -106,7 +95,7 @@ def cached(repository: Repository) -> Path | None:
 def measure(repository: Repository, fetch: str = FETCH) -> Files:
     """What there is to download; asks the hub for each file, since lists of gated repositories are open to all.
 
-    `fetch` is the command that an error tells.
+    `fetch` is the command that an error names.
 
     Raises
     ------
@@ -118,17 +107,15 @@ def measure(repository: Repository, fetch: str = FETCH) -> Files:
     try:
         if cached(repository) is None:  # once, and for seconds: the download asks for half a minute, and says so
             HfApi().repo_info(repository.name, repo_type=repository.kind, revision=repository.revision, timeout=5)
-        found = snapshot_download(
-            repository.name, repo_type=repository.kind, revision=repository.revision, dry_run=True,
-            allow_patterns=repository.patterns, ignore_patterns=repository.folders,
-        )  # fmt: skip
+        files = _snapshot(repository, dry_run=True)
     except (*UNREACHABLE, HfHubHTTPError) as error:
         raise UserError(hub_fault(repository, error, fetch) or str(error)) from None
     finally:
         if bars:
             enable_progress_bars()
-    _require_safetensors(repository, (file.filename for file in found))
-    sizes = [(file.file_size or 0, file.will_download) for file in found]
+    if repository.kind == "model" and not any(file.filename.endswith(".safetensors") for file in files):
+        raise UserError(NO_SAFETENSORS.format(repository))
+    sizes = [(file.file_size or 0, file.will_download) for file in files]
     return Files(len(sizes), sum(size for size, _ in sizes), sum(size for size, comes in sizes if comes))
 
 
@@ -141,25 +128,20 @@ def download(repository: Repository) -> Path:
         As `measure`, or the connection broke.
     """
     try:
-        folder = _snapshot(repository)
+        folder = Path(_snapshot(repository))
         if torn := _torn(repository, folder):
             # The hub's cache takes a file that is there for a whole one.
             for file in torn:
                 file.resolve().unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
-            folder = _snapshot(repository)
+            _snapshot(repository)
     except (*UNREACHABLE, HfHubHTTPError) as error:
         raise UserError(hub_fault(repository, error) or str(error)) from None
     return folder
 
 
-def _require_safetensors(repository: Repository, names: Iterable[str]) -> None:
-    if repository.kind == "model" and not any(name.endswith(".safetensors") for name in names):
-        raise UserError(NO_SAFETENSORS.format(repository))
-
-
 def hub_fault(repository: Repository, error: BaseException, fetch: str = FETCH) -> str | None:
-    """A sentence and the command that mends it; None for an error that is not the hub's."""
+    """A sentence and the command that fixes it; None for an error that is not the hub's."""
     causes = list(_causes(error))
     kind = {"model": "model", "dataset": "data set"}[repository.kind]
     page = f"{constants.ENDPOINT}/{'datasets/' if repository.kind == 'dataset' else ''}{repository.name}"
@@ -173,8 +155,8 @@ def hub_fault(repository: Repository, error: BaseException, fetch: str = FETCH) 
         return f"{kind} {repository.name} has no commit {repository.revision}: choose one of {page}/commits/main"
     if is_any(RepositoryNotFoundError):
         return (
-            f"{kind} {repository.name} is not on {constants.ENDPOINT}: mend its name, or log in with `hf auth login` "
-            "if it is private"
+            f"{kind} {repository.name} is not on {constants.ENDPOINT}: correct its name, or log in with "
+            "`hf auth login` if it is private"
         )
     if is_any(*UNREACHABLE):
         start = f"{kind} {repository} is not whole on this machine, and"
@@ -189,17 +171,15 @@ def hub_fault(repository: Repository, error: BaseException, fetch: str = FETCH) 
     return None
 
 
-def _snapshot(repository: Repository, local_files_only: bool = False) -> Path:
-    return Path(
-        snapshot_download(
-            repository.name, repo_type=repository.kind, revision=repository.revision, local_files_only=local_files_only,
-            allow_patterns=repository.patterns, ignore_patterns=repository.folders,
-        )
+def _snapshot(repository: Repository, **how: Any) -> Any:
+    return snapshot_download(
+        repository.name, repo_type=repository.kind, revision=repository.revision, **how,
+        allow_patterns=repository.patterns, ignore_patterns=repository.folders,
     )  # fmt: skip
 
 
 def _torn(repository: Repository, folder: Path) -> list[Path]:
-    """Files of a snapshot that have not the size that the hub tells; none where nobody has asked the hub yet."""
+    """Files of a snapshot that have not the size that the hub names; none where nobody has asked the hub yet."""
     try:
         tree = get_cached_repo_tree(repository.name, repo_type=repository.kind, revision=repository.revision)
     except CachedRepoTreeNotFoundError:

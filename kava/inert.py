@@ -68,7 +68,7 @@ def is_inert(arm: Mapping[str, Any], alignment: Mapping[str, Any] | None) -> boo
 def inert_sentence(arm: Mapping[str, Any], alignment: Mapping[str, Any], control: str = "") -> str:
     """Why the KV loss counts as inert, and what to change, the most likely cause first.
 
-    `control` is what else tells it: that the cross entropy is that of the arm without a KV loss.
+    `control` is what else says so: that the cross entropy is that of the arm without a KV loss.
     """
     numbers = f"centred cosine {alignment['cos_sim_centered']:.3f}, r2 {alignment['r2']:.3f}"
     raw, floor = alignment.get("cos_sim"), alignment.get("cos_sim_constant")
@@ -82,17 +82,17 @@ def inert_sentence(arm: Mapping[str, Any], alignment: Mapping[str, Any], control
 
 def _changes(arm: Mapping[str, Any]) -> list[str]:
     weight, until = arm.get("kv_weight", 1.0), arm.get("kv_until", 1.0)
-    found = [f"raise kv_weight (it is {weight:g})" if weight else "set kv_weight above 0 (it is 0)"]
+    changes = [f"raise kv_weight (it is {weight:g})" if weight else "set kv_weight above 0 (it is 0)"]
     if until < 1:
-        found.append(f"raise kv_until (the loss ended after {100 * until:g}% of the steps)")
+        changes.append(f"raise kv_until (the loss ended after {100 * until:g}% of the steps)")
     if not arm.get("pretrain_projector"):
-        found.append("fit the projector first (pretrain_projector: true)")
+        changes.append("fit the projector first (pretrain_projector: true)")
     elif not arm.get("train_projector"):
-        found.append("train the projector jointly (train_projector: true)")
+        changes.append("train the projector jointly (train_projector: true)")
     kind = arm["aligner"]["kind"]
     other = "another mlp_ratio, or kind: structured" if kind == "flat" else "kind: flat, which has more parameters"
-    found.append(f"take an aligner of another size ({other})")
-    return [*found, "train for more steps or with a higher student_lr"]
+    changes.append(f"take an aligner of another size ({other})")
+    return [*changes, "train for more steps or with a higher student_lr"]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -22,13 +22,7 @@ PACKAGES = (
 
 
 def provenance(store_manifest: Path) -> dict[str, Any]:
-    """Nested mapping of strings and numbers for the report.
-
-    Parameters
-    ----------
-    store_manifest
-        Manifest of the teacher store, whose spec names models and data by revision or hash.
-    """
+    """Nested mapping of strings and numbers for the report; models and data as the store names them."""
     key = read_json(store_manifest)["spec"]
     return {
         "code": {"kava": version("kava"), "commit": _commit()},

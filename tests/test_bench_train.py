@@ -11,10 +11,10 @@ import torch
 from conftest import tiny_model
 
 from kava.bench import memory, stage_process, train, ways
-from kava.bench.arms import choose_arm
 from kava.bench.live import LiveTensors
 from kava.bench.longest import longest_rows
 from kava.bench.random_models import with_random_weights
+from kava.bench.train import choose_arm
 from kava.cli import main
 from kava.config.arms import Arm
 from kava.config.jobs import Job, Runtime

@@ -20,8 +20,8 @@ STARTS = ("training/pretrain.py", "training/distill.py", "training/phase.py", "t
 WITHOUT_NUMBERS = {
     "config": "settings are in the params, as values",
     "report": "reads what is finished",
-    "commandline.py": "options of the command line",
     "tasks/metric.py": "names of what answers are judged by",
+    "exits.py": "how a process ends",
     "card.py": "words about a student that is finished",
     "grades.py": "words for numbers that are known",
     "text.py": "words",

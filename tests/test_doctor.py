@@ -78,7 +78,7 @@ def test_a_torch_that_cannot_be_imported_is_a_line(capsys, monkeypatch) -> None:
 
 
 def test_python_out_of_range() -> None:
-    assert "KAVA needs >=3.99" in software.python(PROJECT | {"requires-python": ">=3.99"}).told
+    assert "KAVA needs >=3.99" in software.python(PROJECT | {"requires-python": ">=3.99"}).message
     assert software.python(PROJECT).status == "ok"
 
 
@@ -96,10 +96,10 @@ def test_packages_off_their_pins_warn_and_out_of_their_range_fail(monkeypatch, t
     assert software.packages(PROJECT, pins).status == "ok"  # a build for CUDA is the pinned version
     installed["zarr"] = "3.2.0"
     check = software.packages(PROJECT, pins)
-    assert (check.status, check.told) == ("warning", "zarr 3.2.0 (pinned 3.1.6) not as tested")
+    assert (check.status, check.message) == ("warning", "zarr 3.2.0 (pinned 3.1.6) not as tested")
     assert "pip install --constraint constraints.txt" in str(check.fix)
     installed["torch"] = "2.5.0"
-    assert software.packages(PROJECT, pins).told == "torch 2.5.0 (needed >=2.9)"
+    assert software.packages(PROJECT, pins).message == "torch 2.5.0 (needed >=2.9)"
     del installed["torch"]
     assert software.packages(PROJECT, pins) == software.fail("packages", "torch is not installed", software.INSTALL)
 
@@ -108,7 +108,7 @@ def test_no_profile_no_snakefile_and_an_executor_that_is_not_installed(monkeypat
     monkeypatch.chdir(tmp_path)
     check = software.snakemake(tmp_path)
     assert check.status == "warning"
-    assert check.told.endswith("no workflow beside the installed package")
+    assert check.message.endswith("no workflow beside the installed package")
     (tmp_path / "workflow").mkdir()
     check = software.snakemake(tmp_path)
     assert (check.status, check.fix) == ("warning", "run `git checkout workflow`")
@@ -117,11 +117,11 @@ def test_no_profile_no_snakefile_and_an_executor_that_is_not_installed(monkeypat
         folder.mkdir(parents=True)
         (folder / "profile.yaml").write_text(text)
     check = software.snakemake(tmp_path)
-    assert check.told.startswith("no Snakefile in")
+    assert check.message.startswith("no Snakefile in")
     (tmp_path / "Snakefile").write_text("")
     check = software.snakemake(tmp_path)
     assert check.status == "ok"
-    assert check.told.endswith("profiles default, grid (grid needs snakemake-executor-plugin-grid)")
+    assert check.message.endswith("profiles default, grid (grid needs snakemake-executor-plugin-grid)")
     monkeypatch.setattr(software, "_public", lambda _: None)
     assert software.snakemake(tmp_path) == software.fail("snakemake", "is not installed", software.INSTALL)
 
@@ -132,7 +132,7 @@ def test_missing_cuda_fails_where_the_configuration_needs_a_gpu(monkeypatch) -> 
     monkeypatch.setattr(machine, "_driver", lambda: "580.95")
     assert by_name(machine.gpu(config()))["gpu"].status == "ok"
     on_cpu = by_name(machine.gpu(config(REFERENCE, device="cpu")))["gpu"]
-    assert on_cpu.told.startswith("not needed: device is cpu; the run takes about ")
+    assert on_cpu.message.startswith("not needed: device is cpu; the run takes about ")
     assert (on_cpu.status, on_cpu.fix) == ("warning", "set device: auto on a machine with a GPU")
     named = by_name(machine.gpu(config(device="cuda")))["gpu"]
     assert named.status == "fail"
@@ -169,7 +169,7 @@ def test_a_run_on_a_cpu_is_told_in_minutes_hours_or_days(
     assert cpu_time.run_seconds(settings) == pytest.approx(seconds, rel=0.01)
     found = by_name(machine.gpu(settings))["gpu"]
     assert found.status == status
-    assert f"the run takes {said} on this CPU" in found.told
+    assert f"the run takes {said} on this CPU" in found.message
 
 
 def test_a_rate_is_measured_once_and_is_that_of_some_cpu() -> None:
@@ -202,26 +202,26 @@ def test_a_gpu_that_is_full_or_small(monkeypatch, free: float, total: float, sta
     monkeypatch.setattr(machine, "_driver", lambda: "580.95")
     check = by_name(machine.gpu(config(REFERENCE)))["gpu"]
     assert check.status == status
-    assert "RTX 4060, driver 580.95" in check.told
-    assert told in check.told
+    assert "RTX 4060, driver 580.95" in check.message
+    assert told in check.message
 
 
 def test_bitsandbytes_that_computes_something_else_or_nothing(monkeypatch) -> None:
     assert machine.matmul_error("cpu") < machine.TOLERANCE
     monkeypatch.setattr(machine, "matmul_error", lambda _: 0.7)
     wrong = machine.bitsandbytes(config())
-    assert (wrong.status, wrong.told) == ("fail", "4-bit matmul on cpu is wrong by 0.7")
+    assert (wrong.status, wrong.message) == ("fail", "4-bit matmul on cpu is wrong by 0.7")
 
     def broken(_: str) -> float:
         raise RuntimeError("no kernel image is available\nand more")
 
     monkeypatch.setattr(machine, "matmul_error", broken)
-    assert "fails on cpu (no kernel image is available)" in machine.bitsandbytes(config()).told
+    assert "fails on cpu (no kernel image is available)" in machine.bitsandbytes(config()).message
     unneeded = machine.bitsandbytes(config(teacher={"quantization": "none"}))
     assert unneeded.status == "warning"
     monkeypatch.setattr(machine, "matmul_error", lambda _: {}[0])
     optimizer = machine.bitsandbytes(config(teacher={"quantization": "none"}, distill={"optimizer": "adamw_8bit"}))
-    assert "fails on cpu (0)" in optimizer.told
+    assert "fails on cpu (0)" in optimizer.message
     assert str(optimizer.fix).endswith("or set distill.optimizer: adamw")
 
 
@@ -232,7 +232,7 @@ def test_a_full_disk_and_too_little_memory(monkeypatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
     (full,) = machine.disk(plan, 0)
     assert full.status == "fail"
-    assert full.told.endswith("1.0 MB free")
+    assert full.message.endswith("1.0 MB free")
     assert "point cache_dir (the store) or HF_HOME (downloads) to another disk" in str(full.fix)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2_000_000, total=4_000_000))
     assert machine.memory(plan).status == "warning"
@@ -250,9 +250,9 @@ def test_each_disk_is_measured_against_what_goes_there(monkeypatch, tmp_path: Pa
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1e9 if folder != hub else 5e6))
     monkeypatch.setattr(machine, "nearest_folder", lambda folder: Device(folder))
     store, results, downloads = machine.disk(plan, 6_000_000)
-    assert store.told.endswith("cache, 1.0 GB free")
-    assert "elsewhere" in results.told
-    assert (downloads.status, downloads.told) == ("fail", f"6.0 MB needed in {hub}, 5.0 MB free")
+    assert store.message.endswith("cache, 1.0 GB free")
+    assert "elsewhere" in results.message
+    assert (downloads.status, downloads.message) == ("fail", f"6.0 MB needed in {hub}, 5.0 MB free")
 
 
 class Device(type(Path())):
@@ -264,7 +264,7 @@ class Device(type(Path())):
 
 def test_a_family_that_is_not_known_and_another_tokenizer_are_told_before_a_run(tmp_path: Path) -> None:
     found = by_name(sources(config(), "kava fetch").checks)["pair"]
-    assert (found.status, found.told) == ("ok", "qwen2 teaches qwen2, with one tokenizer")
+    assert (found.status, found.message) == ("ok", "qwen2 teaches qwen2, with one tokenizer")
     for kind in ("teacher", "student"):
         shutil.copytree(REPOSITORY / "kava" / "demo" / kind, tmp_path / kind)
     pair = {kind: {"model": str(tmp_path / kind)} for kind in ("teacher", "student")}
@@ -275,11 +275,11 @@ def test_a_family_that_is_not_known_and_another_tokenizer_are_told_before_a_run(
     tokenizer.write_text(json.dumps(other))
     found = by_name(sources(config(**pair), "kava fetch").checks)["pair"]
     assert found.status == "fail"
-    assert "tokenizers share 416 of 417 tokens (not, for example, 'another')" in found.told
+    assert "tokenizers share 416 of 417 tokens (not, for example, 'another')" in found.message
     tokenizer.write_text(whole)
     (tmp_path / "teacher" / "config.json").write_text('{"model_type": "gpt_neox"}')
     found = by_name(sources(config(**pair), "kava fetch").checks)["pair"]
-    assert "keys before RoPE are not known for model type 'gpt_neox'" in found.told
+    assert "keys before RoPE are not known for model type 'gpt_neox'" in found.message
     assert found.fix == "set kv.keys: post_rope"
 
 
@@ -298,6 +298,6 @@ def test_a_damaged_model_and_missing_data_are_lines_of_their_own(tmp_path: Path)
     assert {name: check.status for name, check in found.items()} == {
         "teacher": "fail", "student": "fail", "data": "fail", "hub": "ok",
     }  # fmt: skip
-    assert "model.safetensors is damaged" in found["teacher"].told
-    assert "its weights are pytorch_model.bin" in found["student"].told
-    assert "has no train split" in found["data"].told
+    assert "model.safetensors is damaged" in found["teacher"].message
+    assert "its weights are pytorch_model.bin" in found["student"].message
+    assert "has no train split" in found["data"].message

@@ -171,7 +171,7 @@ def test_what_the_hub_refuses_ends_in_one_sentence(folders, tmp_path: Path) -> N
     with serving(Mirror(folders, gated={"org/gated"})) as mirror:
         lines = python(REFUSED, tmp_path, HF_ENDPOINT=mirror.url).splitlines()
     assert "org/gated is gated: ask for access on" in lines[0]
-    assert f"org/nobody is not on {mirror.url}: mend its name" in lines[1]
+    assert f"org/nobody is not on {mirror.url}: correct its name" in lines[1]
     assert "org/pickle at aaaaaaaaaaaa has no weights as model.safetensors" in lines[2]
     assert f"has no commit {'c' * 40}" in lines[3]
     doctor = {line.split()[1]: line for line in lines[4:8]}

@@ -231,7 +231,7 @@ def test_the_doctor_says_it_of_both_models(role: str, tmp_path: Path) -> None:
         checks = sources(load_config(None, {"preset": "demo", role: {"model": str(folder)}}), "kava fetch").checks
         (line,) = (check for check in checks if check.name == role)
         assert line.status == "fail"
-        assert message in line.told
+        assert message in line.message
         assert line.fix
 
 

@@ -21,10 +21,10 @@ from zoo.machines import (
 )
 
 from kava.cli import main
-from kava.commandline import INTERRUPTED, exit_status, print_whatever_the_locale
 from kava.config.load import REPOSITORY, parse_assignments
 from kava.data.task import read_task
 from kava.errors import UserError
+from kava.exits import INTERRUPTED, exit_status, print_whatever_the_locale
 from kava.faults import machine_fault
 from kava.files import write_json
 from kava.locks import claim, live_holder, locked, present
@@ -116,9 +116,7 @@ def test_questions_are_read_as_utf8_whatever_an_older_token_sets_loader_does(tmp
 
 
 def test_what_the_locale_cannot_print_is_escaped() -> None:
-    code = (
-        f"from kava.commandline import {print_whatever_the_locale.__name__} as p; p(); print('\\xe9 \\u2192 \\udce9')"
-    )
+    code = f"from kava.exits import {print_whatever_the_locale.__name__} as p; p(); print('\\xe9 \\u2192 \\udce9')"
     environment = os.environ | ascii_locale() | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     assert done.stdout == b"\\xe9 \\u2192 \\udce9\n"
@@ -223,7 +221,7 @@ def test_what_a_library_says_of_the_machine_is_a_sentence(words: str, capsys: py
         raise RuntimeError(f"Error while writing: {words}")
 
     assert exit_status("kava test", work) == 1
-    assert "run again" in (error := capsys.readouterr().err) or "mend the permissions" in error
+    assert "run again" in (error := capsys.readouterr().err) or "correct the permissions" in error
     assert machine_fault(ValueError("a bug")) is None
 
 

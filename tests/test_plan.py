@@ -24,9 +24,8 @@ from kava.losses import cross_entropy
 from kava.models.load import load_teacher
 from kava.plan import check, trace
 from kava.plan.geometry import read_geometry
-from kava.plan.memory import of_training
-from kava.plan.needs import Extraction
-from kava.plan.optimizer import state_bytes
+from kava.plan.memory import of_training, state_bytes
+from kava.plan.needs import ExtractionNeed
 from kava.training.optimizer import make_optimizer
 from kava.training.signals.base import TeacherShape
 from kava.training.student import prepare_student
@@ -240,7 +239,7 @@ def test_nf4_takes_4_127_bits_of_the_layers_matrices_alone() -> None:
     source = load_config(None, {"preset": "qwen2.5-8gb"}).teacher.model_dump()
     kv = load_config(CONFIG).kv.model_dump()
     counts = trace.parameter_counts(read_geometry(source))
-    weights = Extraction(source, 8, kv | {"batch_tokens": 8}).memory().parts["weights"]
+    weights = ExtractionNeed(source, 8, kv | {"batch_tokens": 8}).memory().parts["weights"]
     assert weights == pytest.approx(counts.linear * 4.127 / 8 + (counts.all - counts.linear) * 2, rel=1e-4)
 
 
@@ -263,7 +262,8 @@ def test_planned_weights_of_a_quantised_teacher_are_those_that_bitsandbytes_make
             real += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
         elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
             real += module.weight.SCB.nbytes
-    planned = Extraction(source, 8, load_config(CONFIG).kv.model_dump() | {"batch_tokens": 8}).memory().parts["weights"]
+    kv = load_config(CONFIG).kv.model_dump() | {"batch_tokens": 8}
+    planned = ExtractionNeed(source, 8, kv).memory().parts["weights"]
     assert planned == pytest.approx(real, rel=1e-3)
 
 

@@ -23,7 +23,7 @@ from kava.data.fit import positions as positions_reached
 from kava.data.positions import Prompts, check_positions, look
 from kava.data.task import read_prompt, read_questions, write_task
 from kava.data.template import Template
-from kava.doctor.prompts import prompts
+from kava.doctor.sources import prompts
 from kava.errors import UserError
 from kava.evaluation import evaluate
 from kava.evaluation.harness import RowwiseStop

@@ -216,7 +216,7 @@ def test_what_the_hub_refuses_is_told_with_what_mends_it() -> None:
         told(gated)
     )
     assert "has no commit aaaa" in str(told(errors.RevisionNotFoundError("no", response=response)))
-    assert "mend its name" in str(told(errors.RepositoryNotFoundError("no", response=response)))
+    assert "correct its name" in str(told(errors.RepositoryNotFoundError("no", response=response)))
     offline = told(errors.LocalEntryNotFoundError("no"))
     assert "is not whole on this machine, and HF_HUB_OFFLINE is set: `unset HF_HUB_OFFLINE`, then" in str(offline)
     assert told(ValueError("of something else")) is None

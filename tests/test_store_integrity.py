@@ -14,8 +14,8 @@ import torch
 from store_fixtures import CODECS_UNDER_TEST, LENGTHS, calibration, content, files, key, open_writer, write
 
 from kava.cli import main
-from kava.commandline import exit_status
 from kava.errors import UserError
+from kava.exits import exit_status
 from kava.files import sha256_json
 from kava.kv import KeysValues
 from kava.store.admin.verify import Verification, verify

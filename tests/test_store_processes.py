@@ -213,7 +213,7 @@ def test_peak_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
             "teacher": {"quantization": "none"},
         }
         assert main(["tokenize", *arguments(folder, "int8", **settings)]) == 0
-        command = [sys.executable, "-m", "kava.cli", "extract", *arguments(folder, "int8", **settings)]
+        command = [sys.executable, "-m", "kava", "extract", *arguments(folder, "int8", **settings)]
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
         cost = json.loads((store(folder) / "cost.json").read_text())
         peaks[examples] = cost["peak_memory_mib"]

@@ -22,7 +22,7 @@ PLAIN = "Question: {question}\nAnswer: {answer}"
 SAID = {
     "only_sentencepiece_model": "the package sentencepiece, which reads it, is missing; `pip install sentencepiece`",
     "unknown_class": "need the class that tokenizer_config.json names, and transformers has none",
-    "slow": "does not tell which characters a token stands for",
+    "slow": "does not say which characters a token stands for",
     "truncated": "tokenizer.json is damaged or was not copied to its end",
     "pointer": "tokenizer.json is damaged or was not copied to its end",
     "another_file": "tokenizer.json is JSON, and not what a tokenizer keeps there",
@@ -52,7 +52,7 @@ def test_a_tokenizer_that_cannot_be_used_is_one_sentence(
     assert "; " in str(tokenising.value)
     (found,) = _pair(config(**pair(folder)))
     assert found.status == "fail"
-    assert f"{found.told}; {found.fix}" == str(tokenising.value)
+    assert f"{found.message}; {found.fix}" == str(tokenising.value)
 
 
 def test_every_unreadable_tokenizer_has_its_sentence() -> None:
@@ -65,7 +65,7 @@ def test_words_that_a_tokenizer_has_no_token_for_are_one_sentence(tmp_path: Path
         token_set(tmp_path, *pair(folder).items())
     (found,) = _pair(config(**pair(folder)))
     assert found.status == "fail"
-    assert "cannot write 'Question:" in found.told
+    assert "cannot write 'Question:" in found.message
 
 
 def test_a_class_that_nobody_has_is_no_matter_beside_a_whole_tokenizer(tmp_path: Path) -> None:
@@ -97,14 +97,14 @@ def test_a_chat_template_that_fails_is_one_sentence(template: str, error: str, t
         template_for(tokenizer, PLAIN, {"system": None})
     (found,) = _pair(config(**pair(folder), chat={}))
     assert found.status == "fail"
-    assert "the chat template of" in found.told
+    assert "the chat template of" in found.message
 
 
 def test_the_doctor_says_what_a_tokenizer_cannot_write(tmp_path: Path) -> None:
     found = by_name(_pair(config(**pair(zoo.without_digits(tmp_path)))))
     assert found["pair"].status == "ok"
     assert found["tokens"].status == "warning"
-    assert "cannot write #### and numbers" in found["tokens"].told
+    assert "cannot write #### and numbers" in found["tokens"].message
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_doctor_says_what_a_model_cannot_read(
     zoo.configure(folder, **settings)
     found = _pair(config(**pair(folder), **changes))
     assert [check.status for check in found] == ["fail"]
-    assert told in found[0].told
+    assert told in found[0].message
     assert found[0].fix
 
 

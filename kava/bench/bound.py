@@ -66,7 +66,7 @@ class Bound:
 
     @staticmethod
     def enough(tokens: int, channels: int) -> bool:
-        """Whether the tokens tell the covariance of K and V, `channels` each."""
+        """Whether the tokens show the covariance of K and V, `channels` each."""
         return tokens >= LEAST_TOKENS_PER_CHANNEL * 2 * channels
 
     def ratio(self, error: Tensor) -> float:

@@ -11,38 +11,26 @@ batches of like length, and decoding.
 
 import argparse
 import logging
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kava.bench.setting import bench_parser, columns, configured, machine, prepared, report, require_one, show_machine
-from kava.commandline import exit_status
+from kava.bench.setting import bench_a_run, count_of, show_machine
 from kava.config.schema import Config
+from kava.text import table as columns
 
 log = logging.getLogger("kava")
 QUESTIONS, ROUNDS = 250, 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = bench_parser("evaluate", __doc__)
-    parser.add_argument(
-        "--questions", type=int, default=QUESTIONS, help="test questions at most (default: %(default)s)"
-    )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="runs of each way, in turn (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    return exit_status("kava bench evaluate", lambda: _bench(arguments))
-
-
-def _bench(arguments: argparse.Namespace) -> None:
-    require_one(arguments, "questions", "rounds")
-    config = configured(arguments)
-    report(arguments, lambda folder: _measure(config, arguments, folder), table)
+    questions = count_of("questions", QUESTIONS, "test questions at most")
+    rounds = count_of("rounds", ROUNDS, "runs of each way, in turn")
+    return bench_a_run("evaluate", __doc__, argv, _measure, table, questions, rounds)
 
 
 def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from kava.bench.workspace import quiet
+    from kava.bench.workspace import in_turn, quiet
     from kava.data.positions import check_prompts
     from kava.data.rows import load_rows
     from kava.data.task import write_task
@@ -51,31 +39,25 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     from kava.evaluation.harness import harness_results
     from kava.models.load import load_for_evaluation, load_tokenizer
 
-    small = prepared(config, arguments, folder, log.info)
-    rows = load_rows(small.data).splits["test"][: arguments.questions]
-    chat = small.chat.model_dump() if small.chat else None
-    template = template_for(load_tokenizer(small.teacher.model_dump()), small.template, chat)
+    rows = load_rows(config.data).splits["test"][: arguments.questions]
+    chat = config.chat.model_dump() if config.chat else None
+    template = template_for(load_tokenizer(config.teacher.model_dump()), config.template, chat)
     write_task(folder / "task", rows, template)
-    source, settings = small.student.model_dump(), small.evaluation.model_dump()
-    device = choose_device(small.device)
+    source, settings = config.student.model_dump(), config.evaluation.model_dump()
+    device = choose_device(config.device)
     tokenizer = load_tokenizer(source)
     prompts = [template.prompt(row["question"]) for row in rows]
     check_prompts(tokenizer, prompts, {source["model"]: source}, settings["max_new_tokens"])
     model = load_for_evaluation(source, device)
 
-    ways: list[tuple[str, Callable[[], object]]] = [
-        ("harness", lambda: harness_results(model, tokenizer, folder / "task", settings)),
-        ("plain", lambda: generate(model, tokenizer, prompts, **settings)),
-    ]
+    ways = {
+        "harness": lambda: harness_results(model, tokenizer, folder / "task", settings),
+        "plain": lambda: generate(model, tokenizer, prompts, **settings),
+    }
     log.info("answering %d questions %d times each way", len(rows), arguments.rounds)
-    spent: dict[str, list[float]] = {"harness": [], "plain": []}
     with quiet():
         generate(model, tokenizer, prompts[:1], settings["batch_size"], 2)  # the first call of a process is slow
-        for number in range(arguments.rounds):
-            for name, answer in ways if number % 2 == 0 else reversed(ways):
-                started = time.monotonic()
-                answer()
-                spent[name].append(time.monotonic() - started)
+        spent = in_turn(ways, arguments.rounds, device)
     return {
         "questions": len(rows),
         "rounds": arguments.rounds,
@@ -83,7 +65,6 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
         **{f"{name}_questions_per_second": len(rows) / min(seconds) for name, seconds in spent.items()},
         "ratio": min(spent["harness"]) / min(spent["plain"]),
         "ratios": [whole / bare for whole, bare in zip(spent["harness"], spent["plain"], strict=True)],
-        "setup": machine(config, arguments),
     }
 
 
@@ -124,14 +105,10 @@ def table(figures: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     return "\n".join(
         [
-            *columns(lines),
+            columns(lines, left=1),
             "",
             f"{figures['questions']} questions, {figures['batch_size']} at once, at most {figures['max_new_tokens']} "
             f"tokens each; best of {figures['rounds']} rounds, ratios of the single rounds under `between`.",
             show_machine(figures["setup"]) + ".",
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -56,16 +56,13 @@ class Fidelity:
 
 def summary(heads: HeadFidelity) -> dict[str, Any]:
     """Means over layers and heads and the worst head's, for K and V apart."""
-    found = {}
+    figures = {}
     for tensor, name in enumerate("kv"):
-        for suffix, cos, error in (
-            ("", heads.cos, heads.error),
-            ("_centered", heads.cos_centered, heads.error_centered),
-        ):
-            found[f"{name}_cos{suffix}_mean"] = float(cos[tensor].mean())
-            found[f"{name}_cos{suffix}_min"] = float(cos[tensor].min())
-            found[f"{name}_rel_error{suffix}"] = float(error[tensor].mean())
-    return found
+        for suffix, cos, error in (("", *heads[:2]), ("_centered", *heads[2:])):
+            figures[f"{name}_cos{suffix}_mean"] = float(cos[tensor].mean())
+            figures[f"{name}_cos{suffix}_min"] = float(cos[tensor].min())
+            figures[f"{name}_rel_error{suffix}"] = float(error[tensor].mean())
+    return figures
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -11,14 +11,7 @@ from kava.models.load import load_tokenizer
 
 
 def longest_rows(config: Config, examples: int, held_out: int, questions: int) -> tuple[dict[str, Rows], int]:
-    """The longest rows that `max_length` admits.
-
-    Parameters
-    ----------
-    config
-        Names data, template and tokenizer.
-    examples, held_out, questions
-        How many of the training split, the held-out one and the test questions, as far as there are so many.
+    """The longest rows that `max_length` admits: so many examples, held-out ones and questions, or all there are.
 
     Returns
     -------

@@ -6,57 +6,49 @@
 
 Runs the real stages for a few steps on the longest examples of the data, in a temporary folder, every loss at full
 weight. On a GPU torch's allocator is capped at the budget minus 1 GiB, as if the GPU were no larger: its peaks are
-told, and what NVML says of the device. On a CPU the live tensors are counted. What `kava plan` says stands beside.
+shown, and what NVML says of the device. On a CPU the live tensors are counted. What `kava plan` says stands beside.
 """
 
 import argparse
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kava.bench.setting import bench_parser, columns, configured, machine, prepared, report, require_one, show_machine
-from kava.commandline import exit_status
+from kava.bench.setting import bench_a_run, count_of, show_machine
 from kava.config.jobs import Job, Jobs
 from kava.config.schema import Config
+from kava.text import table as columns
 
 log = logging.getLogger("kava")
 # The second one meets gradients and optimizer states as every later one does.
 STEPS = 2
-# What was measured, and what is planned for the same: name, and key of `kava.bench.planned`.
-MEASURES = {"reserved_mib": "allocator_mib", "allocated_mib": "allocator_mib", "tensors_mib": "allocator_mib"}
+# What may be measured of what `kava plan` says of the allocator.
+MEASURES = ("reserved_mib", "allocated_mib", "tensors_mib")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = bench_parser("memory", __doc__)
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of each phase (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    return exit_status("kava bench memory", lambda: _bench(arguments))
-
-
-def _bench(arguments: argparse.Namespace) -> None:
-    require_one(arguments, "steps")
-    config = configured(arguments)
-    report(arguments, lambda folder: _measure(config, arguments, folder), table)
+    steps = count_of("steps", STEPS, "optimizer steps of each phase")
+    return bench_a_run("memory", __doc__, argv, _measure, table, steps)
 
 
 def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from kava.bench.planned import planned
     from kava.bench.stage_process import run_measured
     from kava.bench.workspace import BenchJobs, quiet
     from kava.config.jobs import Runtime
     from kava.data import tokenize
     from kava.files import read_json
+    from kava.plan.overview import needs
 
-    small, longest = _few(prepared(config, arguments, folder, log.info), arguments.steps, folder)
-    plan, runtime = BenchJobs(small, folder), Runtime.of(small)
+    small, longest = _few(config, arguments.steps, folder)
+    jobs, runtime = BenchJobs(small, folder), Runtime.of(small)
     with quiet():
-        tokenize.run(plan.tokenize, runtime)
+        tokenize.run(jobs.tokenize, runtime)
     # As configured, but for what was measured: the longest example, and every loss at full weight.
-    said = planned(small.model_copy(update={"max_length": longest, "data": config.data}))
+    as_configured = small.model_copy(update={"max_length": longest, "data": config.data})
+    planned = {(stage, arm): need.memory() for stage, arm, need in needs(as_configured)}
     stages = []
-    for stage, arm, job in _jobs(plan):
+    for stage, arm, job in _in_order(jobs):
         log.info("%s %s", stage, arm)
         missing = [name for name, path in job.inputs.items() if not path.is_file()]
         if missing:
@@ -65,13 +57,14 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
             row = run_measured(job, runtime, folder)
             done = read_json(job.output) if job.output.is_file() else {}
             row["out_of_memory"] = done.get("out_of_memory", [])
-        stages.append({"stage": stage, "arm": arm} | row | ({"planned": said.get((stage, arm))} if said else {}))
+        memory = planned[stage, arm]
+        said = {"allocator_mib": memory.allocator / 2**20, "peak_mib": memory.peak / 2**20}
+        stages.append({"stage": stage, "arm": arm} | row | {"planned": said})
     return {
         "stages": stages,
         "steps": arguments.steps,
         "budget_gib": config.vram_budget_gib,
         "longest_example_tokens": longest,
-        "setup": machine(config, arguments),
     }
 
 
@@ -84,49 +77,40 @@ def _few(config: Config, steps: int, folder: Path) -> tuple[Config, int]:
     examples = steps * max(of_phase.batch_size * of_phase.accumulation for of_phase in phases.values())
     held_out = max(of_phase.batch_size for of_phase in phases.values())
     rows, longest = longest_rows(config, examples, held_out, config.evaluation.batch_size)
-    changes: dict[str, Any] = {
-        name: of_phase.model_copy(
-            update={"steps": steps, "log_every": 1, "save_every": steps, "num_processes": 1}
-        )
-        for name, of_phase in phases.items()
-    }  # fmt: skip
+    few = {"steps": steps, "log_every": 1, "save_every": steps, "num_processes": 1}
+    changes: dict[str, Any] = {name: of_phase.model_copy(update=few) for name, of_phase in phases.items()}
     changes["arms"] = {name: arm.at_full_weight() for name, arm in config.arms.items()}
     return on_rows(config, rows, folder / "data").model_copy(update=changes), longest
 
 
-def _jobs(plan: Jobs) -> Iterator[tuple[str, str, Job]]:
+def _in_order(jobs: Jobs) -> Iterator[tuple[str, str, Job]]:
     """Stage, arm and job, in an order in which each finds what it reads; names are those of `kava plan`."""
-    arms, seed = plan.config.arms, plan.config.seeds[0]
-    yield "extract", "", plan.extract
+    arms, seed = jobs.config.arms, jobs.config.seeds[0]
+    yield "extract", "", jobs.extract
     for arm, settings in arms.items():
         if settings.aligner:
-            yield "pretrain", arm, plan.pretrain(arm, seed)
+            yield "pretrain", arm, jobs.pretrain(arm, seed)
     for arm in arms:
-        yield "distill", arm, plan.distill(arm, seed)
-    yield "evaluate teacher", "", plan.reference("teacher")
-    yield "evaluate student", "", plan.evaluate(next(iter(arms)), seed)
+        yield "distill", arm, jobs.distill(arm, seed)
+    yield "evaluate teacher", "", jobs.reference("teacher")
+    yield "evaluate student", "", jobs.evaluate(next(iter(arms)), seed)
 
 
 def table(figures: Mapping[str, Any]) -> str:
     """The figures for a terminal, in MiB."""
     stages = figures["stages"]
-    found = [name for name in (*MEASURES, "device_mib") if any(name in row for row in stages)]
-    said = any(row.get("planned") for row in stages)
-    first = next((name for name in found if name in MEASURES), None)
-    head = ["MiB at the peak", "arm", *(name.removesuffix("_mib") for name in found)]
-    lines = [tuple([*head, "planned", "of planned"] if said else head)]
+    measured = [name for name in (*MEASURES, "device_mib") if any(name in row for row in stages)]
+    first = next((name for name in measured if name in MEASURES), None)
+    lines = [["MiB at the peak", "arm", *(name.removesuffix("_mib") for name in measured), "planned", "of planned"]]
     for row in stages:
-        cells = [row["stage"], row["arm"], *(f"{row[name]:,.1f}" if name in row else "" for name in found)]
-        plan = row.get("planned")
-        if plan and first is not None and first in row:
-            cells += [f"{plan[MEASURES[first]]:,.1f}", f"{row[first] / plan[MEASURES[first]]:.2f}"]
-        elif said:
-            cells += ["", ""]
-        lines.append(tuple(cells))
-    return "\n".join([*columns(lines, left=2), "", *_notes(figures, found)])
+        cells = [row["stage"], row["arm"], *(f"{row[name]:,.1f}" if name in row else "" for name in measured)]
+        planned = row["planned"]["allocator_mib"]
+        cells += [f"{planned:,.1f}", f"{row[first] / planned:.2f}"] if first in row else ["", ""]
+        lines.append(cells)
+    return "\n".join([columns(lines, left=2), "", *_notes(figures, measured)])
 
 
-def _notes(figures: Mapping[str, Any], found: list[str]) -> list[str]:
+def _notes(figures: Mapping[str, Any], measured: list[str]) -> list[str]:
     notes = []
     for row in figures["stages"]:
         name = f"{row['stage']} {row['arm']}".strip()
@@ -140,7 +124,7 @@ def _notes(figures: Mapping[str, Any], found: list[str]) -> list[str]:
         f"{figures['steps']} steps on the longest examples ({figures['longest_example_tokens']} tokens at most), every "
         "loss at full weight."
     )
-    if "tensors_mib" in found:
+    if "tensors_mib" in measured:
         notes.append("tensors: bytes of live tensors, weights included; not libraries, nor what is read ahead.")
     else:
         notes.append(
@@ -148,7 +132,3 @@ def _notes(figures: Mapping[str, Any], found: list[str]) -> list[str]:
             "CUDA context and paged optimizer states included."
         )
     return [*notes, show_machine(figures["setup"]) + "."]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

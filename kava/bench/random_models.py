@@ -11,16 +11,10 @@ from kava.plan.geometry import read_geometry
 
 
 def with_random_weights(config: Config, tokenizer: Path, folder: Path) -> Config:
-    """The configuration with made-up models of the same geometry.
+    """The configuration with made-up models of the same geometry, both with the tokenizer of a directory.
 
-    Parameters
-    ----------
-    config
-        Whose teacher and student are directories with a `config.json`, or known to `kava plan`.
-    tokenizer
-        Directory of the tokenizer that both get.
-    folder
-        Where `teacher/` and `student/` are written, in the dtype that their `config.json` names.
+    Their `config.json` lies in their directories, or is known to `kava plan`, and names their dtype. They are written
+    to `teacher/` and `student/` in the folder.
 
     Raises
     ------

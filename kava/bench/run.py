@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -11,35 +11,23 @@ from kava.bench.alternatives import measure_alternatives
 from kava.bench.bound import Bound
 from kava.bench.codecs import Measured, measure_codec
 from kava.bench.search import as_faithful_as
+from kava.bench.setting import PACKAGES
 from kava.bench.source import Source
 from kava.config.benchmark import LIKE_INT4
 from kava.errors import UserError
 from kava.provenance import library_versions
-
-PACKAGES: Final = ("numcodecs", "numpy", "safetensors", "torch", "transformers", "zarr")
+from kava.text import table as columns
 
 
 def measure(
     source: Source,
     codecs: Mapping[str, dict[str, Any]],
     setup: dict[str, Any],
-    tell: Callable[[str], object],
-    alternatives: bool = True,
+    say: Callable[[str], object],
 ) -> dict[str, Any]:
-    """Measure codecs on one source.
+    """Measure codecs, name → settings as in the configuration, on one source; `LIKE_INT4` needs `int4` before it.
 
-    Parameters
-    ----------
-    source
-        Teacher KV.
-    codecs
-        Name → settings as in the configuration; `LIKE_INT4` needs `int4` before it.
-    setup
-        What is measured: model and data, for the record.
-    tell
-        Called with a sentence at each step.
-    alternatives
-        Whether to measure other formats too.
+    `setup` names model and data for the record; `say` is called with a sentence at each step.
 
     Returns
     -------
@@ -47,30 +35,28 @@ def measure(
         `codecs`, `alternatives`, `rate_distortion_bound`, `skipped` (name → why) and `setup`.
     """
     measured: dict[str, Measured] = {}
-    others: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="kava-bench-") as temporary:
         for name, settings in codecs.items():
-            tell(f"{name}: writing a store of {source.tokens:,} tokens and reading it back")
+            say(f"{name}: writing a store of {source.tokens:,} tokens and reading it back")
             try:
                 chosen = settings
                 if name == LIKE_INT4:
-                    chosen = as_faithful_as(measured["int4"].cos, source, lambda text: tell(f"{LIKE_INT4}: {text}"))
+                    chosen = as_faithful_as(measured["int4"].cos, source, lambda text: say(f"{LIKE_INT4}: {text}"))
                 with tempfile.TemporaryDirectory(dir=temporary) as folder:
                     measured[name] = measure_codec(source, chosen, Path(folder))
             except UserError as error:
                 skipped[name] = str(error)
-                tell(f"{name} is left out: {error}")
-        if alternatives:
-            tell("alternatives: the same KV in other formats")
-            others, left_out = measure_alternatives(source, Path(temporary))
-            for name, reason in left_out.items():
-                tell(f"{name} is left out: {reason}")
-            skipped |= left_out
+                say(f"{name} is left out: {error}")
+        say("alternatives: the same KV in other formats")
+        others, left_out = measure_alternatives(source, Path(temporary))
+        for name, reason in left_out.items():
+            say(f"{name} is left out: {reason}")
+        skipped |= left_out
     return {
         "codecs": {name: of_codec.figures for name, of_codec in measured.items()},
         "alternatives": others,
-        "rate_distortion_bound": _bounds(source, measured, skipped, tell),
+        "rate_distortion_bound": _bounds(source, measured, skipped, say),
         "skipped": skipped,
         "setup": {
             **setup,
@@ -83,26 +69,26 @@ def measure(
 
 
 def _bounds(
-    source: Source, measured: Mapping[str, Measured], skipped: dict[str, str], tell: Callable[[str], object]
+    source: Source, measured: Mapping[str, Measured], skipped: dict[str, str], say: Callable[[str], object]
 ) -> dict[str, Any]:
     if not Bound.enough(source.tokens, source.geometry.channels):
         skipped["rate_distortion_bound"] = f"{source.tokens} tokens are too few for the covariance of this geometry"
         return {}
-    tell("rate-distortion bound")
+    say("rate-distortion bound")
     bound = Bound(list(source.kv.values()))
-    found = {}
+    bounds = {}
     for name, of_codec in measured.items():
         heads = of_codec.heads
         if float(heads.error_centered.max()) == 0.0:
             skipped[f"rate_distortion_bound of {name}"] = "it is exact, and a Gaussian is not coded exactly"
             continue
-        found[name] = {
+        bounds[name] = {
             "ratio": bound.ratio(heads.error_centered),
             "ratio_first_layer_known": bound.ratio_first_layer_known(heads.error_centered),
             "cos_centered": float(heads.cos_centered.mean()),
             "relative_error_centered": float(heads.error_centered.square().mean().sqrt()),
         }
-    return found
+    return bounds
 
 
 def table(figures: Mapping[str, Any]) -> str:
@@ -122,12 +108,7 @@ def table(figures: Mapping[str, Any]) -> str:
     for name, row in figures["alternatives"].items():
         speeds = [f"{row[f'{what}_mb_s']:.0f}" for what in ("write", "read")]
         lines.append((name, f"{row['ratio']:.4f}", *[""] * 10, *speeds))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    text = []
-    for line in lines:
-        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        text.append("  ".join([line[0].ljust(widths[0]), *cells[1:]]))
-    return "\n".join([*text, "", *_notes(figures)])
+    return "\n".join([columns(lines, left=1), "", *_notes(figures)])
 
 
 def _notes(figures: Mapping[str, Any]) -> list[str]:

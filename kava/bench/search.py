@@ -1,4 +1,4 @@
-"""The transform that is as faithful as another codec, found by trying."""
+"""The transform that is as faithful as another codec, sought by trials."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -16,7 +16,7 @@ SEARCH_STEPS: Final = 6
 SLACK: Final = 0.03
 
 
-def as_faithful_as(cos: float, source: Source, tell: Callable[[str], object]) -> dict[str, Any]:
+def as_faithful_as(cos: float, source: Source, say: Callable[[str], object]) -> dict[str, Any]:
     """Settings of the smallest `transform` whose measured raw cosine, mean over K and V, is at least `cos`.
 
     What is missing to a cosine of 1, as aimed at (centred, worst head) and as measured (raw, mean of all), are nearly
@@ -32,7 +32,7 @@ def as_faithful_as(cos: float, source: Source, tell: Callable[[str], object]) ->
     for _ in range(SEARCH_STEPS):
         settings = TransformCodec(target_cos=1 - aim).model_dump()
         missing = 1 - _cos_in_memory(source, settings)
-        tell(f"target_cos {1 - aim:.6f} gives a cosine of {1 - missing:.6f}, wanted {cos:.6f}")
+        say(f"target_cos {1 - aim:.6f} gives a cosine of {1 - missing:.6f}, wanted {cos:.6f}")
         if missing <= wanted and (best is None or aim > 1 - best["target_cos"]):
             best = settings
             if missing >= wanted * (1 - SLACK):

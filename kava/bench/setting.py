@@ -1,100 +1,103 @@
-"""Options, set-up and output that `kava bench train`, `bench memory` and `bench evaluate` share."""
+"""Options, set-up and output that the benchmarks share."""
 
 import argparse
 import json
-import logging
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from kava.commandline import add_configuration_options, command_parser, load_plan
+from kava.commandline import CONFIGURATION, Option, load_jobs, option, require_one, run_command
 from kava.config.schema import Config
 from kava.errors import UserError
+from kava.exits import log_to_stderr
+from kava.files import write_json
 
+PACKAGES: Final = ("numcodecs", "numpy", "safetensors", "torch", "transformers", "zarr")
+OUTPUT: Final = (
+    option("--json", action="store_true", help="print a JSON object in place of the table"),
+    option("--output", type=Path, metavar="FILE", help="write the JSON there too"),
+)
+# Of `bench train`, `bench memory` and `bench evaluate`.
+OF_A_RUN: Final = (
+    *CONFIGURATION,
+    option("--random-weights", action="store_true", help="made-up models of this geometry; needs --tokenizer"),
+    option("--tokenizer", type=Path, metavar="DIR", help="tokenizer of the made-up models"),
+    option("--folder", type=Path, metavar="DIR", help="work below it (default: the temporary directory)"),
+    *OUTPUT,
+)
 # First steps of every run that are not counted: caches, memory and the batches read ahead settle.
 WARM_UP: Final = 3
 
 
-def bench_parser(command: str, documentation: str | None) -> argparse.ArgumentParser:
-    """Parser with the options of all of them."""
-    parser = command_parser(f"kava bench {command}", documentation)
-    add_configuration_options(parser)
-    parser.add_argument(
-        "--random-weights", action="store_true", help="teacher and student of this geometry, made up; needs --tokenizer"
-    )
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer of the made-up models")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="work below it (default: the temporary directory)")
-    parser.add_argument("--json", action="store_true", help="print a JSON object in place of the table")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there too")
-    return parser
+def count_of(name: str, default: int, what: str) -> Option:
+    """An option that counts something."""
+    return option(f"--{name}", type=int, default=default, help=f"{what} (default: %(default)s)")
 
 
-def configured(arguments: argparse.Namespace) -> Config:
-    """The configuration that the options name; status lines go to stderr.
-
-    Raises
-    ------
-    UserError
-        Options that contradict each other, or what `load_plan` refuses.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for noisy in ("httpx", "lm_eval", "datasets", "absl"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    if arguments.random_weights and arguments.tokenizer is None:
-        raise UserError("--random-weights needs --tokenizer DIR, a directory with the models' tokenizer")
-    if arguments.tokenizer and not arguments.random_weights:
-        raise UserError("--tokenizer is for --random-weights; models that have weights have a tokenizer too")
-    return load_plan(arguments).config
-
-
-def require_one(arguments: argparse.Namespace, *options: str) -> None:
-    """Raise `UserError` for an option that counts something and is less than 1."""
-    for option in options:
-        if (given := vars(arguments)[option]) < 1:
-            raise UserError(f"--{option} {given}: at least one is needed")
-
-
-def report(
-    arguments: argparse.Namespace,
-    measure: Callable[[Path], dict[str, Any]],
+def bench_a_run(
+    name: str,
+    documentation: str | None,
+    argv: list[str] | None,
+    measure: Callable[[Config, argparse.Namespace, Path], dict[str, Any]],
     table: Callable[[Mapping[str, Any]], str],
-) -> None:
-    """Measure in an empty folder that is gone afterwards; print the figures, and write them if it is asked for."""
-    from kava.bench.workspace import workspace
-    from kava.files import write_json
+    *options: Option,
+) -> int:
+    """Run a benchmark of a configuration's stages, and return its exit status.
 
-    with workspace(arguments.folder) as folder:
-        figures = measure(folder)
+    Parameters
+    ----------
+    name, documentation, argv
+        Of the command.
+    measure
+        Works in an empty folder that is gone afterwards. Its configuration has made-up models, if they are asked for,
+        and tracks nothing; what was measured, and on what, is added to its figures as `setup`.
+    table
+        Figures for a terminal.
+    options
+        Of this benchmark alone; each number of theirs is 1 or more.
+    """
+
+    def work(arguments: argparse.Namespace) -> None:
+        from kava.bench.workspace import workspace
+
+        require_one(arguments, *(option.name.removeprefix("--") for option in options if option.how.get("type") is int))
+        config = _configured(arguments)
+        with workspace(arguments.folder) as folder:
+            figures = measure(_prepared(config, arguments, folder), arguments, folder)
+        show(arguments, figures | {"setup": _machine(config, arguments)}, table)
+
+    return run_command(f"kava bench {name}", documentation, argv, work, *OF_A_RUN, *options)
+
+
+def show(arguments: argparse.Namespace, figures: dict[str, Any], table: Callable[[Mapping[str, Any]], str]) -> None:
+    """Print the figures as a table or as JSON, and write them if it is asked for."""
     if arguments.output:
         write_json(arguments.output, figures)
     print(json.dumps(figures, indent=2) if arguments.json else table(figures))
 
 
-def prepared(config: Config, arguments: argparse.Namespace, folder: Path, tell: Callable[[str], object]) -> Config:
-    """The configuration with made-up models, if they are asked for; nothing is tracked."""
+def _configured(arguments: argparse.Namespace) -> Config:
+    log_to_stderr()
+    if arguments.random_weights and arguments.tokenizer is None:
+        raise UserError("--random-weights needs --tokenizer DIR, a directory with the models' tokenizer")
+    if arguments.tokenizer and not arguments.random_weights:
+        raise UserError("--tokenizer is for --random-weights; models that have weights have a tokenizer too")
+    return load_jobs(arguments).config
+
+
+def _prepared(config: Config, arguments: argparse.Namespace, folder: Path) -> Config:
     if arguments.random_weights:
         from kava.bench.random_models import with_random_weights
 
-        tell("making teacher and student with random weights")
         config = with_random_weights(config, arguments.tokenizer, folder / "models")
     return config.model_copy(update={"tracker": "none"})
 
 
-def machine(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was measured, and on what; no host or user names.
-
-    Parameters
-    ----------
-    config
-        As it was configured.
-    arguments
-        Of the command.
-    """
+def _machine(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was measured, by the configuration and the options, and on what; no host or user names."""
     import torch
 
-    from kava.bench.run import PACKAGES
     from kava.config.identity import display_name
     from kava.device import choose_device
     from kava.provenance import library_versions
@@ -123,16 +126,3 @@ def show_machine(setup: Mapping[str, Any]) -> str:
     cores = f"CPU, {setup['cpu_cores']} cores, {threads}"
     where = cores if setup["device"] == "cpu" else setup["device"]
     return f"{teacher['model']} ({how}) → {student['model']}{random}, data {setup['data']}; {where}"
-
-
-def columns(lines: Sequence[tuple[str, ...]], left: int = 1) -> list[str]:
-    """Cells in columns, the first `left` of them to the left and the others to the right."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(cells).rstrip())
-    return text

@@ -29,23 +29,13 @@ Examples = dict[str, list[np.ndarray]]
 
 @dataclass(frozen=True)
 class Source:
-    """KV of all tokens of some examples.
-
-    Attributes
-    ----------
-    segments
-        Split → segment of every token of every example.
-    kv, info
-        Split → fp32 KV `[T, L, H, D]` and facts of its tokens, example after example.
-    ids, first_layer
-        Every token id, ascending, and the first layer's KV of each, as in `Calibration`.
-    """
+    """KV of all tokens of some examples, example after example."""
 
     geometry: Geometry
-    segments: Examples
-    kv: dict[str, KeysValues]
+    segments: Examples  # split → segment of every token of every example
+    kv: dict[str, KeysValues]  # split → fp32 `[T, L, H, D]`
     info: dict[str, TokenInfo]
-    ids: Tensor
+    ids: Tensor  # every token id, ascending, and the first layer's KV of each, as in `Calibration`
     first_layer: KeysValues
 
     @property
@@ -105,16 +95,8 @@ def read_teacher(
 ) -> Source:
     """Run the teacher once over examples of the splits `train` and `validation`.
 
-    Parameters
-    ----------
-    teacher, geometry
-        The model and the shape of its KV.
-    input_ids, segments
-        Split → ids and segments of every example.
-    how
-        `keys` and `batch_tokens` as in `kv` of the configuration; None for the defaults.
-    on_tokens
-        Called with the number of tokens after each forward, for progress.
+    `how` has `keys` and `batch_tokens` as in `kv` of the configuration (None for the defaults); `on_tokens` is called
+    with the number of tokens after each forward, for progress.
     """
     longest = max(sum(len(x) for x in of_split) for of_split in segments.values())
     one_shard = {"codec": {"kind": "bf16"}, "shard_tokens": -(-longest // 64) * 64}

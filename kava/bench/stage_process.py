@@ -25,19 +25,12 @@ BODIES = {
 
 
 def run_measured(job: Job, runtime: Runtime, folder: Path) -> dict[str, Any]:
-    """Run a stage of its own process.
-
-    Parameters
-    ----------
-    job, runtime
-        As a stage takes them.
-    folder
-        For the messages between the processes.
+    """Run a stage in a process of its own; messages between the processes go through the folder.
 
     Returns
     -------
     dict
-        What the meter of the device found, and `error`: why the stage could not do its work, or null.
+        Figures of the device's meter, and `error`: why the stage could not do its work, or null.
 
     Raises
     ------

@@ -10,14 +10,13 @@ and the rate-distortion bound of a Gaussian of the same covariance. The default 
 """
 
 import argparse
-import json
 import logging
-import sys
-from pathlib import Path
 from typing import Any
 
-from kava.commandline import command_parser, exit_status
+from kava.bench.setting import OUTPUT, count_of, show
+from kava.commandline import option, require_one, run_command
 from kava.errors import UserError
+from kava.exits import log_to_stderr
 
 log = logging.getLogger("kava")
 # Seconds for a small model, and enough tokens for a transform to spread its parameters over.
@@ -25,42 +24,35 @@ TOKENS = 32768
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("kava bench store", __doc__)
-    parser.add_argument("--model", default="kava:teacher", help="directory or hub id (default: the demo's teacher)")
-    parser.add_argument("--data", help="directory with GSM8K's train.jsonl and test.jsonl (default: the demo's)")
-    parser.add_argument("--quantization", choices=["nf4", "int8", "none"], default="none", help="default: %(default)s")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default: %(default)s")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of the data (default: %(default)s)")
-    parser.add_argument("--codecs", metavar="NAME,…", help="some of the codecs (default: all)")
-    parser.add_argument(
-        "--synthetic", metavar="L,H,D", help="made-up KV of L layers, H KV heads and head dim D, without a model"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there too")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    return exit_status("kava bench store", lambda: _bench(arguments))
+    made_up = "made-up KV of L layers, H KV heads and head dim D, without a model"
+    return run_command(
+        "kava bench store", __doc__, argv, _bench,
+        option("--model", default="kava:teacher", help="directory or hub id (default: the demo's teacher)"),
+        option("--data", help="directory with GSM8K's train.jsonl and test.jsonl (default: the demo's)"),
+        option("--quantization", choices=["nf4", "int8", "none"], default="none", help="default: %(default)s"),
+        option("--dtype", choices=["float32", "bfloat16"], default="float32", help="default: %(default)s"),
+        count_of("tokens", TOKENS, "tokens of the data"),
+        option("--codecs", metavar="NAME,…", help="some of the codecs (default: all)"),
+        option("--synthetic", metavar="L,H,D", help=made_up),
+        *OUTPUT,
+    )  # fmt: skip
 
 
 def _bench(arguments: argparse.Namespace) -> None:
     from kava.bench.run import measure, table
     from kava.config.benchmark import CODECS, LIKE_INT4
-    from kava.files import write_json
 
+    log_to_stderr()
     names = arguments.codecs.split(",") if arguments.codecs else list(CODECS)
     unknown = [name for name in names if name not in CODECS]
     if unknown:
         raise UserError(f"--codecs {arguments.codecs}: no codec {unknown[0]!r}; choose from {', '.join(CODECS)}")
     if LIKE_INT4 in names and "int4" not in names:
         raise UserError(f"--codecs {arguments.codecs}: {LIKE_INT4} is tuned to int4; name int4 too")
-    if arguments.tokens < 1:
-        raise UserError(f"--tokens {arguments.tokens}: at least one token is needed")
+    require_one(arguments, "tokens")
     source, setup = _synthetic(arguments) if arguments.synthetic else _teacher(arguments)
     codecs = {name: settings for name, settings in CODECS.items() if name in names}
-    figures = measure(source, codecs, setup, log.info)
-    if arguments.output:
-        write_json(arguments.output, figures)
-    print(json.dumps(figures, indent=2) if arguments.json else table(figures))
+    show(arguments, measure(source, codecs, setup, log.info), table)
 
 
 def _synthetic(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
@@ -118,7 +110,3 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         source = read_teacher(model, geometry(load_model_config(teacher)), input_ids, segments, on_tokens=bar.update)
     setup = {**teacher, "model": display_name(arguments.model)}
     return source, {**setup, "data": display_name(arguments.data) if arguments.data else "the demo"}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,30 +8,20 @@ Runs the real stages on as many real examples as the steps take, in a temporary 
 teacher's bare forward over the same batches; then distillation from the store, in turn with the teacher online, where
 both models are resident and the teacher reads each micro-batch in one forward: in the step, or ahead of it in the
 background. All train the same arm on the same examples in the same order, and every step compares KV. Their losses
-tell whether they do the same.
+show whether they do the same.
 """
 
 import argparse
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kava.bench.setting import (
-    WARM_UP,
-    bench_parser,
-    columns,
-    configured,
-    machine,
-    prepared,
-    report,
-    require_one,
-    show_machine,
-)
-from kava.commandline import exit_status
+from kava.bench.setting import WARM_UP, bench_a_run, count_of, show_machine
+from kava.commandline import option
 from kava.config.schema import Config
 from kava.errors import UserError
+from kava.text import table as columns
 
 log = logging.getLogger("kava")
 STEPS, ROUNDS = 20, 3
@@ -39,26 +29,13 @@ TITLES = {"store": "from the store", "online": "teacher in the step", "online_ah
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = bench_parser("train", __doc__)
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of each run (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="runs of each way, in turn (default: %(default)s)")
-    parser.add_argument("--arm", help="arm to train (default: the first that compares KV)")
-    arguments = parser.parse_args(argv)
-    return exit_status("kava bench train", lambda: _bench(arguments))
+    steps = count_of("steps", STEPS, "optimizer steps of each run")
+    rounds = count_of("rounds", ROUNDS, "runs of each way, in turn")
+    arm = option("--arm", help="arm to train (default: the first that compares KV)")
+    return bench_a_run("train", __doc__, argv, _measure, table, steps, rounds, arm)
 
 
-def _bench(arguments: argparse.Namespace) -> None:
-    from kava.bench.arms import choose_arm
-
-    if arguments.steps <= WARM_UP:
-        raise UserError(f"--steps {arguments.steps}: the first {WARM_UP} warm up; at least {WARM_UP + 1} are needed")
-    require_one(arguments, "rounds")
-    config = configured(arguments)
-    arm = choose_arm(config, arguments.arm)
-    report(arguments, lambda folder: _measure(config, arm, arguments, folder), table)
-
-
-def _measure(config: Config, arm: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from kava.bench.extraction import measure_extraction
     from kava.bench.ways import measure_ways
     from kava.bench.workspace import BenchJobs, free, quiet
@@ -67,19 +44,21 @@ def _measure(config: Config, arm: str, arguments: argparse.Namespace, folder: Pa
     from kava.device import choose_device
     from kava.training import pretrain
 
-    small = _few(prepared(config, arguments, folder, log.info), arm, arguments.steps, folder)
-    plan, runtime, seed = BenchJobs(small, folder), Runtime.of(small), small.seeds[0]
+    if arguments.steps <= WARM_UP:
+        raise UserError(f"--steps {arguments.steps}: the first {WARM_UP} warm up; at least {WARM_UP + 1} are needed")
+    arm = choose_arm(config, arguments.arm)
+    small = _few(config, arm, arguments.steps, folder)
+    jobs, runtime, seed = BenchJobs(small, folder), Runtime.of(small), small.seeds[0]
     device = choose_device(small.device)
     log.info("tokenizing %d examples, then extracting them %d times", small.data.train, arguments.rounds)
     with quiet():
-        tokenize.run(plan.tokenize, runtime)
-        extraction = measure_extraction(plan.extract, runtime, arguments.rounds)
+        tokenize.run(jobs.tokenize, runtime)
+        extraction = measure_extraction(jobs.extract, runtime, arguments.rounds)
         free(device)
         if small.arms[arm].aligner:
-            pretrain.run(plan.pretrain(arm, seed), runtime)
+            pretrain.run(jobs.pretrain(arm, seed), runtime)
             free(device)
-    job = plan.distill(arm, seed)
-    ways = measure_ways(job, runtime, arguments.rounds, log.info)
+    ways = measure_ways(jobs.distill(arm, seed), runtime, arguments.rounds, log.info)
     settings = small.distill
     return {
         "arm": arm,
@@ -90,8 +69,48 @@ def _measure(config: Config, arm: str, arguments: argparse.Namespace, folder: Pa
         "distill": ways,
         "extraction": extraction,
         "break_even_passes": _break_even(ways, extraction),
-        "setup": machine(config, arguments),
     }
+
+
+def choose_arm(config: Config, name: str | None) -> str:
+    """The arm that was asked for, or the first one that can be compared.
+
+    Raises
+    ------
+    UserError
+        There is no such arm, or the online way cannot do what it does.
+    """
+    if name is None:
+        able = [arm for arm in config.arms if _why_not(config, arm) is None]
+        if not able:
+            reasons = "; ".join(f"{arm} {_why_not(config, arm)}" for arm in config.arms)
+            raise UserError(f"no arm compares whole teacher KV with its own example: {reasons}")
+        return able[0]
+    if name not in config.arms:
+        raise UserError(f"--arm {name}: no such arm; arms are: {', '.join(config.arms)}")
+    if reason := _why_not(config, name):
+        raise UserError(f"--arm {name}: the arm {reason}; choose another")
+    return name
+
+
+def _why_not(config: Config, name: str) -> str | None:
+    """What keeps the online way from giving an arm what the store gives; None if nothing does."""
+    arm = config.arms[name]
+    if (arm.aligner is None or arm.kv_weight == 0) and not arm.auxiliary.cka:
+        return "compares no KV, and needs no teacher while it trains"
+    if arm.teacher_kv != "matched":
+        return "reads another example's KV; it costs what the arm with its own does"
+    if config.student_reasoning != "full":
+        return f"lays KV onto other tokens (student_reasoning: {config.student_reasoning})"
+    for where, select in (("kv.select", config.kv.select), ("select", arm.select)):
+        if select is not None and select.kind != "full":
+            return f"compares some tokens only ({where}: {select.kind})"
+    stored = [name for name in ("codi", "logit_kd") if getattr(arm.auxiliary, name)]
+    if arm.aligner is not None and arm.loss.weights == "importance":
+        stored.append("importance")
+    if stored:
+        return f"reads more of the teacher than its KV ({', '.join(stored)})"
+    return None
 
 
 def _few(config: Config, arm: str, steps: int, folder: Path) -> Config:
@@ -125,32 +144,31 @@ def table(figures: Mapping[str, Any]) -> str:
     lines = [("distillation", "step", "ratio", "between", "tokens/s", "waits for data", "teacher per step")]
     for name, title in TITLES.items():
         way = ways[name]
-        ratio = (
-            (f"{way['ratio']:.2f}", f"{min(way['ratios']):.2f}–{max(way['ratios']):.2f}")
-            if "ratio" in way
-            else ("1", "")
-        )
+        ratio = _ratio(way) if "ratio" in way else ("1", "")
         teacher = "" if way["teacher_seconds"] is None else _seconds(way["teacher_seconds"])
         numbers = (f"{way['tokens_per_second']:,.0f}", f"{way['data_wait_share']:.1%}")
         lines.append((title, _seconds(way["step_seconds"]), *ratio, *numbers, teacher))
-    low, high = min(extraction["ratios"]), max(extraction["ratios"])
     rates = [
         ("extraction", "tokens/s", "ratio", "between"),
         ("teacher's bare forward", f"{extraction['forward_tokens_per_second']:,.0f}", "1", ""),
-        ("forward, encoded and stored", f"{extraction['extract_tokens_per_second']:,.0f}",
-         f"{extraction['ratio']:.2f}", f"{low:.2f}–{high:.2f}"),
-    ]  # fmt: skip
-    return "\n".join([*columns(lines), "", *columns(rates), "", *_losses(ways), "", *_notes(figures)])
+        ("forward, encoded and stored", f"{extraction['extract_tokens_per_second']:,.0f}", *_ratio(extraction)),
+    ]
+    tables = [columns(rows, left=1) for rows in (lines, rates, _losses(ways))]
+    return "\n\n".join([*tables, "\n".join(_notes(figures))])
 
 
-def _losses(ways: Mapping[str, Any]) -> list[str]:
-    lines = [("losses, first step", *TITLES.values(), "apart", "at most, all steps")]
+def _ratio(of: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{of['ratio']:.2f}", f"{min(of['ratios']):.2f}–{max(of['ratios']):.2f}"
+
+
+def _losses(ways: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    lines: list[tuple[str, ...]] = [("losses, first step", *TITLES.values(), "apart", "at most, all steps")]
     of_ways = [ways[way]["losses"] for way in TITLES if way != "store"]
     for name, first in of_ways[0].items():
         shown = [f"{first['store']:.6f}", *(f"{losses[name]['online']:.6f}" for losses in of_ways)]
         apart = [max(losses[name][f"difference_{when}"] for losses in of_ways) for when in ("first_step", "largest")]
         lines.append((f"  {name}", *shown, *(f"{value:.1e}" for value in apart)))
-    return columns(lines)
+    return lines
 
 
 def _notes(figures: Mapping[str, Any]) -> list[str]:
@@ -178,7 +196,3 @@ def _notes(figures: Mapping[str, Any]) -> list[str]:
 
 def _seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.0f} ms"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,8 @@ import logging
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,16 +50,9 @@ def workspace(parent: Path | None) -> Iterator[Path]:
 
 
 def on_rows(config: Config, rows: dict[str, Rows], folder: Path) -> Config:
-    """The configuration with given rows for data, written where the run will find them.
+    """The configuration with given rows for data, written to `train.jsonl` and `test.jsonl` of a folder.
 
-    Parameters
-    ----------
-    config
-        As configured.
-    rows
-        Split (`train`, `validation`, `test`) → rows of question and answer, one at least.
-    folder
-        Where `train.jsonl` and `test.jsonl` go.
+    `rows`: split (`train`, `validation`, `test`) → rows of question and answer, one at least.
     """
     # Held-out rows are the end of the training file.
     for name, of_file in (("train", rows["train"] + rows["validation"]), ("test", rows["test"])):
@@ -82,6 +76,25 @@ def quiet() -> Iterator[None]:
     finally:
         enable_progress_bars()
         log.setLevel(level)
+
+
+def in_turn(
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds of each way in each round; every other round goes backwards, and begins with `before`, not counted."""
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        before()
+        for name in ways if number % 2 == 0 else reversed(list(ways)):
+            started = time.monotonic()
+            ways[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            spent[name].append(time.monotonic() - started)
+    return spent
 
 
 def free(device: torch.device) -> None:

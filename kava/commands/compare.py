@@ -8,10 +8,11 @@ Folders come first, and each holds a record.yaml, which the report of its experi
 is what the others are compared with, arm by arm of the same name, beside what each of them declares.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
-from kava.commandline import command_parser, exit_status
+from kava.commandline import option, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,20 +21,15 @@ def main(argv: list[str] | None = None) -> int:
         from kava.stages.report import main as report_of_one
 
         return report_of_one(words)
-    parser = command_parser("kava report", __doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results/<experiment> of a finished run")
-    parser.add_argument(
+    folders = option("folders", nargs="+", type=Path, metavar="DIR", help="results/<experiment> of a finished run")
+    output = option(
         "--output", type=Path, help="the page; its numbers go into .json beside it (default: "
         "results/comparison.html, of one experiment report.html in its folder)"
     )  # fmt: skip
-    arguments = parser.parse_args(words)
-    if arguments.output is None:
-        one = len(arguments.folders) == 1
-        arguments.output = arguments.folders[0] / "report.html" if one else Path("results/comparison.html")
-    return exit_status("kava report", lambda: compare(arguments.folders, arguments.output))
+    return run_command("kava report", __doc__, words, _compare, folders, output)
 
 
-def compare(folders: list[Path], output: Path) -> None:
+def _compare(arguments: argparse.Namespace) -> None:
     """Write the page and its numbers, and print the verdict."""
     from kava.errors import UserError
     from kava.files import write_atomic, write_json
@@ -42,25 +38,22 @@ def compare(folders: list[Path], output: Path) -> None:
     from kava.report.page.render import render_html
     from kava.report.record import read_record
 
+    folders, output = arguments.folders, arguments.output
+    if output is None:
+        output = folders[0] / "report.html" if len(folders) == 1 else Path("results/comparison.html")
     if output.suffix != ".html":
         raise UserError(f"--output {output} must end in .html; the numbers are written beside it as .json")
     try:
         report = report_across([read_record(folder) for folder in folders], command())
     except FileNotFoundError as error:
-        raise UserError(f"{gone(error)}; restore it, or run the experiment again: what is there is kept") from None
+        missing = Path(error.filename)
+        raise UserError(
+            f"the folder {missing.parent} has no {missing.name}; restore it, or run the experiment again: what is "
+            "there is kept"
+        ) from None
     write_json(output.with_suffix(".json"), report.to_dict())
     write_atomic(output, render_html(report))
     print(report.verdict.sentence)
     for sentence in report.fairness.mismatches:
         print(f"unequal: {sentence}")
     print(output)
-
-
-def gone(error: FileNotFoundError) -> str:
-    """Which file is gone, in words."""
-    file = Path(error.filename)
-    return f"the folder {file.parent} has no {file.name}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

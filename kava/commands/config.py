@@ -8,7 +8,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
@@ -17,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
+from kava.commandline import CONFIGURATION, load_jobs, option, run_command
 from kava.config.base import How
 from kava.config.load import REPOSITORY
 from kava.config.schema import Config
@@ -29,12 +28,9 @@ TABLE_FILE = REPOSITORY / "docs" / "configuration.md"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("kava config", __doc__)
-    add_configuration_options(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON in place of YAML")
-    parser.add_argument("--write-docs", action="store_true", help="write the generated schema and documentation")
-    arguments = parser.parse_args(argv)
-    return exit_status("kava config", lambda: _show(arguments))
+    as_json = option("--json", action="store_true", help="print JSON in place of YAML")
+    write = option("--write-docs", action="store_true", help="write the generated schema and documentation")
+    return run_command("kava config", __doc__, argv, _show, *CONFIGURATION, as_json, write)
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -44,7 +40,7 @@ def _show(arguments: argparse.Namespace) -> None:
         write_atomic(SCHEMA_FILE, schema_text())
         write_atomic(TABLE_FILE, table_text())
         return
-    settings = load_plan(arguments).config.model_dump(mode="json")
+    settings = load_jobs(arguments).config.model_dump(mode="json")
     print(json.dumps(settings) if arguments.json else yaml.safe_dump(settings, sort_keys=False), end="")
 
 
@@ -96,7 +92,3 @@ def _nested(annotation: Any) -> list[type[BaseModel]]:
     if annotation is NoneType or (get_origin(annotation) is None and not isinstance(annotation, UnionType)):
         return []
     return [model for part in get_args(annotation) for model in _nested(part)]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

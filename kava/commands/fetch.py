@@ -11,32 +11,28 @@ the demo's models need nothing.
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
-from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
+from kava.commandline import CONFIGURATION, load_jobs, run_command
 from kava.errors import UserError
 from kava.files import nearest_folder
 from kava.text import size
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("kava fetch", __doc__)
-    add_configuration_options(parser)
-    arguments = parser.parse_args(argv)
-    return exit_status("kava fetch", lambda: _fetch(arguments))
+    return run_command("kava fetch", __doc__, argv, _fetch, *CONFIGURATION)
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    plan = load_plan(arguments)
-    _ = plan.report  # says which path or revision is missing, before anything is downloaded
+    jobs = load_jobs(arguments)
+    _ = jobs.report  # says which path or revision is missing, before anything is downloaded
 
     from huggingface_hub import constants
 
     from kava.hub import download, measure, repositories
     from kava.models.on_disk import tokenizer_fault, weights_fault
 
-    wanted = repositories(plan.config)
+    wanted = repositories(jobs.config)
     measured = {role: measure(repository) for role, repository in wanted.items() if repository}
     _require_space(Path(constants.HF_HUB_CACHE), sum(files.to_come for files in measured.values()))
     for role, repository in wanted.items():
@@ -50,8 +46,8 @@ def _fetch(arguments: argparse.Namespace) -> None:
         print(f"{role}: {folder}", flush=True)
         if repository.kind == "model":
             for fault in (weights_fault, tokenizer_fault):
-                if found := fault(folder, "choose another commit or repository"):
-                    raise UserError(f"model {repository}: {found}")
+                if message := fault(folder, "choose another commit or repository"):
+                    raise UserError(f"model {repository}: {message}")
     if measured:
         print("HF_HUB_OFFLINE=1 now runs it without a network")
 
@@ -63,7 +59,3 @@ def _require_space(cache: Path, needed: int) -> None:
             f"{size(needed)} are to be downloaded to {cache}, where {size(free)} are free; make room, or set HF_HOME "
             "to a folder on another disk"
         )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from kava.commandline import command_parser, exit_status
+from kava.commandline import option, run_command
 from kava.config.schema import Evaluation
 from kava.data.prompt_format import PromptFormat
 from kava.errors import UserError
@@ -24,16 +24,15 @@ from kava.files import read_json
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("kava generate", __doc__)
-    parser.add_argument("student", type=Path, metavar="STUDENT", help="folder of a trained student, with config.json")
-    parser.add_argument("question", nargs="?", metavar="QUESTION", help="default: those of standard input, one a line")
-    parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="longest answer in tokens (default: that of the evaluation)"
-    )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print a JSON object per question: question, answer")
-    arguments = parser.parse_args(argv)
-    return exit_status("kava generate", lambda: _generate(arguments))
+    longest = "longest answer in tokens (default: that of the evaluation)"
+    return run_command(
+        "kava generate", __doc__, argv, _generate,
+        option("student", type=Path, metavar="STUDENT", help="folder of a trained student, with config.json"),
+        option("question", nargs="?", metavar="QUESTION", help="default: those of standard input, one a line"),
+        option("--max-new-tokens", type=int, metavar="N", help=longest),
+        option("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s"),
+        option("--json", action="store_true", help="print a JSON object per question: question, answer"),
+    )  # fmt: skip
 
 
 def _generate(arguments: argparse.Namespace) -> None:
@@ -113,7 +112,3 @@ def _replying(arguments: argparse.Namespace, prompt: PromptFormat, max_new_token
         return answer(loaded[0], filled, prompt.stop, max_new_tokens)
 
     return reply
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,28 +6,29 @@ A model of the same family and vocabulary in another geometry. It knows nothing.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from kava.commandline import command_parser, exit_status
+from kava.commandline import option, run_command
+from kava.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("kava init-student", __doc__)
-    parser.add_argument("--like", required=True, help="directory whose family, vocabulary and tokenizer are taken")
-    parser.add_argument("--output", required=True, type=Path, help="directory to write")
-    for name, default in (("layers", 3), ("hidden", 48), ("heads", 4), ("kv-heads", 2), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    arguments = parser.parse_args(argv)
-    if arguments.hidden % (2 * arguments.heads) or arguments.heads % arguments.kv_heads:
-        parser.error(
-            f"--hidden {arguments.hidden} must be a multiple of twice --heads {arguments.heads}, and --heads a "
-            f"multiple of --kv-heads {arguments.kv_heads}"
-        )
-    return exit_status("kava init-student", lambda: _make(arguments))
+    sizes = (("layers", 3), ("hidden", 48), ("heads", 4), ("kv-heads", 2), ("seed", 0))
+    return run_command(
+        "kava init-student", __doc__, argv, _make,
+        option("--like", required=True, help="directory whose family, vocabulary and tokenizer are taken"),
+        option("--output", required=True, type=Path, help="directory to write"),
+        *(option(f"--{name}", type=int, default=default, help="default: %(default)s") for name, default in sizes),
+    )  # fmt: skip
 
 
 def _make(arguments: argparse.Namespace) -> None:
+    if arguments.hidden % (2 * arguments.heads) or arguments.heads % arguments.kv_heads:
+        raise UserError(
+            f"--hidden {arguments.hidden} must be a multiple of twice --heads {arguments.heads}, and --heads a "
+            f"multiple of --kv-heads {arguments.kv_heads}"
+        )
+
     import torch
 
     from kava.models.load import build, load_model_config, load_tokenizer
@@ -49,7 +50,3 @@ def _make(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     build(config, dtype=torch.float32).save_pretrained(arguments.output)
     load_tokenizer(source).save_pretrained(arguments.output)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,20 +5,14 @@ kava store info results/teacher_kv/NAME-KEY
 
 import argparse
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
-from kava.commandline import command_parser, exit_status
+from kava.commandline import JSON, STORE, run_command
 from kava.text import size, table
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("kava store info", __doc__)
-    parser.add_argument("path", type=Path, help="folder of the store, or its manifest.json")
-    parser.add_argument("--json", action="store_true", help="print JSON on stdout")
-    arguments = parser.parse_args(argv)
-    return exit_status("kava store info", lambda: _info(arguments))
+    return run_command("kava store info", __doc__, argv, _info, STORE, JSON)
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -54,7 +48,7 @@ def as_text(facts: dict[str, Any]) -> str:
         (f"  {move['number']}", f"{size(move['bytes'])}: {', '.join(move['files'])}") for move in facts["quarantined"]
     ]
     rows += [("arrays", ""), *arrays, ("quarantine", "" if aside else "empty"), *aside]
-    return table(rows[0], rows[1:])
+    return table(rows)
 
 
 def _settings(value: Any) -> str:
@@ -63,7 +57,3 @@ def _settings(value: Any) -> str:
         return value[:12] if isinstance(value, str) and len(value) == 64 else str(value).replace("\n", "\\n")
     return ", ".join(f"{name}: {{{_settings(v)}}}" if isinstance(v, dict) else f"{name}: {_settings(v)}"
                      for name, v in value.items() if v is not None)  # fmt: skip
-
-
-if __name__ == "__main__":
-    sys.exit(main())

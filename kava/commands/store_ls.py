@@ -6,11 +6,10 @@ kava store ls --cache-dir /data/kava --json
 
 import argparse
 import json
-import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from kava.commandline import add_configuration_options, command_parser, exit_status, folder, load_plan
+from kava.commandline import CACHE, CONFIGURATION, JSON, load_jobs, run_command
 from kava.text import size, table
 
 if TYPE_CHECKING:
@@ -19,21 +18,16 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("kava store ls", __doc__)
-    add_configuration_options(parser)
-    parser.add_argument("--cache-dir", type=folder, help="folder to list (default: the configuration's)")
-    parser.add_argument("--json", action="store_true", help="print a JSON list on stdout")
-    arguments = parser.parse_args(argv)
-    return exit_status("kava store ls", lambda: _list(arguments))
+    return run_command("kava store ls", __doc__, argv, _list, *CONFIGURATION, CACHE, JSON)
 
 
 def _list(arguments: argparse.Namespace) -> None:
     from kava.store.admin.inventory import entries
     from kava.store.admin.usage import usage
 
-    plan = load_plan(arguments)
-    cache = arguments.cache_dir or plan.cache
-    used = usage(plan)
+    jobs = load_jobs(arguments)
+    cache = arguments.cache_dir or jobs.cache
+    used = usage(jobs)
     rows = [row(entry, used) for entry in entries(cache)]
     if arguments.json:
         print(json.dumps(rows))
@@ -80,8 +74,4 @@ def as_text(rows: list[dict[str, Any]]) -> str:
         )
         for r in rows
     ]
-    return table(header, lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return table([header, *lines])

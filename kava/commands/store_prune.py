@@ -14,7 +14,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from kava.commandline import add_configuration_options, command_parser, exit_status, folder, load_plan
+from kava.commandline import CACHE, CONFIGURATION, JSON, load_jobs, option, run_command
 from kava.errors import UserError
 from kava.text import size
 
@@ -23,27 +23,22 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("kava store prune", __doc__)
-    parser.add_argument("keys", nargs="*", metavar="KEY", help="key, or name-key, as `kava store ls` shows it")
-    add_configuration_options(parser)
-    parser.add_argument("--cache-dir", type=folder, help="folder to prune (default: the configuration's)")
-    parser.add_argument("--delete", action="store_true", help="delete; without it nothing is changed")
-    parser.add_argument("--json", action="store_true", help="print JSON on stdout")
-    arguments = parser.parse_args(argv)
-    return exit_status("kava store prune", lambda: _prune(arguments))
+    keys = option("keys", nargs="*", metavar="KEY", help="key, or name-key, as `kava store ls` shows it")
+    delete = option("--delete", action="store_true", help="delete; without it nothing is changed")
+    return run_command("kava store prune", __doc__, argv, _prune, keys, *CONFIGURATION, CACHE, delete, JSON)
 
 
 def _prune(arguments: argparse.Namespace) -> None:
     from kava.store.admin.prune import delete, is_own, named, unused
     from kava.store.admin.usage import usage
 
-    plan = load_plan(arguments)
-    cache = arguments.cache_dir or plan.cache
-    used = usage(plan)
+    jobs = load_jobs(arguments)
+    cache = arguments.cache_dir or jobs.cache
+    used = usage(jobs)
     notes = []
     if arguments.keys:
         candidates = named(cache, arguments.keys, used)
-    elif is_own(cache, plan.results):
+    elif is_own(cache, jobs.results):
         candidates = unused(cache, used)
         if used.silent:
             notes.append(
@@ -89,7 +84,3 @@ def as_text(rows: list[dict[str, Any]], delete: bool) -> str:
     total = size(sum(row["bytes"] for row in gone))
     lines.append(f"{total} {'freed' if delete else 'to free; --delete does it' if gone else 'to free'}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

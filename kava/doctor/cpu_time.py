@@ -1,6 +1,7 @@
 """How long a run would take on this machine's CPU: its floating-point operations over a rate that is measured."""
 
 import time
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -8,6 +9,7 @@ import torch
 
 from kava.config.jobs import Jobs
 from kava.config.schema import Config, DemoData
+from kava.config.training import Distill, Pretrain
 from kava.errors import UserError
 from kava.plan.geometry import read_geometry
 from kava.plan.tokens import count_tokens
@@ -28,33 +30,35 @@ def run_seconds(config: Config) -> float | None:
 
     An estimate, good to a factor of two or three: projectors are not counted, and answers are as long as they may be.
     """
-    plan = Jobs(config)
     try:
-        teacher, student = (
-            parameter_counts(read_geometry(settings.model_dump())).all for settings in (config.teacher, config.student)
-        )
-        count = count_tokens(plan)
+        teacher, student = parameters(config)
+        count = count_tokens(Jobs(config))
         tokens = count.tokens / max(1, count.examples)
         questions = _questions(config)
     except UserError:
         return None
-    seconds = _seconds(2 * teacher * count.tokens, config.teacher.dtype)
     answers = questions * (tokens / 3 + config.evaluation.max_new_tokens)
-    seconds += _seconds(2 * teacher * answers, config.teacher.dtype)
+    seconds = _seconds(2 * teacher * (count.tokens + answers), config.teacher.dtype)
     runs, stages = len(config.seeds), 5
     seconds += _seconds(2 * student * answers, "float32") * (1 + runs * len(config.arms))
     for arm in config.arms.values():
-        phases = [("distill", _trained(config))]
-        if arm.aligner:
-            phases += [("pretrain", 2)] if arm.pretrain_projector else []
-            stages += runs
-        stages += 2 * runs
-        for phase, of_parameter in phases:
-            settings = config.distill if phase == "distill" else config.pretrain
+        stages += (3 if arm.aligner else 2) * runs
+        # Operations per parameter and token: forward 2, backward 4 or (frozen weights) 2, forward again 2.
+        trained = (4 if config.student.lora else 6) + 2 * config.distill.gradient_checkpointing
+        phases: list[tuple[Distill | Pretrain, int]] = [(config.distill, trained)]
+        if arm.aligner and arm.pretrain_projector:
+            phases.append((config.pretrain, 2))
+        for settings, of_parameter in phases:
             forwards = settings.steps * settings.accumulation
             flops = of_parameter * student * forwards * settings.batch_size * tokens
             seconds += runs * (_seconds(flops, settings.precision) + FORWARD_SECONDS * forwards)
     return seconds + STAGE_SECONDS * stages
+
+
+def parameters(config: Config) -> tuple[int, int]:
+    """Parameters of teacher and student; `UserError` if their settings cannot be read."""
+    teacher, student = (read_geometry(settings.model_dump()) for settings in (config.teacher, config.student))
+    return parameter_counts(teacher).all, parameter_counts(student).all
 
 
 def roughly(seconds: float) -> str:
@@ -63,11 +67,6 @@ def roughly(seconds: float) -> str:
     number = max(2, round(seconds / size))
     digits = len(str(number)) - 2
     return f"about {round(number, -digits) if digits > 0 else number} {unit}"
-
-
-def _trained(config: Config) -> int:
-    """Operations per parameter and token of a step: forward 2, backward 4 or (frozen weights) 2, forward again 2."""
-    return (4 if config.student.lora else 6) + 2 * config.distill.gradient_checkpointing
 
 
 def _questions(config: Config) -> int:
@@ -89,24 +88,19 @@ def _seconds(flops: float, dtype: str) -> float:
     return flops / (REACHED * rate)
 
 
-_measured: dict[str, float] = {}
-
-
+@cache
 def flops_per_second(dtype: str) -> float:
     """Rate of a product of large matrices in one thread, measured once; CPUs without bf16 units emulate it."""
-    if dtype not in _measured:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            a, b = torch.randn(256, 1024), torch.randn(1024, 1024)
-            a, b = a.to(getattr(torch, dtype)), b.to(getattr(torch, dtype))
-            a @ b  # the first one allocates
-            times = []
-            for _ in range(3):
-                started = time.perf_counter()
-                a @ b
-                times.append(time.perf_counter() - started)
-        finally:
-            torch.set_num_threads(threads)
-        _measured[dtype] = 2 * 256 * 1024 * 1024 / min(times)
-    return _measured[dtype]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        a, b = (torch.randn(size, 1024).to(getattr(torch, dtype)) for size in (256, 1024))
+        a @ b  # the first one allocates
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+    return 2 * 256 * 1024 * 1024 / min(times)

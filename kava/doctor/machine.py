@@ -13,7 +13,7 @@ from kava.config.jobs import Jobs
 from kava.config.schema import Config
 from kava.device import GIB
 from kava.doctor.check import Check, fail, ok, warning
-from kava.doctor.cpu_time import roughly, run_seconds
+from kava.doctor.cpu_time import parameters, roughly, run_seconds
 from kava.errors import UserError
 from kava.files import nearest_folder
 from kava.text import first_line, size
@@ -31,54 +31,50 @@ def gpu(config: Config) -> list[Check]:
     """torch and CUDA; the GPU with its driver and free memory, where there is one."""
     name = "torch"
     built = torch.version.cuda
-    found = ok(name, f"{torch.__version__}, {f'for CUDA {built}' if built else 'built without CUDA'}")
+    version = ok(name, f"{torch.__version__}, {f'for CUDA {built}' if built else 'built without CUDA'}")
     if config.device == "cpu":
-        return [found, _on_cpu(config, "not needed: device is cpu", "set device: auto on a machine with a GPU")]
+        return [version, _on_cpu(config, "not needed: device is cpu", "set device: auto on a machine with a GPU")]
     if torch.cuda.is_available():
-        return [found, _memory(config)]
-    return [found, _without_gpu(config, built)]
+        return [version, _memory(config)]
+    return [version, _without_gpu(config, built)]
 
 
 def _without_gpu(config: Config, built: str | None) -> Check:
     driver = _driver()
     if driver is None:
-        told, fix = "no NVIDIA GPU that a driver shows", "run this on a machine with one"
+        message, fix = "no NVIDIA GPU that a driver shows", "run this on a machine with one"
     elif built is None:
-        told, fix = f"driver {driver}, and torch is built without CUDA", f"install the build with it, `{WITH_CUDA}`"
+        message, fix = f"driver {driver}, and torch is built without CUDA", f"install the build with it, `{WITH_CUDA}`"
     else:
-        told, fix = f"driver {driver}, and no GPU that torch sees", "look with `nvidia-smi`"
+        message, fix = f"driver {driver}, and no GPU that torch sees", "look with `nvidia-smi`"
     if config.device == "cuda":
-        return fail("gpu", f"{told}, and device is cuda", f"{fix}, or set device: cpu")
+        return fail("gpu", f"{message}, and device is cuda", f"{fix}, or set device: cpu")
     stages = {"pretrain": config.pretrain, "distill": config.distill}
     paged = [stage for stage, settings in stages.items() if settings.optimizer == "paged_adamw_8bit"]
     if paged:
-        return fail("gpu", f"{told}, and paged_adamw_8bit in {' and '.join(paged)} needs one", fix)
-    return _on_cpu(config, told if driver else "none, and this runs on the CPU", fix)
+        return fail("gpu", f"{message}, and paged_adamw_8bit in {' and '.join(paged)} needs one", fix)
+    return _on_cpu(config, message if driver else "none, and this runs on the CPU", fix)
 
 
-def _on_cpu(config: Config, told: str, fix: str) -> Check:
+def _on_cpu(config: Config, message: str, fix: str) -> Check:
     """How long the run takes there; a warning if that is half a day or more."""
     seconds = run_seconds(config)
     if seconds is None:
-        return ok("gpu", told)
-    told = f"{told}; the run takes {roughly(seconds)} on this CPU, by its operations and a measured rate"
-    return ok("gpu", told) if seconds < LONG else warning("gpu", told, fix)
+        return ok("gpu", message)
+    message = f"{message}; the run takes {roughly(seconds)} on this CPU, by its operations and a measured rate"
+    return ok("gpu", message) if seconds < LONG else warning("gpu", message, fix)
 
 
 def _memory(config: Config) -> Check:
     free, total = torch.cuda.mem_get_info()
-    told = f"{torch.cuda.get_device_name()}, driver {_driver()}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    message = f"{torch.cuda.get_device_name()}, driver {_driver()}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
     budget = config.vram_budget_gib
     if total / GIB < budget - 1:
-        return fail("gpu", f"{told}, and vram_budget_gib is {budget:g}", "set what there is, and see `kava plan`")
+        return fail("gpu", f"{message}, and vram_budget_gib is {budget:g}", "set what there is, and see `kava plan`")
     # A card that is sold as 8 GB has a little less, and shows some of it to a screen.
     if free / GIB < budget - 1:
-        return fail(
-            "gpu",
-            f"{told}, and {budget - 1:g} are torch's share",
-            "end what `nvidia-smi` lists",
-        )
-    return ok("gpu", told)
+        return fail("gpu", f"{message}, and {budget - 1:g} are torch's share", "end what `nvidia-smi` lists")
+    return ok("gpu", message)
 
 
 def _driver() -> str | None:
@@ -98,18 +94,18 @@ def bitsandbytes(config: Config) -> Check:
     try:
         error = matmul_error(device)
     except Exception as raised:  # whatever a library with its own binaries may raise
-        told = f"4-bit matmul fails on {device} ({first_line(raised)})"
+        message = f"4-bit matmul fails on {device} ({first_line(raised)})"
     else:
         if error < TOLERANCE:
             return ok(name, f"4-bit matmul on {device} agrees with dequantised weights to {error:.1e}")
-        told = f"4-bit matmul on {device} is wrong by {error:.2g}"
+        message = f"4-bit matmul on {device} is wrong by {error:.2g}"
     fix = "run `python -m bitsandbytes` to see what is wrong"
     without = ["teacher.quantization: none"] if config.teacher.quantization != "none" else []
     for stage, settings in (("pretrain", config.pretrain), ("distill", config.distill)):
         without += [f"{stage}.optimizer: adamw"] if "8bit" in settings.optimizer else []
     if without:
-        return fail(name, told, f"{fix}, or set {' and '.join(without)}")
-    return warning(name, f"{told}, and nothing here needs it", fix)
+        return fail(name, message, f"{fix}, or set {' and '.join(without)}")
+    return warning(name, f"{message}, and nothing here needs it", fix)
 
 
 def matmul_error(device: str) -> float:
@@ -125,7 +121,7 @@ def matmul_error(device: str) -> float:
     return float((product - expected).abs().max() / expected.abs().max())
 
 
-def disk(plan: Jobs, to_come: int | None) -> list[Check]:
+def disk(jobs: Jobs, to_come: int | None) -> list[Check]:
     """Free space of each filesystem that a run writes to, against what it takes there; one line for each.
 
     `to_come` is what is still to be downloaded, in bytes; None if it is not known.
@@ -133,12 +129,12 @@ def disk(plan: Jobs, to_come: int | None) -> list[Check]:
     from kava.plan.overview import disk_alone
 
     try:
-        needed = disk_alone(plan)
+        needed = disk_alone(jobs)
     except UserError:
         return [_unknown("disk")]
     takes = [
-        (plan.cache, 0 if needed.store_is_there else needed.store),
-        (plan.results, needed.checkpoints + needed.models),
+        (jobs.cache, 0 if needed.store_is_there else needed.store),
+        (jobs.results, needed.checkpoints + needed.models),
         (Path(constants.HF_HUB_CACHE), to_come or 0),
     ]
     together: dict[int, Counter[Path]] = {}
@@ -150,42 +146,30 @@ def disk(plan: Jobs, to_come: int | None) -> list[Check]:
 
 def _space(takes: Mapping[Path, int]) -> Check:
     total, free = sum(takes.values()), shutil.disk_usage(nearest_folder(next(iter(takes)))).free
-    told = f"{size(total)} needed in {' and '.join(map(str, takes))}, {size(free)} free"
+    message = f"{size(total)} needed in {' and '.join(map(str, takes))}, {size(free)} free"
     if total > free:
         fix = "make room, or point cache_dir (the store) or HF_HOME (downloads) to another disk; `kava plan` says what"
-        return fail("disk", told, f"{fix} takes how much")
-    return ok("disk", told)
+        return fail("disk", message, f"{fix} takes how much")
+    return ok("disk", message)
 
 
 def _unknown(name: str) -> Check:
-    return warning(name, "not known what is needed", "mend or fetch the models above, then run this again")
+    return warning(name, "not known what is needed", "fix or fetch the models above, then run this again")
 
 
-def memory(plan: Jobs) -> Check:
+def memory(jobs: Jobs) -> Check:
     """RAM against the weights that a stage reads, or the student that it trains on the CPU."""
-    config = plan.config
-    parameters = _parameters(config)
-    if parameters is None:
+    config = jobs.config
+    try:
+        teacher, student = parameters(config)
+    except UserError:
         return _unknown("memory")
-    teacher, student = parameters
     there = psutil.virtual_memory()
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     needed = 2 * teacher if on_gpu else max(4 * teacher, TRAINED * student)
-    told = f"{size(there.available)} of {size(there.total)} of RAM free, {size(needed)} needed"
+    message = f"{size(there.available)} of {size(there.total)} of RAM free, {size(needed)} needed"
     if needed > there.total:
-        return fail("memory", told, "use a machine with more, or smaller models")
+        return fail("memory", message, "use a machine with more, or smaller models")
     if needed > there.available:
-        return warning("memory", told, "end other programs")
-    return ok("memory", told)
-
-
-def _parameters(config: Config) -> tuple[int, int] | None:
-    """Parameters of teacher and student; None if their settings cannot be read."""
-    from kava.plan.geometry import read_geometry
-    from kava.plan.trace import parameter_counts
-
-    try:
-        teacher, student = (read_geometry(settings.model_dump()) for settings in (config.teacher, config.student))
-    except UserError:
-        return None
-    return parameter_counts(teacher).all, parameter_counts(student).all
+        return warning("memory", message, "end other programs")
+    return ok("memory", message)

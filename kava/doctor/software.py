@@ -32,10 +32,10 @@ def project_of(repository: Path) -> dict[str, Any]:
 
 def python(project: dict[str, Any]) -> Check:
     """Python's version against `requires-python`."""
-    allowed, found = project["requires-python"], platform.python_version()
-    if found not in SpecifierSet(allowed, prereleases=True):
-        return fail("python", f"{found}, and KAVA needs {allowed}", "make the environment with such a Python")
-    return ok("python", found)
+    allowed, installed = project["requires-python"], platform.python_version()
+    if installed not in SpecifierSet(allowed, prereleases=True):
+        return fail("python", f"{installed}, and KAVA needs {allowed}", "make the environment with such a Python")
+    return ok("python", installed)
 
 
 def packages(project: dict[str, Any], constraints: Path) -> Check:
@@ -46,10 +46,8 @@ def packages(project: dict[str, Any], constraints: Path) -> Check:
     if not constraints.is_file():
         return ok("packages", f"{len(project['dependencies'])} needed, and all are in range")
     pins = dict(line.split("==") for line in constraints.read_text(encoding="utf-8").split("\n") if "==" in line)
-    installed = {name: found for name in pins if (found := _public(name))}
-    other = [
-        f"{name} {installed[name]} (pinned {pin})" for name, pin in pins.items() if installed.get(name, pin) != pin
-    ]
+    in_use = {name: installed for name in pins if (installed := _public(name))}
+    other = [f"{name} {in_use[name]} (pinned {pin})" for name, pin in pins.items() if in_use.get(name, pin) != pin]
     if other:
         more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
         return warning("packages", f"{', '.join(other[:SHOWN])}{more} not as tested", INSTALL)
@@ -58,12 +56,12 @@ def packages(project: dict[str, Any], constraints: Path) -> Check:
 
 def snakemake(repository: Path) -> Check:
     """Snakemake, the Snakefile and the profiles; `packages` has compared the version."""
-    found = _public("snakemake")
-    if found is None:
+    installed = _public("snakemake")
+    if installed is None:
         return fail("snakemake", "is not installed", INSTALL)
     if not (repository / "workflow").is_dir():
         fix = "clone the repository for the workflow; the stages run one by one from any folder"
-        return warning("snakemake", f"{found}, and no workflow beside the installed package", fix)
+        return warning("snakemake", f"{installed}, and no workflow beside the installed package", fix)
     profiles = {path.parent.name: path for path in sorted(repository.glob("workflow/profiles/*/*.yaml"))}
     if "default" not in profiles:
         return warning(
@@ -72,8 +70,8 @@ def snakemake(repository: Path) -> Check:
     if not (Path.cwd() / "Snakefile").is_file():
         return warning("snakemake", f"no Snakefile in {Path.cwd()}", f"run in the repository: `cd {repository}`")
     missing = [f"{name} needs {plugin}" for name, path in profiles.items() if (plugin := _missing_plugin(path))]
-    told = f"{found}, profiles {', '.join(profiles)}"
-    return ok("snakemake", f"{told} ({', '.join(missing)})" if missing else told)
+    message = f"{installed}, profiles {', '.join(profiles)}"
+    return ok("snakemake", f"{message} ({', '.join(missing)})" if missing else message)
 
 
 def _missing_plugin(profile: Path) -> str | None:
@@ -85,11 +83,11 @@ def _missing_plugin(profile: Path) -> str | None:
 
 def _out_of_range(requirements: Iterable[Requirement]) -> Iterator[str]:
     for requirement in requirements:
-        found = _public(requirement.name)
-        if found is None:
+        installed = _public(requirement.name)
+        if installed is None:
             yield f"{requirement.name} is not installed"
-        elif not requirement.specifier.contains(found, prereleases=True):
-            yield f"{requirement.name} {found} (needed {requirement.specifier})"
+        elif not requirement.specifier.contains(installed, prereleases=True):
+            yield f"{requirement.name} {installed} (needed {requirement.specifier})"
 
 
 def _public(name: str) -> str | None:

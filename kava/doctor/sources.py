@@ -12,10 +12,11 @@ from kava.config.splits import split_files
 from kava.data import load_splits
 from kava.data.doubts import tokenizer_doubts
 from kava.data.fit import embedding_rows, reach, require_a_row_for_each_token, require_fit, require_more_tokens
+from kava.data.positions import look
+from kava.data.rows import load_rows
 from kava.data.template import template_for
 from kava.data.tokens import ANSWER_MARK, encode_example, require_same_tokenizer
-from kava.doctor.check import Check, fail, ok, warning
-from kava.doctor.data import data_check
+from kava.doctor.check import Check, fail, ok, refused, warning
 from kava.errors import UserError
 from kava.hub import Repository, cached, measure, repositories
 from kava.models.capture import require_known_rotation
@@ -25,22 +26,15 @@ from kava.models.on_disk import tokenizer_fault, weights_fault
 from kava.text import size
 
 SAMPLE_ROWS: Final = 64
+FORMS: Final = {"json": "JSON lines", "parquet": "Parquet", "saved": "saved by datasets"}
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What was found of the teacher, the student and the data.
+    """The teacher, the student and the data."""
 
-    Attributes
-    ----------
-    checks
-        One line for each, one for the hub, and one for teacher and student as a pair.
-    to_come
-        Bytes that are still to be downloaded; None if the hub does not tell.
-    """
-
-    checks: list[Check]
-    to_come: int | None
+    checks: list[Check]  # one line for each, one for the hub, and one for teacher and student as a pair
+    to_come: int | None  # bytes that are still to be downloaded; None if the hub does not say
 
 
 def sources(config: Config, fetch: str) -> Sources:
@@ -51,7 +45,7 @@ def sources(config: Config, fetch: str) -> Sources:
     for role, repository in repositories(config).items():
         folder = cached(repository) if repository else _local(config, role)
         fault = _fault(role, folder) if folder else None
-        # A download mends what is not whole, and no model that is the wrong one.
+        # A download replaces what is not whole, and no model that is the wrong one.
         wrong = _unusable(config, role) if folder and role != "data" and (repository or not fault) else None
         absent |= role != "data" and bool(folder is None or fault)
         if wrong:
@@ -60,17 +54,43 @@ def sources(config: Config, fetch: str) -> Sources:
             missing.append(repository)
             lines.append(warning(role, f"{repository} is not in the hub's cache, or not whole", f"run `{fetch}`"))
         elif fault:
-            told, _, fix = fault.partition("; ")
-            lines.append(fail(role, f"{_name(config, role)}: {told}", fix))
+            lines.append(refused(role, fault, f"{_name(config, role)}: "))
         elif folder and isinstance(config.data, Gsm8kData) and role == "data":
-            lines.append(data_check(config.data, str(repository or config.data.path), folder))
+            lines.append(_rows(config.data, str(repository or config.data.path), folder))
         else:
             lines.append(ok(role, f"{repository or _name(config, role)}, on this machine" if folder else "generated"))
     hub, to_come = _hub(missing, fetch)
     pair = [] if absent else _pair(config)
     # A model that cannot be read is no pair, and was named.
-    named = {line.told for line in lines}
-    return Sources([*lines, hub, *(line for line in pair if line.told not in named)], to_come)
+    named = {line.message for line in lines}
+    return Sources([*lines, hub, *(line for line in pair if line.message not in named)], to_come)
+
+
+def prompts(config: Config) -> Check:
+    """Whether the longest test question and its answer fit the positions of the models; nothing is downloaded."""
+    result = look(config)
+    if result.lack:
+        message, _, fix = result.lack.rpartition("; ")
+        return fail("prompts", message, fix)
+    if result.unknown:
+        missing = f"not compared with the models' positions: {result.unknown}"
+        return warning("prompts", missing, "get it, and run this again")
+    longest = config.evaluation.max_new_tokens
+    return ok("prompts", f"the longest and an answer of {longest} tokens fit teacher and student")
+
+
+def _rows(data: Gsm8kData, name: str, folder: Path) -> Check:
+    """Read all rows of a folder, which takes under a second for GSM8K, and say what a run would take of them."""
+    try:
+        form, _ = split_files(folder, "train")
+        rows = load_rows(data.model_copy(update={"path": str(folder)}))
+    except UserError as error:
+        return refused("data", error, f"{name}: ")
+    counts = ", ".join(f"{len(of_split):,} {split}" for split, of_split in rows.splits.items())
+    message = f"{name}, on this machine: {FORMS[form]}, {counts} rows, with '#### <number>' at the end of answers"
+    if rows.warnings:
+        return warning("data", f"{message}; {' '.join(rows.warnings)}", "look at these rows before a run")
+    return ok("data", message)
 
 
 def _unusable(config: Config, role: str) -> Check | None:
@@ -79,8 +99,7 @@ def _unusable(config: Config, role: str) -> Check | None:
     try:
         check_model(settings.model_dump())
     except UserError as error:
-        what, _, fix = str(error).partition("; ")
-        return fail(role, what, fix)
+        return refused(role, error)
     return None
 
 
@@ -99,9 +118,8 @@ def _pair(config: Config) -> list[Check]:
         require_same_tokenizer(tokenizer, load_tokenizer(student), [])
         doubts = _reading(config, tokenizer, configs)
     except UserError as error:
-        told, _, fix = str(error).partition("; ")
-        return [fail("pair", told, fix)]
-    warnings = [warning("tokens", told, fix) for told, _, fix in (doubt.partition("; ") for doubt in doubts)]
+        return [refused("pair", error)]
+    warnings = [warning("tokens", message, fix) for message, _, fix in (doubt.partition("; ") for doubt in doubts)]
     return [ok("pair", f"{families[0]} teaches {families[1]}, with one tokenizer"), *warnings]
 
 
@@ -122,7 +140,7 @@ def _reading(config: Config, tokenizer: Any, configs: dict[str, Any]) -> list[st
 
 
 def _sample(config: Config) -> list[dict[str, str]]:
-    """Some training rows, evenly spread; none of data that is not here or cannot be read, as its own line tells."""
+    """Some training rows, evenly spread; none of data that is not here or cannot be read, as its own line says."""
     repository = repositories(config)["data"]
     if repository and cached(repository) is None:
         return []
@@ -167,6 +185,6 @@ def _hub(missing: list[Repository], fetch: str) -> tuple[Check, int | None]:
     try:
         to_come = sum(measure(repository, f"`{fetch}`").to_come for repository in missing)
     except UserError as error:
-        told, _, fix = str(error).partition(": ")
-        return fail("hub", told, fix), None
+        message, _, fix = str(error).partition(": ")
+        return fail("hub", message, fix), None
     return ok("hub", f"{constants.ENDPOINT} answers, and has all of them, {size(to_come)} to come"), to_come

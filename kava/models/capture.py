@@ -131,7 +131,7 @@ def observed_attention(model: Any, observe: Observer) -> Iterator[None]:
     ------
     UserError
         The model attends by no SDPA; or, from the forward: a sequence longer than the model's sliding window or chunk,
-        since queries and keys alone would then tell of attention that never was.
+        since queries and keys alone would then show attention that never was.
     """
 
     def show(seen: _Attention) -> None:
@@ -167,7 +167,7 @@ def _attention_shown(model: Any, show: Callable[[_Attention], object]) -> Iterat
         )
     attend = ALL_ATTENTION_FUNCTIONS[former]
     kv_heads = geometry(model.config).kv_heads
-    # Attention within chunks is a matter of masks alone, so that only the configuration tells of it.
+    # Attention within chunks is a matter of masks alone, so that only the configuration says so.
     kinds = enumerate(getattr(model.config, "layer_types", None) or [])
     chunks = {layer: model.config.attention_chunk_size for layer, kind in kinds if kind == "chunked_attention"}
 

@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from kava.errors import UserError
+from kava.kv import Geometry
 from kava.text import first_line
 
 READS = (
@@ -62,15 +63,10 @@ def require_readable(config: Any, name: str = "the model") -> None:
         raise _refused(name, reason)
 
 
-def unreadable_cache(model: Any, layers: int, kv_heads: int, head_dim: int) -> str | None:
-    """Run two tokens, and say in what the cache is not that of the geometry; None if it is.
+def unreadable_cache(model: Any, geometry: Geometry) -> str | None:
+    """Run two tokens, and say in what the cache is not that of its configuration's geometry; None if it is.
 
-    Parameters
-    ----------
-    model
-        A causal language model of `transformers`; on the meta device nothing is computed.
-    layers, kv_heads, head_dim
-        Geometry that its configuration gave.
+    On the meta device nothing is computed.
 
     Raises
     ------
@@ -91,9 +87,9 @@ def unreadable_cache(model: Any, layers: int, kv_heads: int, head_dim: int) -> s
         return f"{kind} returns no KV cache"
     if not isinstance(cache, DynamicCache) or not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
         return f"{kind} returns a cache of another kind ({type(cache).__name__})"
-    expected = (1, kv_heads, tokens, head_dim)
-    if len(cache.layers) != layers:
-        return f"{kind} keeps KV of {len(cache.layers)} of {layers} layers"
+    expected = (1, geometry.kv_heads, tokens, geometry.head_dim)
+    if len(cache.layers) != geometry.layers:
+        return f"{kind} keeps KV of {len(cache.layers)} of {geometry.layers} layers"
     for layer in cache.layers:
         for name, tensor in (("keys", layer.keys), ("values", layer.values)):
             if tensor is None or tuple(tensor.shape) != expected:
@@ -104,10 +100,10 @@ def unreadable_cache(model: Any, layers: int, kv_heads: int, head_dim: int) -> s
     return None
 
 
-def require_readable_cache(model: Any, name: str, layers: int, kv_heads: int, head_dim: int) -> bool:
+def require_readable_cache(model: Any, name: str, geometry: Geometry) -> bool:
     """Raise `UserError` where `unreadable_cache` has a reason; whether a model on the meta device let itself be run."""
     try:
-        reason = unreadable_cache(model, layers, kv_heads, head_dim)
+        reason = unreadable_cache(model, geometry)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a model's code may raise anything, and without data some of it must

@@ -11,13 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from kava.config.identity import model_path
@@ -27,16 +21,8 @@ from kava.models.capture import NO_ROPE, ROTATE_HALF, geometry
 from kava.models.families import require_readable, require_readable_cache
 from kava.models.on_disk import adapter_fault, settings_fault, weights_fault
 from kava.models.quantised import require_unquantised
-from kava.models.source import FAILURES, folder_of, loading_failed, path_of, require_vocabulary, which
-from kava.models.weights import (
-    CONVERSION,
-    codes_fault,
-    headers_fault,
-    holes,
-    read_headers,
-    repeats_fault,
-    without_report,
-)
+from kava.models.source import FAILURES, folder_of, loading_failed, path_of, require_sound, require_vocabulary, which
+from kava.models.weights import CONVERSION, headers_fault, loaded_fault, without_report
 from kava.text import first_line
 
 _resident: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -101,8 +87,7 @@ def load_model_config(source: Mapping[str, Any]) -> Any:
     """The configuration of a model, without its weights; `UserError` for weights that are quantised already."""
     path = path_of(source)
     if folder := folder_of(source):
-        if fault := settings_fault(folder):
-            raise UserError(f"cannot load the configuration of {source['model']}: {fault}")
+        require_sound("configuration of", source, settings_fault(folder))
         require_unquantised(source, read_json(folder / "config.json"))  # before a class stumbles over it
     try:
         config = AutoConfig.from_pretrained(path, **which(source))
@@ -133,8 +118,7 @@ def check_model(source: Mapping[str, Any]) -> bool:
             fault = adapter_fault(folder)  # what else is missing comes from the hub
         elif fault is None:
             fault = headers_fault(folder, _empty(config, source["model"]))
-        if fault:
-            raise UserError(f"cannot load the model {source['model']}: {fault}")
+        require_sound("model", source, fault)
     return known
 
 
@@ -145,7 +129,7 @@ def require_readable_model(config: Any, name: str) -> bool:
         require_readable(config, name)
         model = _empty(config, name)
         known = config.model_type in ROTATE_HALF + NO_ROPE
-        _looked_at[settings] = known or require_readable_cache(model, name, **geometry(config).to_dict())
+        _looked_at[settings] = known or require_readable_cache(model, name, geometry(config))
     return _looked_at[settings]
 
 
@@ -160,7 +144,7 @@ def load_tokenizer(source: Mapping[str, Any]) -> Any:
     require_vocabulary(source)  # it may have come only now
     if not tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer of {source['model']} ({type(tokenizer).__name__}) does not tell which characters a token "
+            f"the tokenizer of {source['model']} ({type(tokenizer).__name__}) does not say which characters a token "
             "stands for, and segments need that; choose a model with a tokenizer.json"
         )
     if tokenizer.eos_token_id is None:
@@ -245,15 +229,12 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
         raise UserError(f"cannot load the model {source['model']}: {CONVERSION}") from None
     folder = folder_of(source)
     assert folder is not None, "what was loaded is on this machine"
-    stored = read_headers(folder)
-    repeats = repeats_fault(folder, model, stored)
-    if fault := repeats or holes(report, model, stored).fault() or codes_fault(model, stored):
-        raise UserError(f"cannot load the model {source['model']}: {fault}")
+    require_sound("model", source, loaded_fault(folder, model, report))
     if device.type == "cpu" and options.get("quantization_config") and source["quantization"] == "nf4":
         from kava.models.nf4 import serve_any_shape  # imports bitsandbytes
 
         serve_any_shape(model)
     if not without_weights:
-        require_readable_cache(model, source["model"], **geometry(model.config).to_dict())
+        require_readable_cache(model, source["model"], geometry(model.config))
     _resident.add(model)
     return model

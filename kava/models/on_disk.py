@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -51,12 +52,9 @@ def adapter_fault(folder: Path) -> str | None:
 
 def settings_fault(folder: Path) -> str | None:
     """Why the `config.json` of a directory is none of a model; None if it says what model it is."""
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        return f"its config.json cannot be read as JSON ({error}); copy or download it again"
-    if not isinstance(settings, dict):
-        return "its config.json is no JSON object; copy or download it again"
+    settings = _object(folder / "config.json", "copy or download it again")
+    if isinstance(settings, str):
+        return settings
     # Without it transformers would guess from the directory's name.
     if not isinstance(settings.get("model_type"), str) and "auto_map" not in settings:
         return "its config.json names no model_type; take the config.json that the model was published with"
@@ -69,20 +67,26 @@ def _generation_fault(folder: Path) -> str | None:
     if not path.is_file():
         return None
     again = "copy or download it again, or remove it where config.json names the model's end tokens"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        return f"its {GENERATION} cannot be read as JSON ({error}); {again}"
-    if not isinstance(settings, dict):
-        return f"its {GENERATION} is no JSON object; {again}"
+    settings = _object(path, again)
+    if isinstance(settings, str):
+        return settings
     ends = settings.get("eos_token_id")
     if not all(type(end) is int for end in (ends if isinstance(ends, list) else [] if ends is None else [ends])):
         return f"its {GENERATION} has the eos_token_id {ends!r}, which is neither an id nor a list of ids; {again}"
     return None
 
 
+def _object(path: Path, again: str) -> dict[str, Any] | str:
+    """The JSON object of a file, or why it holds none."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, FileNotFoundError) as error:
+        return f"its {path.name} cannot be read as JSON ({error}); {again}"
+    return settings if isinstance(settings, dict) else f"its {path.name} is no JSON object; {again}"
+
+
 def weights_fault(folder: Path, again: str) -> str | None:
-    """Why the weights of a directory cannot be read, and what mends it; None if their files are all there and whole.
+    """Why the weights of a directory cannot be read, and what to do; None if their files are all there and whole.
 
     `again` says how missing files come here, as in "download them with ...".
     """

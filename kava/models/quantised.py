@@ -16,15 +16,15 @@ METHODS = {
 def quantised_by(settings: Mapping[str, Any]) -> str | None:
     """What quantised the weights of a `config.json`, as it says itself; None if it says nothing."""
     for key in KEYS:
-        found = settings.get(key)
-        if found is None:
+        how = settings.get(key)
+        if how is None:
             continue
-        if not isinstance(found, Mapping) or not found:
-            return f"{key} {found!r}"
-        method = str(found.get("quant_method") or "")
+        if not isinstance(how, Mapping) or not how:
+            return f"{key} {how!r}"
+        method = str(how.get("quant_method") or "")
         # Of before methods had names, and what it says of itself then.
-        if method.startswith("bitsandbytes") or {"load_in_4bit", "load_in_8bit"} & found.keys():
-            bits = found.get("bnb_4bit_quant_type", "fp4") if found.get("load_in_4bit") else "int8"
+        if method.startswith("bitsandbytes") or {"load_in_4bit", "load_in_8bit"} & how.keys():
+            bits = how.get("bnb_4bit_quant_type", "fp4") if how.get("load_in_4bit") else "int8"
             return f"bitsandbytes, {bits}"
         return METHODS.get(method, method) or f"a {key} without quant_method"
     for key in ("text_config", "llm_config"):
@@ -34,17 +34,10 @@ def quantised_by(settings: Mapping[str, Any]) -> str | None:
 
 
 def require_unquantised(source: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a checkpoint that is quantised already.
+    """Raise `UserError` for a checkpoint that is quantised already, by the settings of its `config.json`.
 
     As a teacher it would win over the configuration's `quantization`, which is what a store's key says; a student is
     trained and exported in whole numbers of bits.
-
-    Parameters
-    ----------
-    source
-        `model`, and `quantization` of a teacher.
-    settings
-        Its `config.json`.
     """
     if (by := quantised_by(settings)) is None:
         return

@@ -89,12 +89,17 @@ def loading_failed(what: str, source: Mapping[str, Any], error: Exception) -> st
 
 def require_vocabulary(source: Mapping[str, Any]) -> None:
     """Raise `UserError` for a tokenizer without its vocabulary."""
-    if fault := fault_of(source, tokenizer_fault):
-        raise UserError(f"cannot load the tokenizer of {source['model']}: {fault}")
+    require_sound("tokenizer of", source, fault_of(source, tokenizer_fault))
+
+
+def require_sound(what: str, source: Mapping[str, Any], fault: str | None) -> None:
+    """Raise `UserError` if something is wrong with the files of a model, its configuration or its tokenizer."""
+    if fault:
+        raise UserError(f"cannot load the {what} {source['model']}: {fault}")
 
 
 def fault_of(source: Mapping[str, Any], find: Callable[[Path, str], str | None]) -> str | None:
-    """What is wrong with a model's files on this machine, and what mends it."""
+    """What is wrong with a model's files on this machine, and what to do."""
     folder, local = folder_of(source), Path(model_path(source["model"])).is_dir()
     return find(folder, f"copy the file to {folder}" if local else f"download it with {FETCH}") if folder else None
 
@@ -104,5 +109,5 @@ def folder_of(source: Mapping[str, Any]) -> Path | None:
     path = model_path(source["model"])
     if Path(path).is_dir():
         return Path(path)
-    found = [try_to_load_from_cache(path, name, revision=source.get("revision")) for name in SETTINGS]
-    return next((Path(file).parent for file in found if isinstance(file, str)), None)
+    files = [try_to_load_from_cache(path, name, revision=source.get("revision")) for name in SETTINGS]
+    return next((Path(file).parent for file in files if isinstance(file, str)), None)

@@ -46,24 +46,12 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Holes:
-    """What a checkpoint lacks of its model, and what it has beside it; names as `transformers` reports them.
+    """What a checkpoint lacks of its model, and what it has beside it; names as `transformers` reports them."""
 
-    Attributes
-    ----------
-    missing
-        Weights that would be made up.
-    unexpected
-        Tensors that nothing of the model reads.
-    mismatched
-        Weights of another shape: name, shape in the file, shape by `config.json`.
-    beyond
-        Whether what is unexpected lies in layers that the model does not have.
-    """
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    beyond: bool = True
+    missing: tuple[str, ...]  # weights that would be made up
+    unexpected: tuple[str, ...]  # tensors that nothing of the model reads
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, shape in the file, by `config.json`
+    beyond: bool = True  # whether what is unexpected lies in layers that the model does not have
 
     def fault(self) -> str | None:
         """What is wrong, and what to do, as `what; fix`; None if nothing is."""
@@ -102,31 +90,22 @@ class Holes:
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
-    """Names, shapes and dtypes of all tensors of a directory that `weights_fault` found whole."""
-    found: dict[str, Stored] = {}
+    """Names, shapes and dtypes of all tensors of a directory that `weights_fault` calls whole."""
+    return dict(_each_tensor(folder))
+
+
+def _each_tensor(folder: Path) -> Iterator[tuple[str, Stored]]:
     for shard in shards_of(folder):
         with safe_open(folder / shard, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118
                 tensor = file.get_slice(name)
-                found[name] = Stored(tuple(tensor.get_shape()), tensor.get_dtype())
-    return found
-
-
-def _each_name(folder: Path) -> Iterator[str]:
-    for shard in shards_of(folder):
-        with safe_open(folder / shard, framework="numpy") as file:
-            yield from file.keys()
+                yield name, Stored(tuple(tensor.get_shape()), tensor.get_dtype())
 
 
 def headers_fault(folder: Path, model: Any) -> str | None:
     """Why the files of a directory are not the weights of a model; None if they are. Reads headers only.
 
-    Parameters
-    ----------
-    folder
-        Directory that `weights_fault` found whole.
-    model
-        The model of its `config.json` on the meta device.
+    `weights_fault` has nothing to say of the directory; the model is that of its `config.json`, on the meta device.
     """
     stored = read_headers(folder)
     if fault := repeats_fault(folder, model, stored):
@@ -142,9 +121,14 @@ def headers_fault(folder: Path, model: Any) -> str | None:
             )  # fmt: skip
     except RuntimeError:
         return CONVERSION
-    if fault := holes(report, model, stored).fault():
-        return fault
-    return codes_fault(model, stored)
+    return loaded_fault(folder, model, report)
+
+
+def loaded_fault(folder: Path, model: Any, report: Mapping[str, Any]) -> str | None:
+    """Why a model is not the one of its files, by the report of its load; None if it is."""
+    stored = read_headers(folder)
+    repeats = repeats_fault(folder, model, stored)
+    return repeats or holes(report, model, stored).fault() or codes_fault(model, stored)
 
 
 def repeats_fault(folder: Path, model: Any, stored: Mapping[str, Stored]) -> str | None:
@@ -153,7 +137,7 @@ def repeats_fault(folder: Path, model: Any, stored: Mapping[str, Stored]) -> str
     `transformers` takes one of them, and says nothing: of two shards that hold one name, and of names with and without
     the prefix of the body.
     """
-    if twice := [name for name, files in Counter(_each_name(folder)).items() if files > 1]:
+    if twice := [name for name, files in Counter(name for name, _ in _each_tensor(folder)).items() if files > 1]:
         return f"its shards hold {_count(twice)} more than once ({_some(twice)}); copy or download the files again"
     prefix = f"{model.base_model_prefix}."
     if both := [name for name in stored if f"{prefix}{name}" in stored]:

@@ -1,1 +1,1 @@
-"""What a run would take, before it runs: memory of each stage, disk, and the settings that would mend a lack."""
+"""What a run would take, before it runs: memory of each stage, disk, and the settings that would fix a lack."""

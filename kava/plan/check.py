@@ -10,9 +10,9 @@ from kava.device import choose_device
 from kava.errors import UserError
 from kava.files import read_json
 from kava.models.load import load_model_config
+from kava.plan.fixes import explained
 from kava.plan.geometry import read_geometry
-from kava.plan.mend import explained
-from kava.plan.needs import Evaluation, Extraction, Need, Training, prompt_length
+from kava.plan.needs import EvaluationNeed, ExtractionNeed, Need, TrainingNeed, prompt_length
 
 log = logging.getLogger("kava")
 
@@ -26,7 +26,7 @@ def check_fits(job: Job, runtime: Runtime) -> None:
     Raises
     ------
     UserError
-        It does not fit; the sentence names what is too large and which settings would mend it.
+        It does not fit; the sentence names what is too large and which settings fix it.
     """
     if choose_device(runtime.device).type == "cpu":
         return
@@ -46,16 +46,16 @@ def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
     tokens: dict[str, Any] = read_json(job.inputs["tokens"])["spec"]
     longest: int = tokens["max_length"]
     if job.stage == "extract":
-        return "extract", Extraction(runtime.teacher, longest, job.spec["key"])
+        return "extract", ExtractionNeed(runtime.teacher, longest, job.spec["key"])
     if job.stage == "evaluate":
         role = job.spec.get("reference")
         source = runtime.teacher if role == "teacher" else runtime.student
         if role == "student_base":  # as it comes
             source = source | {"dtype": str(read_geometry(source).dtype or torch.float32).removeprefix("torch.")}
         prompt = prompt_length(tokens["data"]["source"].get("hub"), longest)
-        return f"evaluate of {role or 'the student'}", Evaluation(source, job.spec["key"]["evaluation"], prompt)
+        return f"evaluate of {role or 'the student'}", EvaluationNeed(source, job.spec["key"]["evaluation"], prompt)
     arm: dict[str, Any] = job.spec["arm"]
     kv = read_json(job.inputs["store"])["spec"] if "store" in job.inputs else NO_STORE
     name, settings = job.spec["name"], job.spec[job.stage] | runtime.execution[job.stage]
-    need = Training(job.stage, name, runtime.student, runtime.teacher, arm, settings, longest, kv)
+    need = TrainingNeed(job.stage, name, runtime.student, runtime.teacher, arm, settings, longest, kv)
     return f"{job.stage} of {name}", need

@@ -19,25 +19,13 @@ TRANSFORM_RATIO = 0.06
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes on disk.
+    """Bytes on disk."""
 
-    Attributes
-    ----------
-    store, store_is_there
-        The teacher's KV, before entropy coding; its real size if it is sealed already.
-    checkpoints
-        Of the run that keeps most, with the one that is being written; they go when the run ends.
-    models
-        Students and projectors that all runs leave.
-    free
-        Where the store will lie.
-    """
-
-    store: int
+    store: int  # the teacher's KV, before entropy coding; its real size if it is sealed already
     store_is_there: bool
-    checkpoints: int
-    models: int
-    free: int
+    checkpoints: int  # of the run that keeps most, with the one that is being written; they go when the run ends
+    models: int  # students and projectors that all runs leave
+    free: int  # where the store will lie
 
     @property
     def to_write(self) -> int:
@@ -45,9 +33,9 @@ class Disk:
         return (0 if self.store_is_there else self.store) + self.checkpoints + self.models
 
 
-def store_bytes(plan: Jobs, count: TokenCount) -> int:
+def store_bytes(jobs: Jobs, count: TokenCount) -> int:
     """Bytes of the store before entropy coding, which takes a few per cent more off it; an upper bound for budgets."""
-    config = plan.config
+    config = jobs.config
     teacher = read_geometry(config.teacher.model_dump())
     shape = geometry(teacher)
     contents = Contents(config.kv, shape, teacher.hidden_size)
@@ -64,24 +52,12 @@ def store_bytes(plan: Jobs, count: TokenCount) -> int:
     return round(fixed + sum(spec.bits_per_token * rows[spec.axis] / 8 for spec in arrays.values()))
 
 
-def disk(plan: Jobs, count: TokenCount, checkpoints: dict[str, int], models: int) -> Disk:
-    """What the run of a configuration takes.
-
-    Parameters
-    ----------
-    plan
-        Of the configuration.
-    count
-        Of `count_tokens`.
-    checkpoints
-        Stage → bytes of the largest checkpoint.
-    models
-        Bytes that all runs leave.
-    """
-    settings: dict[str, Any] = {"pretrain": plan.config.pretrain, "distill": plan.config.distill}
+def disk(jobs: Jobs, count: TokenCount, checkpoints: dict[str, int], models: int) -> Disk:
+    """What a run takes, given the bytes of the largest checkpoint of each stage and of the models that are left."""
+    settings: dict[str, Any] = {"pretrain": jobs.config.pretrain, "distill": jobs.config.distill}
     # One more than are kept is there while it is written.
     held = [(settings[stage].keep_checkpoints + 1) * size for stage, size in checkpoints.items()]
-    sealed = plan.extract.output
-    store = read_json(sealed)["bytes"] if sealed.is_file() else store_bytes(plan, count)
-    free = shutil.disk_usage(nearest_folder(plan.cache)).free
+    sealed = jobs.extract.output
+    store = read_json(sealed)["bytes"] if sealed.is_file() else store_bytes(jobs, count)
+    free = shutil.disk_usage(nearest_folder(jobs.cache)).free
     return Disk(store, sealed.is_file(), max(held, default=0), models, free)

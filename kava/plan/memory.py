@@ -1,15 +1,18 @@
 """Bytes that a stage takes on the GPU at its peak, part by part, and the budget that they have to fit."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kava.device import GIB, OUTSIDE_ALLOCATOR
-from kava.plan.optimizer import state_bytes, step_buffers
 from kava.plan.trace import Traced
 
 # What a process takes of the GPU before torch's allocator: driver, kernels, library handles.
 CUDA_CONTEXT = round(0.45 * GIB)
 # cuBLAS takes it from the allocator once per stream.
 CUBLAS_WORKSPACE = 8_519_680
+# bitsandbytes (0.50): states of smaller tensors stay fp32, those of 8 bits have one fp32 maximum per block, and tensors
+# from a size on are paged.
+SMALLEST_8BIT, BLOCK, SMALLEST_PAGED = 4096, 256, 100_000
 PARTS = (
     "weights",
     "autocast copies",
@@ -28,18 +31,10 @@ PARTS = (
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Peak of one stage.
+    """Peak of one stage."""
 
-    Attributes
-    ----------
-    parts
-        Name of `PARTS` → bytes, those that live at the peak.
-    paged
-        Bytes of optimizer states, counted in `parts`, that lie outside torch's allocator and may be evicted.
-    """
-
-    parts: dict[str, int]
-    paged: int = 0
+    parts: dict[str, int]  # name of `PARTS` → bytes, those that live at the peak
+    paged: int = 0  # bytes of optimizer states among them that lie outside torch's allocator and may be evicted
 
     @property
     def peak(self) -> int:
@@ -68,18 +63,10 @@ class StageMemory:
 
 
 def of_training(traced: Traced, optimizer: str, ahead: int, processes: int = 1) -> StageMemory:
-    """Peak of a phase: that of a forward and backward, or of the optimizer's step, whichever is larger.
+    """Peak of a phase: that of a micro-batch's forward and backward, or of the optimizer's step, whichever is larger.
 
-    Parameters
-    ----------
-    traced
-        Of one micro-batch.
-    optimizer
-        Name, as configured.
-    ahead
-        Batches that lie on the GPU beside the one in use.
-    processes
-        Of several, each has buckets as large as all gradients, in which they are exchanged.
+    `ahead` batches lie on the GPU beside the one in use; of several processes, each has buckets as large as all
+    gradients, in which they are exchanged.
     """
     states = {name: state_bytes(optimizer, sizes) for name, sizes in traced.trained.items()}
     held = {name: traced.parts.get(name, 0) for name in ("weights", "gradients", "projector", "batch")}
@@ -104,3 +91,24 @@ def _complete(parts: dict[str, int], paged: int) -> StageMemory:
     temporary = parts.get("temporary", 0) + CUBLAS_WORKSPACE
     whole = parts | {"temporary": temporary, "cuda context": CUDA_CONTEXT}
     return StageMemory({name: whole[name] for name in PARTS if whole.get(name)}, paged)
+
+
+def state_bytes(optimizer: str, sizes: Iterable[int]) -> tuple[int, int]:
+    """Bytes of both moments of trained tensors of so many elements: in all, and of those that are paged.
+
+    Paged states of `paged_adamw_8bit` are on the GPU while it has room, outside torch's allocator.
+    """
+    total = paged = 0
+    for size in sizes:
+        if optimizer == "adamw" or size < SMALLEST_8BIT:
+            total += 8 * size
+            continue
+        total += 2 * (size + 4 * -(-size // BLOCK))
+        if optimizer == "paged_adamw_8bit" and size >= SMALLEST_PAGED:
+            paged += 2 * size
+    return total, paged
+
+
+def step_buffers(optimizer: str, sizes: Iterable[int]) -> int:
+    """What the step of a group takes beside states: on a GPU, torch's AdamW roots all its second moments at once."""
+    return 4 * sum(sizes) if optimizer == "adamw" else 0

@@ -13,8 +13,7 @@ from kava.config.schema import Lora
 from kava.files import canonical_json
 from kava.models.capture import geometry
 from kava.plan.geometry import read_geometry
-from kava.plan.memory import StageMemory, of_forward, of_training
-from kava.plan.optimizer import state_bytes
+from kava.plan.memory import StageMemory, of_forward, of_training, state_bytes
 from kava.plan.trace import Counts, Traced, parameter_counts, trace_forward, trace_training
 from kava.store.shard import ENCODE_TOKENS
 from kava.training.prefetch import AHEAD
@@ -33,44 +32,32 @@ LONGEST_PROMPT = {"openai/gsm8k": 215}
 
 
 class Need(Protocol):
-    """A stage whose memory can be told."""
+    """A stage whose memory is planned."""
 
     def memory(self) -> StageMemory:
         """Bytes at its peak."""
 
-    def mends(self) -> Iterator[tuple[str, Self]]:
+    def fixes(self) -> Iterator[tuple[str, Self]]:
         """Settings that would lower it, the least harmful first: as written in the configuration, and the need then."""
 
 
 @dataclass(frozen=True)
-class Training:
-    """One phase of one arm.
+class TrainingNeed:
+    """One phase of one arm; settings as JSON values."""
 
-    Attributes
-    ----------
-    stage, name
-        `pretrain` or `distill`, and the name of the arm.
-    student, teacher
-        Sources of the models.
-    arm, settings, kv
-        Of the arm, the phase and the store, as JSON values.
-    tokens
-        Longest example.
-    """
-
-    stage: str
-    name: str
+    stage: str  # `pretrain` or `distill`
+    name: str  # of the arm
     student: dict[str, Any]
     teacher: dict[str, Any]
     arm: dict[str, Any]
-    settings: dict[str, Any]
-    tokens: int
-    kv: dict[str, Any]
+    settings: dict[str, Any]  # of the phase
+    tokens: int  # of the longest example
+    kv: dict[str, Any]  # of the store
 
     def traced(self, step: bool = True) -> Traced:
         """Of one micro-batch, when every loss of the arm counts; arms that differ in schedules share it.
 
-        Without a step it tells the parameters alone, and is quick.
+        Without a step it has the parameters alone, and is quick.
         """
         settings = {
             "batch_size": self.settings["batch_size"],
@@ -92,7 +79,7 @@ class Training:
         sizes = [size for of_module in self.traced(step=False).trained.values() for size in of_module]
         return 4 * sum(sizes) + state_bytes(self.settings.get("optimizer", "adamw"), sizes)[0]
 
-    def mends(self) -> Iterator[tuple[str, Self]]:
+    def fixes(self) -> Iterator[tuple[str, Self]]:
         size, stage = self.settings["batch_size"], self.stage
         if self.settings["steps"] == 0:
             if size > 1:
@@ -111,7 +98,7 @@ class Training:
             yield f"{stage}.precision: bfloat16", self._with(precision="bfloat16")
         if stage == "distill" and not self.student.get("lora"):
             yield self._adapters()
-        yield from self._aligner_mends()
+        yield from self._aligner_fixes()
         shorter = self.tokens * 3 // 4
         yield f"max_length: {shorter} (longer examples are dropped)", replace(self, tokens=shorter)
 
@@ -121,7 +108,7 @@ class Training:
             setting, lora = "{rank: 16, targets: [c_attn, c_proj, c_fc]}", Lora(targets=["c_attn", "c_proj", "c_fc"])
         return f"student.lora: {setting}", replace(self, student=self.student | {"lora": lora.model_dump()})
 
-    def _aligner_mends(self) -> Iterator[tuple[str, Self]]:
+    def _aligner_fixes(self) -> Iterator[tuple[str, Self]]:
         aligner = self.arm["aligner"]
         if not aligner or aligner["kind"] != "flat":
             return
@@ -135,7 +122,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Extraction:
+class ExtractionNeed:
     """One forward of the teacher over `kv.batch_tokens` tokens, and the encoding of what it gave."""
 
     teacher: dict[str, Any]
@@ -152,7 +139,7 @@ class Extraction:
         parts = {name: count for name, count in traced.items() if name != "weights"}
         return of_forward(parts | {"weights": weights, "temporary": dequantised + encoding})
 
-    def mends(self) -> Iterator[tuple[str, Self]]:
+    def fixes(self) -> Iterator[tuple[str, Self]]:
         half = self.kv["batch_tokens"] // 2
         if half >= self.tokens:
             yield f"kv.batch_tokens: {half}", replace(self, kv=self.kv | {"batch_tokens": half})
@@ -162,22 +149,12 @@ class Extraction:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Greedy answers of one model to a batch of questions.
+class EvaluationNeed:
+    """Greedy answers of one model to a batch of questions."""
 
-    Attributes
-    ----------
-    source
-        Of the model; with `dtype` if it is a reference, with `export_dtype` if a student as it is exported.
-    settings
-        `batch_size` and `max_new_tokens`.
-    prompt
-        Tokens of the longest question.
-    """
-
-    source: dict[str, Any]
-    settings: dict[str, Any]
-    prompt: int
+    source: dict[str, Any]  # with `dtype` if it is a reference, with `export_dtype` if a student as it is exported
+    settings: dict[str, Any]  # `batch_size` and `max_new_tokens`
+    prompt: int  # tokens of the longest question
 
     def memory(self) -> StageMemory:
         config, rows = read_geometry(self.source), self.settings["batch_size"]
@@ -199,7 +176,7 @@ class Evaluation:
         }
         return of_forward(parts)
 
-    def mends(self) -> Iterator[tuple[str, Self]]:
+    def fixes(self) -> Iterator[tuple[str, Self]]:
         half = self.settings["batch_size"] // 2
         if half:
             yield f"evaluation.batch_size: {half}", replace(self, settings=self.settings | {"batch_size": half})

@@ -8,35 +8,25 @@ from kava.config.jobs import Jobs
 from kava.config.schema import Config, Gsm8kData
 from kava.data.positions import Prompts, look
 from kava.plan.disk import Disk, disk
+from kava.plan.fixes import Fix, fixes
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory
-from kava.plan.mend import Mend, mends
-from kava.plan.needs import Evaluation, Extraction, Need, Training, prompt_length
+from kava.plan.needs import EvaluationNeed, ExtractionNeed, Need, TrainingNeed, prompt_length
 from kava.plan.tokens import TokenCount, count_tokens
 from kava.plan.trace import parameter_counts
+
+Needs = dict[str, dict[str, Need]]
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage.
+    """One stage."""
 
-    Attributes
-    ----------
-    memory
-        Of the arm (or model) that takes most.
-    largest
-        Its name; None for a stage that has no arms.
-    peaks, too_large
-        Arm → its peak in bytes; and the arms that do not fit.
-    mends
-        What would make the largest fit; empty if it does.
-    """
-
-    memory: StageMemory
-    largest: str | None
-    peaks: dict[str, int]
-    too_large: list[str]
-    mends: list[Mend]
+    memory: StageMemory  # of the arm (or model) that takes most
+    largest: str | None  # its name; None for a stage that has no arms
+    peaks: dict[str, int]  # arm → bytes
+    too_large: list[str]  # arms that do not fit
+    fixes: list[Fix]  # what would make the largest fit; empty if it does
 
 
 @dataclass(frozen=True)
@@ -54,45 +44,30 @@ class Overview:
         return self.prompts.lack is None and not any(stage.too_large for stage in self.stages.values())
 
 
-def overview(plan: Jobs) -> Overview:
-    """Jobs every stage of a configuration; nothing is run, loaded or downloaded.
+def overview(jobs: Jobs) -> Overview:
+    """Plan every stage of a configuration; nothing is run, loaded or downloaded.
 
     Raises
     ------
     UserError
         A model whose geometry is not known, or anything that `Jobs` refuses.
     """
-    config = plan.config
-    count, needed = count_tokens(plan), _by_stage(config)
+    config = jobs.config
+    count, needed = count_tokens(jobs), _by_stage(config)
     stages = {stage: _stage(of_stage, config.vram_budget_gib) for stage, of_stage in needed.items()}
-    return Overview(config.vram_budget_gib, stages, count, _disk(plan, count, needed), look(config))
+    return Overview(config.vram_budget_gib, stages, count, _disk(jobs, count, needed), look(config))
 
 
-def disk_alone(plan: Jobs) -> Disk:
+def disk_alone(jobs: Jobs) -> Disk:
     """The disk of `overview`, in seconds; raises what that does."""
-    return _disk(plan, count_tokens(plan), _by_stage(plan.config))
-
-
-def _by_stage(config: Config) -> dict[str, dict[str, Need]]:
-    needed: dict[str, dict[str, Need]] = {}
-    for stage, name, need in needs(config):
-        needed.setdefault(stage, {})[name] = need
-    return needed
-
-
-def _disk(plan: Jobs, count: TokenCount, needed: dict[str, dict[str, Need]]) -> Disk:
-    checkpoints: dict[str, int] = {
-        stage: max(need.checkpoint() for need in needed[stage].values() if isinstance(need, Training))
-        for stage in ("pretrain", "distill")
-        if stage in needed
-    }
-    return disk(plan, count, checkpoints, _left_behind(plan.config, needed))
+    return _disk(jobs, count_tokens(jobs), _by_stage(jobs.config))
 
 
 def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
     """Stage, arm (or model) and need, of everything that a configuration runs on the GPU."""
     teacher, student, kv = config.teacher.model_dump(), config.student.model_dump(), config.kv.model_dump()
-    yield "extract", "", Extraction(teacher, config.max_length, kv)
+    longest = config.max_length
+    yield "extract", "", ExtractionNeed(teacher, longest, kv)
     for stage in ("pretrain", "distill"):
         for name, arm in config.arms.items():
             settings: dict[str, Any] = getattr(config, stage).model_dump()
@@ -100,15 +75,33 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
                 if arm.aligner is None:
                     continue
                 settings |= {} if arm.pretrain_projector else {"steps": 0}
-            yield (
-                stage,
-                name,
-                Training(stage, name, student, teacher, arm.model_dump(), settings, config.max_length, kv),
-            )
+            yield stage, name, TrainingNeed(stage, name, student, teacher, arm.model_dump(), settings, longest, kv)
     evaluation = config.evaluation.model_dump()
-    prompt = prompt_length(config.data.path if isinstance(config.data, Gsm8kData) else None, config.max_length)
-    yield "evaluate teacher", "", Evaluation(teacher, evaluation, prompt)
-    yield "evaluate student", "", Evaluation(student, evaluation, prompt)
+    prompt = prompt_length(config.data.path if isinstance(config.data, Gsm8kData) else None, longest)
+    yield "evaluate teacher", "", EvaluationNeed(teacher, evaluation, prompt)
+    yield "evaluate student", "", EvaluationNeed(student, evaluation, prompt)
+
+
+def _by_stage(config: Config) -> Needs:
+    needed: Needs = {}
+    for stage, name, need in needs(config):
+        needed.setdefault(stage, {})[name] = need
+    return needed
+
+
+def _disk(jobs: Jobs, count: TokenCount, needed: Needs) -> Disk:
+    config, phases = jobs.config, {stage: _phase(needed, stage) for stage in ("pretrain", "distill")}
+    checkpoints = {stage: max(need.checkpoint() for need in arms) for stage, arms in phases.items() if arms}
+    width = {"float32": 4, "bfloat16": 2}[config.student.export_dtype]
+    student = parameter_counts(read_geometry(config.student.model_dump())).all * width
+    projectors = [need.traced(step=False).projector for need in phases["pretrain"]]
+    # A projector is kept by the stage that fits it and by the one that goes on with it.
+    left_behind = len(config.seeds) * (len(config.arms) * student + 2 * sum(projectors))
+    return disk(jobs, count, checkpoints, left_behind)
+
+
+def _phase(needed: Needs, stage: str) -> list[TrainingNeed]:
+    return [need for need in needed.get(stage, {}).values() if isinstance(need, TrainingNeed)]
 
 
 def _stage(needed: dict[str, Need], budget_gib: float) -> StagePlan:
@@ -117,21 +110,6 @@ def _stage(needed: dict[str, Need], budget_gib: float) -> StagePlan:
     too_large = [name for name, memory in memories.items() if not memory.fits(budget_gib)]
     # An arm may fit the budget and not the allocator's share of it, with less in all than another.
     worst = largest if largest in too_large or not too_large else too_large[0]
-    return StagePlan(
-        memories[worst],
-        worst or None,
-        {name: memory.peak for name, memory in memories.items()},
-        too_large,
-        mends(needed[worst], budget_gib) if too_large else [],
-    )
-
-
-def _left_behind(config: Config, needed: dict[str, dict[str, Need]]) -> int:
-    """Bytes of the students and projectors of all arms and seeds."""
-    width = {"float32": 4, "bfloat16": 2}[config.student.export_dtype]
-    student = parameter_counts(read_geometry(config.student.model_dump())).all * width
-    projectors = [
-        n.traced(step=False).projector for n in needed.get("pretrain", {}).values() if isinstance(n, Training)
-    ]
-    # A projector is kept by the stage that fits it and by the one that goes on with it.
-    return len(config.seeds) * (len(config.arms) * student + 2 * sum(projectors))
+    peaks = {name: memory.peak for name, memory in memories.items()}
+    advice = fixes(needed[worst], budget_gib) if too_large else []
+    return StagePlan(memories[worst], worst or None, peaks, too_large, advice)

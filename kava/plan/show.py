@@ -4,27 +4,23 @@ from textwrap import wrap
 from typing import Any
 
 from kava.device import GIB
-from kava.plan.memory import PARTS, StageMemory
-from kava.plan.mend import Mend
+from kava.plan.memory import PARTS
 from kava.plan.overview import Overview, StagePlan
-from kava.text import size
+from kava.text import size, table
 
 WIDTH = 100
 
 
 def as_json(plan: Overview) -> dict[str, Any]:
     """JSON values; memory in GiB (2³⁰ bytes), disk in GB (10⁹)."""
+    disk, tokens = plan.disk, plan.tokens
+    kept = {"store": disk.store, "checkpoints": disk.checkpoints, "models": disk.models, "free": disk.free}
     return {
         "vram_budget_gib": plan.budget_gib,
         "stages": {name.replace(" ", "_"): _stage(stage, plan.budget_gib) for name, stage in plan.stages.items()},
-        "disk": {
-            "store_gb": _gb(plan.disk.store),
-            "store_is_there": plan.disk.store_is_there,
-            "checkpoints_gb": _gb(plan.disk.checkpoints),
-            "models_gb": _gb(plan.disk.models),
-            "free_gb": _gb(plan.disk.free),
-        },
-        "tokens": {"examples": plan.tokens.examples, "count": plan.tokens.tokens, "known": plan.tokens.known},
+        "disk": {f"{name}_gb": round(count / 1e9, 3) for name, count in kept.items()}
+        | {"store_is_there": disk.store_is_there},
+        "tokens": {"examples": tokens.examples, "count": tokens.tokens, "known": tokens.known},
         "prompts": {"lack": plan.prompts.lack, "unknown": plan.prompts.unknown},
         "fits": plan.fits,
     }
@@ -41,22 +37,22 @@ def _stage(stage: StagePlan, budget_gib: float) -> dict[str, Any]:
         "arms": {name: _gib(peak) for name, peak in stage.peaks.items() if name},
         "too_large": stage.too_large if stage.largest else [],
         "lack": stage.memory.lack(budget_gib) if stage.too_large else None,
-        "mends": [{"setting": m.setting, "peak_gib": _gib(m.peak), "fits": m.fits} for m in stage.mends],
+        "mends": [{"setting": fix.setting, "peak_gib": _gib(fix.peak), "fits": fix.fits} for fix in stage.fixes],
     }
 
 
 def as_text(plan: Overview) -> str:
-    """Table of memory, what breaks the budget and what would mend it, and the disk."""
-    lines = [_table(plan), "", *_notes(plan), ""]
+    """Table of memory, what breaks the budget and what fixes it, and the disk."""
     disk, tokens = plan.disk, plan.tokens
     estimate = "" if tokens.known else ", an estimate until they are tokenised"
     state = "sealed" if disk.store_is_there else "before entropy coding"
+    lines = [_table(plan), "", *_notes(plan), ""]
     lines += [
         f"tokens       {tokens.tokens:>9,}  in {tokens.examples:,} examples{estimate}",
         f"store        {size(disk.store):>9}  {state}",
         f"checkpoints  {size(disk.checkpoints):>9}  of one run, until it ends",
         f"models       {size(disk.models):>9}  students and projectors of all runs",
-        f"to write     {size(disk.to_write):>9}  beside downloads, which `kava fetch` tells",
+        f"to write     {size(disk.to_write):>9}  beside downloads, which `kava fetch` shows",
         f"free         {size(disk.free):>9}",
     ]
     lines += wrap(f"positions    {plan.prompts}", WIDTH, subsequent_indent="             ")
@@ -67,18 +63,14 @@ def as_text(plan: Overview) -> str:
 
 def _table(plan: Overview) -> str:
     stages = plan.stages.values()
-    names = [name for name in PARTS if any(name in stage.memory.parts for stage in stages)]
     rows = [["GiB", *plan.stages], ["largest arm", *(stage.largest or "" for stage in stages)]]
-    rows += [[name, *(_cell(stage.memory, name) for stage in stages)] for name in names]
+    for part in PARTS:
+        counts = [stage.memory.parts.get(part) for stage in stages]
+        if any(part in stage.memory.parts for stage in stages):
+            rows.append([part, *(f"{count / GIB:.2f}" if count else "" for count in counts)])
     rows.append(["peak", *(f"{stage.memory.peak / GIB:.2f}" for stage in stages)])
     rows.append([f"fits {plan.budget_gib:g} GiB", *("no" if stage.too_large else "yes" for stage in stages)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in
-                     zip(row[1:], widths[1:], strict=True))]).rstrip() for row in rows)  # fmt: skip
-
-
-def _cell(memory: StageMemory, part: str) -> str:
-    return f"{memory.parts[part] / GIB:.2f}" if memory.parts.get(part) else ""
+    return table(rows, left=1)
 
 
 def _notes(plan: Overview) -> list[str]:
@@ -92,10 +84,11 @@ def _notes(plan: Overview) -> list[str]:
     for name, stage in plan.stages.items():
         if stage.too_large:
             lines += wrap(_lack(name, stage, plan.budget_gib), WIDTH)
-            lines.append("What would mend it, the least harmful first:")
-            lines += [_mend(mend) for mend in stage.mends]
-            if not stage.mends:
-                lines.append("  nothing: take a smaller model or a larger GPU")
+            lines.append("What would fix it, the least harmful first:")
+            lines += [
+                f"  {fix.peak / GIB:5.2f} GiB  {'fits  ' if fix.fits else 'no fit'}  {fix.setting}"
+                for fix in stage.fixes
+            ] or ["  nothing: take a smaller model or a larger GPU"]
     return lines or [f"Every stage of every arm fits {plan.budget_gib:g} GiB."]
 
 
@@ -106,13 +99,5 @@ def _lack(name: str, stage: StagePlan, budget_gib: float) -> str:
     return f"{who} {stage.memory.lack(budget_gib)}{also}."
 
 
-def _mend(mend: Mend) -> str:
-    return f"  {mend.peak / GIB:5.2f} GiB  {'fits  ' if mend.fits else 'no fit'}  {mend.setting}"
-
-
 def _gib(count: int) -> float:
     return round(count / GIB, 3)
-
-
-def _gb(count: int) -> float:
-    return round(count / 1e9, 3)

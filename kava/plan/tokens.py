@@ -33,7 +33,7 @@ class TokenCount:
     known: bool
 
 
-def count_tokens(plan: Jobs) -> TokenCount:
+def count_tokens(jobs: Jobs) -> TokenCount:
     """Read the token set's manifest, or estimate from a sample of the rows; where they are not here, from GSM8K's.
 
     Raises
@@ -41,9 +41,9 @@ def count_tokens(plan: Jobs) -> TokenCount:
     UserError
         What `kava.data.rows.load_rows` says of data that is here, and `template_for` of a chat.
     """
-    config = plan.config
-    if plan.tokenize.output.is_file():
-        splits = [read_json(plan.tokenize.output)["splits"][split] for split in ("train", "validation")]
+    config = jobs.config
+    if jobs.tokenize.output.is_file():
+        splits = [read_json(jobs.tokenize.output)["splits"][split] for split in ("train", "validation")]
         return TokenCount(sum(s["examples"] for s in splits), sum(s["tokens"] for s in splits), True)
     data = config.data
     if isinstance(data, DemoData):
@@ -52,7 +52,7 @@ def count_tokens(plan: Jobs) -> TokenCount:
     if folder is None:
         limit = GSM8K_EXAMPLES if data.train is None else data.train + data.validation
         return _of_known_length(min(GSM8K_EXAMPLES, limit), config)
-    return _from_sample(plan, data.model_copy(update={"path": str(folder)}))
+    return _from_sample(jobs, data.model_copy(update={"path": str(folder)}))
 
 
 def _of_known_length(examples: int, config: Config) -> TokenCount:
@@ -60,14 +60,14 @@ def _of_known_length(examples: int, config: Config) -> TokenCount:
     return TokenCount(examples, round(tokens), False)
 
 
-def _from_sample(plan: Jobs, data: Gsm8kData) -> TokenCount:
+def _from_sample(jobs: Jobs, data: Gsm8kData) -> TokenCount:
     """Estimate from every n-th row, without those that are too long, as `kava tokenize` drops them."""
     splits = load_rows(data).splits
     rows = splits["train"] + splits["validation"]
     sample = rows[:: -(-len(rows) // SAMPLE)]
-    key: dict[str, Any] = plan.tokenize.spec["key"]
-    teacher = plan.config.teacher
-    if _folder(plan.config, "teacher", model_path(teacher.model)):
+    key: dict[str, Any] = jobs.tokenize.spec["key"]
+    teacher = jobs.config.teacher
+    if _folder(jobs.config, "teacher", model_path(teacher.model)):
         tokenizer = load_tokenizer(teacher.model_dump())
         tokenizer.model_max_length = sys.maxsize  # too long a row is left out below, and no reason for a warning
         template = template_for(tokenizer, key["template"], key.get("chat"))

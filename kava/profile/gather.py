@@ -21,18 +21,8 @@ def gather(
 ) -> Sample:
     """KV of the first training examples in both models, on the CPU; only the student is loaded.
 
-    Parameters
-    ----------
-    tokens
-        Manifest of the token set.
-    store
-        Sealed store of the teacher over it.
-    student
-        Settings of the student, as JSON values.
-    count
-        Examples are taken until they have so many stored tokens, or there are no more.
-    batch_size, device
-        How many examples the student reads at once, and where.
+    Examples of the token set, of which the store is sealed, are taken until they have `count` stored tokens, or there
+    are no more; the student reads `batch_size` of them at once.
 
     Raises
     ------

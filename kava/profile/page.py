@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from markupsafe import Markup
 from kava.kv import TENSORS
 from kava.profile.show import LEGEND, better, layers, mean_of_known, reach, sentences, tables
 from kava.report import page as report_page
-from kava.report.charts.style import Chart, finish, series_styles
+from kava.report.charts.style import finish, series_styles
 from kava.report.page.heatmap import heat_map
 
 WIDTH, HEIGHT = 420, 210
@@ -26,24 +26,21 @@ def page(profile: Mapping[str, Any]) -> str:
     """The page of what `kava.profile.measure` returned and `kava profile` named."""
     pair = profile["pair"]
     sections = [
-        {
-            "title": "What can be predicted",
-            "text": f"A raw cosine tells something between the score of a constant and 1. {reach(profile)}",
-            "charts": [_explained(pair), _cosines(pair)],
-            "maps": [],
-        },
-        {
-            "title": "Floor",
-            "text": "Raw cosine of predicting the mean of each head, a student layer per column.",
-            "charts": [],
-            "maps": [_by_head(pair[name]["cos_sim_constant"], name, 1.0, 2) for name in TENSORS],
-        },
-        {
-            "title": "Layers that are alike",
-            "text": "Debiased linear CKA: a student layer per row, a teacher layer per column.",
-            "charts": [],
-            "maps": [_cka(pair[name]["cka"], name) for name in TENSORS],
-        },
+        _section(
+            "What can be predicted",
+            f"A raw cosine means something between the score of a constant and 1. {reach(profile)}",
+            charts=[_explained(pair), _cosines(pair)],
+        ),
+        _section(
+            "Floor",
+            "Raw cosine of predicting the mean of each head, a student layer per column.",
+            maps=[_by_head(pair[name]["cos_sim_constant"], name, 1.0, 2) for name in TENSORS],
+        ),
+        _section(
+            "Layers that are alike",
+            "Debiased linear CKA: a student layer per row, a teacher layer per column.",
+            maps=[_cka(pair[name]["cka"], name) for name in TENSORS],
+        ),
         *(_model(profile, role) for role in ("teacher", "student")),
     ]
     environment = Environment(
@@ -63,6 +60,10 @@ def page(profile: Mapping[str, Any]) -> str:
     )
 
 
+def _section(title: str, text: str, charts: Sequence[Any] = (), maps: Sequence[Markup] = ()) -> dict[str, Any]:
+    return {"title": title, "text": text, "charts": charts, "maps": maps}
+
+
 def _model(profile: Mapping[str, Any], role: str) -> dict[str, Any]:
     maps = []
     for field, what in (("norm", "mean norm"), ("bias_share", "bias share")):
@@ -70,12 +71,8 @@ def _model(profile: Mapping[str, Any], role: str) -> dict[str, Any]:
             values = profile[role][name][field]
             top = 1.0 if field == "bias_share" else max(value for row in values for value in row) or 1.0
             maps.append(_by_head(values, f"{name}, {what}", top, 2 if top < 10 else 1 if top < 100 else 0))
-    return {
-        "title": role.capitalize(),
-        "text": "Norms, and the share of the squared norm that is a constant bias; a layer per column.",
-        "charts": [],
-        "maps": maps,
-    }
+    text = "Norms, and the share of the squared norm that is a constant bias; a layer per column."
+    return _section(role.capitalize(), text, maps=maps)
 
 
 def _by_head(values_LH: Sequence[Sequence[float | None]], title: str, high: float, digits: int) -> Markup:
@@ -98,7 +95,7 @@ def _explained(pair: Mapping[str, Any]) -> dict[str, Any]:
         for probe, what in probes
     }
     caption = "Share of the base student’s variance that a ridge regression predicts on examples it was not fitted on."
-    return _lines("explained", "r2 of a linear map", caption, series)
+    return _lines("r2 of a linear map", caption, series)
 
 
 def _cosines(pair: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,12 +104,11 @@ def _cosines(pair: Mapping[str, Any]) -> dict[str, Any]:
         series[f"{name}, ridge regression"] = better(pair[name], "cos_sim")
         series[f"{name}, a constant"] = [mean_of_known(row) for row in pair[name]["cos_sim_constant"]]
     assert all(len(values) == layers(pair["keys"]) for values in series.values())
-    return _lines(
-        "cosines", "Raw cosine", "What predicting the mean scores, and what the better ridge regression does.", series
-    )
+    caption = "What predicting the mean scores, and what the better ridge regression does."
+    return _lines("Raw cosine", caption, series)
 
 
-def _lines(name: str, title: str, caption: str, series: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
+def _lines(title: str, caption: str, series: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
     """One line per series against the student's layer, as static SVG."""
     styles = series_styles(list(series))
     rows = [
@@ -121,20 +117,15 @@ def _lines(name: str, title: str, caption: str, series: Mapping[str, Sequence[fl
         for layer, value in enumerate(values)
         if value is not None
     ]
-    low = min(_known(series.values()), default=0.0)
+    low = min([0.0, *(value for values in series.values() for value in values if value is not None)])
     colour = alt.Scale(domain=list(styles), range=[style.colour for style in styles.values()])
     dash = alt.Scale(domain=list(styles), range=[style.dash for style in styles.values()])
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("layer:O", title="student layer", axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("value:Q", title=None, scale=alt.Scale(domain=[min(0.0, low), 1.0]), axis=alt.Axis(tickCount=5)),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(domain=[low, 1.0]), axis=alt.Axis(tickCount=5)),
         color=alt.Color("series:N", scale=colour, legend=None),
     )
     line = base.mark_line(strokeWidth=1.8).encode(strokeDash=alt.StrokeDash("series:N", scale=dash, legend=None))
     chart = alt.layer(line, base.mark_point(filled=True, size=36)).properties(height=HEIGHT)
-    made = Chart(name, title, caption, finish(chart, f"{title} per student layer. {caption}") | {"width": WIDTH})
-    svg = Markup(vl_convert.vegalite_to_svg(made.spec))
-    return {"title": made.title, "caption": made.caption, "svg": svg, "styles": styles}
-
-
-def _known(series: Iterable[Sequence[float | None]]) -> list[float]:
-    return [value for values in series for value in values if value is not None]
+    spec = finish(chart, f"{title} per student layer. {caption}") | {"width": WIDTH}
+    return {"title": title, "caption": caption, "svg": Markup(vl_convert.vegalite_to_svg(spec)), "styles": styles}

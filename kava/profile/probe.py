@@ -23,7 +23,7 @@ class Halves(NamedTuple):
 
     @classmethod
     def by_example(cls, example_N: Tensor) -> "Halves":
-        """Examples take turns and none is cut in two: the tokens of one example tell too much of each other."""
+        """Examples take turns and none is cut in two: the tokens of one example say too much of each other."""
         number = example_N.unique(return_inverse=True)[1]
         rows = [(number % 4 == turn).nonzero().squeeze(-1) for turn in range(4)]
         folds = rows[0], rows[2]

@@ -57,7 +57,7 @@ def tables(profile: Mapping[str, Any]) -> list[Table]:
 
 def as_text(profile: Mapping[str, Any]) -> str:
     """Tables and sentences."""
-    blocks = [f"{title}\n{table(header, rows)}" for title, header, rows in tables(profile)]
+    blocks = [f"{title}\n{table([header, *rows])}" for title, header, rows in tables(profile)]
     legend = fill(LEGEND, LINE)
     said = "\n".join(
         fill(sentence, LINE, initial_indent="- ", subsequent_indent="  ") for sentence in sentences(profile)
@@ -67,49 +67,46 @@ def as_text(profile: Mapping[str, Any]) -> str:
 
 def _of_model(profile: Mapping[str, Any], role: str) -> Table:
     side = profile[role]
-    header = ["layer", *(f"{letter} {what}" for letter in "KV" for what in ("norm", "bias", "rank"))]
-    rows = []
-    for layer in range(len(side["keys"]["norm"])):
-        row = [str(layer)]
-        for name in TENSORS:
-            facts = side[name]
-            row += [
-                number(mean_of_known(facts["norm"][layer]), 1),
-                number(mean_of_known(facts["bias_share"][layer]), 2),
-                number(facts["effective_rank"][layer], 1),
-            ]
-        rows.append(row)
-    return f"{role} {side['model']}", header, rows
+
+    def cells(name: str, layer: int) -> list[str]:
+        facts = side[name]
+        means = mean_of_known(facts["norm"][layer]), mean_of_known(facts["bias_share"][layer])
+        return [number(means[0], 1), number(means[1], 2), number(facts["effective_rank"][layer], 1)]
+
+    return f"{role} {side['model']}", *_of_layers(("norm", "bias", "rank"), len(side["keys"]["norm"]), cells)
 
 
 def _of_pair(pair: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    columns = ("floor", "alike", "r2 one", "r2 all", "centred")
-    header = ["layer", *(f"{letter} {what}" for letter in "KV" for what in columns)]
-    rows = []
-    for layer in range(layers(pair["keys"])):
-        row = [str(layer)]
-        for name in TENSORS:
-            relation = pair[name]
-            alike = _nearest(relation["cka"][layer])
-            row += [
-                number(mean_of_known(relation["cos_sim_constant"][layer]), 2),
-                f"{alike} ({number(relation['cka'][layer][alike], 2)})",
-                *(number(mean_of_known(relation[probe]["r2"][layer]), 2) for probe in ("one_layer", "all_layers")),
-                number(better(relation, "cos_sim_centered")[layer], 2),
-            ]
-        rows.append(row)
-    return header, rows
+    def cells(name: str, layer: int) -> list[str]:
+        relation = pair[name]
+        alike = _nearest(relation["cka"][layer])
+        return [
+            number(mean_of_known(relation["cos_sim_constant"][layer]), 2),
+            f"{alike} ({number(relation['cka'][layer][alike], 2)})",
+            *(number(mean_of_known(relation[probe]["r2"][layer]), 2) for probe in ("one_layer", "all_layers")),
+            number(better(relation, "cos_sim_centered")[layer], 2),
+        ]
+
+    return _of_layers(("floor", "alike", "r2 one", "r2 all", "centred"), layers(pair["keys"]), cells)
+
+
+def _of_layers(
+    columns: Sequence[str], count: int, cells: Callable[[str, int], list[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and a row per layer: the columns for keys, then for values."""
+    header = ["layer", *(f"{letter} {column}" for letter in "KV" for column in columns)]
+    return header, [[str(n), *(cell for name in TENSORS for cell in cells(name, n))] for n in range(count)]
 
 
 def sentences(profile: Mapping[str, Any]) -> list[str]:
     """What the numbers mean for this pair, three to six sentences."""
     pair = profile["pair"]
-    found = [_floor(pair), _nine_tenths(pair), _hardest(profile), _channel(profile["teacher"]), _depth(pair)]
+    said = [_floor(pair), _nine_tenths(pair), _hardest(profile), _channel(profile["teacher"]), _depth(pair)]
     constant = sum(r2 is None for name in TENSORS for row in pair[name]["all_layers"]["r2"] for r2 in row)
     if constant:
         heads = "1 head of the student does" if constant == 1 else f"{constant} heads of the student do"
-        found.append(f"{heads} not vary: there is nothing to align, and no alignment metric counts them.")
-    return [sentence for sentence in found if sentence]
+        said.append(f"{heads} not vary: there is nothing to align, and no alignment metric counts them.")
+    return [sentence for sentence in said if sentence]
 
 
 def _floor(pair: Mapping[str, Any]) -> str:

@@ -4,17 +4,17 @@ import argparse
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-from kava.commandline import add_configuration_options, command_parser, exit_status, load_plan
+from kava.commandline import CONFIGURATION, command_parser, load_jobs, option
 from kava.config.jobs import Job, Jobs, Runtime
 from kava.config.schema import Tracker
 from kava.errors import UserError
+from kava.exits import exit_status, log_to_stderr
 from kava.faults import not_writable
 from kava.files import read_json
 from kava.locks import Claim, claim, holder, locked
@@ -58,10 +58,8 @@ def stage_main(
         While another process works in the output folder: `refuse` to start, `wait` for it (it does the same work in a
         shared cache), or `share` the work, of which the stage takes care.
     """
-    parser = command_parser(f"kava {stage}", documentation)
-    for name, text in (options or {}).items():
-        parser.add_argument(f"--{name}", help=text)
-    add_configuration_options(parser)
+    own = (option(f"--{name}", help=text) for name, text in (options or {}).items())
+    parser = command_parser(f"kava {stage}", documentation, *own, *CONFIGURATION)
     parser.add_argument("--spec", metavar="JSON", help="what the stage depends on (default: from the configuration)")
     parser.add_argument(
         "--input", action="append", default=[], metavar="NAME=PATH", help="an input file, in place of the default one"
@@ -71,9 +69,7 @@ def stage_main(
     parser.add_argument("--tracker", choices=get_args(Tracker), help="default: from the configuration")
     parser.add_argument("--json", action="store_true", help="print the finished manifest on stdout")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for noisy in ("httpx", "lm_eval", "datasets", "absl"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_to_stderr()
     return exit_status(f"kava {stage}", lambda: _run(stage, arguments, select, load_run, beside_others))
 
 
@@ -100,7 +96,7 @@ def _job(
         job = Job(stage, json.loads(from_outside(arguments.spec)), arguments.output, inputs)
         runtime = Runtime(**json.loads(from_outside(os.environ[RUNTIME_VARIABLE])))
     else:
-        plan = load_plan(arguments)
+        plan = load_jobs(arguments)
         job = select(plan, arguments)
         job = Job(stage, job.spec, arguments.output or job.output, job.inputs | inputs)
         runtime = Runtime.of(plan.config)

@@ -64,14 +64,8 @@ class _Running:
 class JobLines(ColorizingTextHandler):
     """Handler of Snakemake's records that prints a line per job.
 
-    Parameters
-    ----------
-    like
-        The handler that it stands in for: its stream, filters and formatter are taken over.
-    log_of_failed
-        Print the whole log of a job that failed, as `--show-failed-logs` asks, and not only why.
-    clock
-        Seconds, for durations.
+    It takes over stream, filters and formatter of the handler that it stands in for. With `log_of_failed` it prints the
+    whole log of a job that failed, as `--show-failed-logs` asks, and not only why.
     """
 
     def __init__(
@@ -91,18 +85,18 @@ class JobLines(ColorizingTextHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print what is to be said of a record: nothing, our line, or what Snakemake says."""
-        told = record.__dict__
-        event = told.get("event")
-        if event == LogEvent.JOB_INFO and told["log"]:
-            self._start(told)
-        elif event == LogEvent.JOB_FINISHED and told["job_id"] in self._running:
-            self._finish(told["job_id"])
-        elif event == LogEvent.JOB_ERROR and told["jobid"] in self._running:
-            self._fail(told)
+        facts = record.__dict__
+        event = facts.get("event")
+        if event == LogEvent.JOB_INFO and facts["log"]:
+            self._start(facts)
+        elif event == LogEvent.JOB_FINISHED and facts["job_id"] in self._running:
+            self._finish(facts["job_id"])
+        elif event == LogEvent.JOB_ERROR and facts["jobid"] in self._running:
+            self._fail(facts)
         elif event in (LogEvent.JOB_INFO, LogEvent.JOB_FINISHED) or event in UNSAID:
             return  # `all`, which does nothing
         elif event == LogEvent.RUN_INFO:
-            self._total = sum(count for rule, count in told["stats"].items() if rule not in ("all", "total"))
+            self._total = sum(count for rule, count in facts["stats"].items() if rule not in ("all", "total"))
             super().emit(record)
         elif event == LogEvent.ERROR and self._running and ENDED.search(record.getMessage()):
             self._ended.append(record.getMessage())
@@ -129,12 +123,12 @@ class JobLines(ColorizingTextHandler):
                 job.said, job.said_at, left = said, now, left - 1
                 self._say(f"{job.label}: {self._since(job)}" + (f", {said}" if said else ""))
 
-    def _start(self, told: Mapping[str, Any]) -> None:
+    def _start(self, facts: Mapping[str, Any]) -> None:
         now = self._clock()
-        job = _Running(_label(told["rule_name"], told["wildcards"]), list(map(Path, told["log"])), now, now)
-        self._failed.pop(told["jobid"], None)
-        self._running[told["jobid"]] = job
-        self._say(f"{job.label}: started, log in {told['log'][0]}")
+        job = _Running(_label(facts["rule_name"], facts["wildcards"]), list(map(Path, facts["log"])), now, now)
+        self._failed.pop(facts["jobid"], None)
+        self._running[facts["jobid"]] = job
+        self._say(f"{job.label}: started, log in {facts['log'][0]}")
         if self._watch is None:
             self._watch = threading.Thread(target=self._follow, daemon=True, name="kava progress")
             self._watch.start()
@@ -147,16 +141,16 @@ class JobLines(ColorizingTextHandler):
         for warning in [line for log in job.logs for line in warnings(log)]:
             self._say(f"{job.label}: {warning}", color=self.YELLOW, cut=False)
 
-    def _fail(self, told: Mapping[str, Any]) -> None:
-        job = self._running.pop(told["jobid"])
+    def _fail(self, facts: Mapping[str, Any]) -> None:
+        job = self._running.pop(facts["jobid"])
         if self._stopped:
             self._say(f"{job.label}: stopped after {self._since(job)}", self.YELLOW)
             for line in sentence(job.logs[0]):
                 self._write(f"    {line}", self.YELLOW)
             return
-        self._failed[told["jobid"]] = job
+        self._failed[facts["jobid"]] = job
         self._say(f"{job.label}: FAILED after {self._since(job)}, log in {job.logs[0]}", color=self.RED)
-        more = [f"{name}: {value}" for name, value in told["aux"].items()] + self._killed(job)
+        more = [f"{name}: {value}" for name, value in facts["aux"].items()] + self._killed(job)
         if self._log_of_failed:
             log = job.logs[0]
             more += log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
@@ -210,15 +204,7 @@ def _label(rule: str, wildcards: Mapping[str, str]) -> str:
 
 
 def show_jobs(logger: logging.Logger, settings: Any) -> None:
-    """Put `JobLines` in the place of Snakemake's handler for the terminal, unless a person asked for another.
-
-    Parameters
-    ----------
-    logger
-        Snakemake's.
-    settings
-        Its `OutputSettings`.
-    """
+    """Put `JobLines` in the place of Snakemake's handler, unless its `OutputSettings` ask for another."""
     if settings.dryrun or settings.verbose or settings.debug_dag or set(settings.quiet or ()) - {Quietness.HOST}:
         return
     for handler in logger.handlers:

@@ -19,10 +19,10 @@ from torch import distributed
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.run import main as torchrun
 
-from kava.commandline import exit_status
 from kava.config.jobs import Job, Runtime, for_another_process, from_another_process
 from kava.device import choose_device
 from kava.errors import Interrupted, UserError
+from kava.exits import exit_status
 from kava.training.termination import Terminated, heeded
 
 JOB_VARIABLE = "KAVA_JOB"
