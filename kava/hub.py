@@ -19,8 +19,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from kava.config.data import FolderData
 from kava.config.identity import on_hub
-from kava.config.schema import Config, DemoData, ModelSettings
+from kava.config.schema import Config, ModelSettings
 from kava.config.splits import PATTERNS
 from kava.errors import UserError
 
@@ -83,9 +84,9 @@ def repositories(config: Config) -> dict[str, Repository | None]:
         role: _of_model(settings) for role, settings in (("teacher", config.teacher), ("student", config.student))
     }
     data = config.data
-    if isinstance(data, DemoData) or not on_hub(data.path):
-        return found | {"data": None}
-    return found | {"data": Repository("dataset", data.path, data.revision)}
+    if isinstance(data, FolderData) and on_hub(data.path):
+        return found | {"data": Repository("dataset", data.path, data.revision)}
+    return found | {"data": None}
 
 
 def _of_model(settings: ModelSettings) -> Repository | None:

@@ -19,6 +19,7 @@ from job_fixtures import (
 )
 
 from kava.config import Config, Jobs, jobs
+from kava.config.data import DemoData
 from kava.config.identity import model_identity
 from kava.config.load import merge
 from kava.config.schema import ModelSettings
@@ -101,12 +102,10 @@ def test_rows_of_every_parquet_file_are_in_the_key(base: dict[str, Any], tmp_pat
     assert Jobs(config).extract.params != before
 
 
-def test_an_edited_generator_makes_other_problems(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_the_generator_is_other_rows(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config.model_validate(base | {"data": {"kind": "demo"}})
-    before = Jobs(config).tokenize.params
-    monkeypatch.setattr("kava.config.identity.sha256_file", lambda path: f"edited {path.name}")
-    assert "edited demo.py" in Jobs(config).tokenize.params
-    assert "edited demo.py" not in before
+    monkeypatch.setattr(DemoData, "generator", "anew")
+    assert '"generator":"anew"' in Jobs(config).tokenize.params
 
 
 @pytest.mark.parametrize(

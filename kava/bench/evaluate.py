@@ -50,12 +50,15 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     from kava.device import choose_device
     from kava.evaluation.harness import harness_results
     from kava.models.load import load_for_evaluation, load_tokenizer
+    from kava.tasks import task_of
 
     small = prepared(config, arguments, folder, log.info)
     rows = load_rows(small.data).splits["test"][: arguments.questions]
     chat = small.chat.model_dump() if small.chat else None
     template = template_for(load_tokenizer(small.teacher.model_dump()), small.template, chat)
-    write_task(folder / "task", rows, template)
+    harness = task_of(small.data.kind).harness
+    assert harness is not None, "`configured` refuses data whose answers are not generated"
+    write_task(folder / "task", rows, template, harness)
     source, settings = small.student.model_dump(), small.evaluation.model_dump()
     device = choose_device(small.device)
     tokenizer = load_tokenizer(source)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from kava.commandline import add_configuration_options, command_parser, load_plan
 from kava.config.schema import Config
 from kava.errors import UserError
+from kava.tasks import task_of
 
 # First steps of every run that are not counted: caches, memory and the batches read ahead settle.
 WARM_UP: Final = 3
@@ -46,7 +47,13 @@ def configured(arguments: argparse.Namespace) -> Config:
         raise UserError("--random-weights needs --tokenizer DIR, a directory with the models' tokenizer")
     if arguments.tokenizer and not arguments.random_weights:
         raise UserError("--tokenizer is for --random-weights; models that have weights have a tokenizer too")
-    return load_plan(arguments).config
+    config = load_plan(arguments).config
+    if task_of(config.data.kind).harness is None:
+        raise UserError(
+            f"data.kind is {config.data.kind}, and benchmarks generate answers to questions; set data.kind to demo or "
+            "gsm8k, since speed and memory depend on lengths and not on words"
+        )
+    return config
 
 
 def require_one(arguments: argparse.Namespace, *options: str) -> None:

@@ -1,17 +1,17 @@
 """How long a run would take on this machine's CPU: its floating-point operations over a rate that is measured."""
 
 import time
-from pathlib import Path
 from typing import Final
 
 import torch
 
 from kava.config.jobs import Jobs
-from kava.config.schema import Config, DemoData
+from kava.config.schema import Config
 from kava.errors import UserError
 from kava.plan.geometry import read_geometry
-from kava.plan.tokens import count_tokens
+from kava.plan.tokens import count_tokens, test_rows
 from kava.plan.trace import parameter_counts
+from kava.tasks import task_of
 
 # Share of the rate of one large product that a model's forwards and backwards reach.
 REACHED: Final = 0.5
@@ -19,7 +19,6 @@ REACHED: Final = 0.5
 BF16_GAIN: Final = 4.0
 # Of a stage's process before it computes, and of a forward and backward of a model of any size; the demo's, measured.
 STAGE_SECONDS, FORWARD_SECONDS = 15.0, 0.1
-GSM8K_QUESTIONS: Final = 1319
 UNITS: Final = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 
 
@@ -35,11 +34,13 @@ def run_seconds(config: Config) -> float | None:
         )
         count = count_tokens(plan)
         tokens = count.tokens / max(1, count.examples)
-        questions = _questions(config)
+        questions = test_rows(config)
     except UserError:
         return None
     seconds = _seconds(2 * teacher * count.tokens, config.teacher.dtype)
-    answers = questions * (tokens / 3 + config.evaluation.max_new_tokens)
+    # An answer that is judged by its likelihood is read, and none is written.
+    longest = tokens / 3 + config.evaluation.max_new_tokens if task_of(config.data.kind).harness else tokens
+    answers = questions * longest
     seconds += _seconds(2 * teacher * answers, config.teacher.dtype)
     runs, stages = len(config.seeds), 5
     seconds += _seconds(2 * student * answers, "float32") * (1 + runs * len(config.arms))
@@ -68,18 +69,6 @@ def roughly(seconds: float) -> str:
 def _trained(config: Config) -> int:
     """Operations per parameter and token of a step: forward 2, backward 4 or (frozen weights) 2, forward again 2."""
     return (4 if config.student.lora else 6) + 2 * config.distill.gradient_checkpointing
-
-
-def _questions(config: Config) -> int:
-    data = config.data
-    if isinstance(data, DemoData):
-        return data.test
-    if data.test is not None:
-        return data.test
-    from kava.data.gsm8k import read_split
-
-    local = Path(data.path)
-    return len(read_split(local, "test")) if local.is_dir() else GSM8K_QUESTIONS
 
 
 def _seconds(flops: float, dtype: str) -> float:

@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from kava.config.data import FolderData
 from kava.config.jobs import Jobs
-from kava.config.schema import Config, Gsm8kData
+from kava.config.schema import Config
 from kava.data.positions import Prompts, look
 from kava.plan.disk import Disk, disk
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory
 from kava.plan.mend import Mend, mends
-from kava.plan.needs import Evaluation, Extraction, Need, Training, prompt_length
+from kava.plan.needs import Extraction, Need, Training, evaluation_of
 from kava.plan.tokens import TokenCount, count_tokens
 from kava.plan.trace import parameter_counts
+from kava.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def _disk(plan: Jobs, count: TokenCount, needed: dict[str, dict[str, Need]]) -> 
 
 def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
     """Stage, arm (or model) and need, of everything that a configuration runs on the GPU."""
+    task = task_of(config.data.kind)
     teacher, student, kv = config.teacher.model_dump(), config.student.model_dump(), config.kv.model_dump()
     yield "extract", "", Extraction(teacher, config.max_length, kv)
     for stage in ("pretrain", "distill"):
@@ -100,15 +103,12 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
                 if arm.aligner is None:
                     continue
                 settings |= {} if arm.pretrain_projector else {"steps": 0}
-            yield (
-                stage,
-                name,
-                Training(stage, name, student, teacher, arm.model_dump(), settings, config.max_length, kv),
-            )
+            of_arm = arm.model_dump(), settings, config.max_length, kv, task.lengths
+            yield stage, name, Training(stage, name, student, teacher, *of_arm)
     evaluation = config.evaluation.model_dump()
-    prompt = prompt_length(config.data.path if isinstance(config.data, Gsm8kData) else None, config.max_length)
-    yield "evaluate teacher", "", Evaluation(teacher, evaluation, prompt)
-    yield "evaluate student", "", Evaluation(student, evaluation, prompt)
+    hub = config.data.path if isinstance(config.data, FolderData) else None
+    for role, source in (("teacher", teacher), ("student", student)):
+        yield f"evaluate {role}", "", evaluation_of(task, source, evaluation, hub, config.max_length)
 
 
 def _stage(needed: dict[str, Need], budget_gib: float) -> StagePlan:

@@ -26,13 +26,18 @@ from kava.training.student import prepare_student, student_dtype
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a step needs to know of the teacher's side: KV geometry, hidden width, codec's kind, stored logits."""
+    """What a step needs to know of the teacher's side: KV geometry, hidden width, codec's kind, stored logits.
+
+    `prompt` and `answer` are lengths as `kava.plan.example.masks` takes them.
+    """
 
     geometry: Geometry
     width: int
     codec: str = "bf16"
     top: int = 0
     keys: str = "pre_rope"
+    prompt: int = 1
+    answer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def training_model(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    real = masks(settings["batch_size"], tokens)
+    real = masks(settings["batch_size"], tokens, teacher.prompt, teacher.answer)
     return model, real | teacher_side(arm, real, teacher.geometry, teacher.width, teacher.codec, teacher.top)
 
 
