@@ -52,9 +52,10 @@ def encode_example(task: Task, tokenizer: Any, template: Template, row: Mapping[
     """
     text = template.fill(row)
     reasoning_start = len(text) - len(row["answer"])
-    answer_start = reasoning_start + task.answer_start(row["answer"])
     # The space before the reasoning is part of its first token in byte-level vocabularies.
     prompt_end = len(text[:reasoning_start].rstrip(template.trimmed))
+    before_result = task.answer_start(row["answer"])
+    answer_start = prompt_end if before_result is None else reasoning_start + before_result
     ids, offsets = text_ids(tokenizer, text)
     segments = [
         Segment.PROMPT if end <= prompt_end else Segment.REASONING if end <= answer_start else Segment.ANSWER

@@ -3,8 +3,8 @@
     kava evaluate --preset demo --arm structured --seed 42
     kava evaluate --preset demo --reference teacher        # or student_base
 
-Answers are greedy, 0-shot, and scored by lm-evaluation-harness's own filters. Writes evaluation/: samples.jsonl (one line per question), manifest.json; and the numbers into the model
-card of an arm's student, student/README.md.
+Answers are greedy, 0-shot, and scored by lm-evaluation-harness's own filters. Writes evaluation/: samples.jsonl (one
+line per question), manifest.json; and the numbers into the model card of an arm's student, student/README.md.
 """
 
 import argparse

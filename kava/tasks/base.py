@@ -144,8 +144,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def answer_start(self, answer: str) -> int:
-        """Characters of a row's `answer` before its result: what stands there is the segment `reasoning`."""
+    def answer_start(self, answer: str) -> int | None:
+        """Characters of a row's `answer` before its result: what stands there is the segment `reasoning`.
+
+        None where all of it is the result, with the white space before it.
+        """
 
     @abstractmethod
     def essentials(self, text: str) -> Any:
