@@ -89,9 +89,9 @@ def card_text(
 
 A causal language model that was trained by KAVA, which distils a teacher's KV cache into a small student.
 
-## {"Accuracy" if task.harness else "Likelihood"}
+## {"Accuracy" if task.harness else "Evaluation"}
 
-{_results(evaluation, data["name"], task)}
+{_scores(evaluation, data["name"], task)}
 
 ## Alignment
 
@@ -201,7 +201,7 @@ def _eval_results(evaluation: Mapping[str, Any] | None, data: Mapping[str, Any],
     ]
 
 
-def _results(evaluation: Mapping[str, Any] | None, data: str, task: Task) -> str:
+def _scores(evaluation: Mapping[str, Any] | None, data: str, task: Task) -> str:
     if evaluation is None:
         return "Not evaluated yet."
     n = f"{evaluation['n']:,}"

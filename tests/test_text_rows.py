@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from zoo.data import save_to_disk, write_lines, write_parquet
 from zoo.text import CHAT, conversation, pair, text_config, text_data
 
 from kava.config import load_config
-from kava.config.data import TextData
+from kava.config.data import Gsm8kData, TextData
 from kava.config.jobs import Jobs, Runtime
+from kava.config.load import REPOSITORY
 from kava.data.positions import look
 from kava.data.rows import load_rows
 from kava.data.task import read_prompt, read_rows
@@ -295,3 +297,12 @@ def test_wrong_data_is_one_sentence_and_says_nothing_of_the_template() -> None:
     with pytest.raises(UserError) as refused:
         load_config(None, {"data": {"kind": "text"}})
     assert str(refused.value) == "configuration: data.text.path: Field required"
+
+
+def test_the_rows_of_the_documentation_are_rows(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
+    shown = [json.loads(text) for text in re.findall(r"```json\n(.*?)\n```", page)]
+    for number, (row, kind) in enumerate(zip(shown, ("text", "text", "gsm8k"), strict=True)):
+        folder = write_lines(tmp_path / str(number), [row] * 3, [row])
+        data = {"text": TextData, "gsm8k": Gsm8kData}[kind](path=str(folder), validation=1)
+        assert len(load_rows(data).splits["train"]) == 2

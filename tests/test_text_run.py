@@ -162,4 +162,4 @@ def test_a_card_without_an_evaluation_says_so() -> None:
         "spec": {"name": "a", "seed": 1, "arm": {}, "distill": {"student_lr": 1e-3}, "export_dtype": "float32"},
         "inputs": {}, "alignment": None, "optimizer_steps": 1, "train_tokens": 1, "projector_parameters": None,
     }  # fmt: skip
-    assert "## Likelihood\n\nNot evaluated yet." in card_text(manifest, sources)
+    assert "## Evaluation\n\nNot evaluated yet." in card_text(manifest, sources)
