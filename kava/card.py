@@ -4,7 +4,7 @@ Distillation writes it without accuracy, evaluation with it. Nothing in it is me
 that the card of a resumed run is that of an uninterrupted one, wherever the folder lies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from kava.data.prompt_format import PromptFormat
 from kava.errors import UserError
 from kava.files import write_atomic
 from kava.grades import grade
-from kava.tasks.metric import Metric, metrics_of
+from kava.tasks import task_of
+from kava.tasks.base import Task
+from kava.tasks.metric import Metric
 
 FILE = "README.md"
 UNKNOWN = "unknown"
 LICENCE_FIELDS = ("license", "license_name", "license_link")
 EXAMPLE = "A box holds 6 eggs. How many eggs are in 3 boxes?"
-DEMO_PROBLEMS = "KAVA's generated word problems"
 
 
 def write_card(
@@ -43,7 +44,7 @@ def write_card(
     sources
         `teacher`, `student` (before distillation) and `data`, as configured.
     evaluation
-        The mean by each metric of the data's kind, and `n`; None before there are any.
+        `n`, and a number for each metric of the data's task; None before there are any.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def card_text(
     """
     spec = manifest["spec"]
     base, licence = display_name(sources["student"]["model"]), base_licence(sources["student"])
-    data, metrics = _data(sources["data"]), metrics_of(sources["data"]["kind"])
+    data, task = _data(sources["data"]), task_of(sources["data"]["kind"])
     header = ModelCardData(
         base_model=base if on_hub(sources["student"]["model"]) else None,
         datasets=data["type"] if on_hub(sources["data"].get("path", "")) else None,
@@ -78,7 +79,7 @@ def card_text(
         pipeline_tag="text-generation",
         tags=["kava", "distillation", "kv-cache"],
         model_name=f"{base.split('/')[-1].removeprefix('kava:')}-{spec['name']}-seed-{spec['seed']}",
-        eval_results=_eval_results(evaluation, data, metrics),
+        eval_results=_eval_results(evaluation, data, task),
         license=licence["license"],
         license_name=licence.get("license_name"),
         license_link=licence.get("license_link"),
@@ -88,9 +89,9 @@ def card_text(
 
 A causal language model that was trained by KAVA, which distils a teacher's KV cache into a small student.
 
-## {"Accuracy" if metrics[0].proportion else "Evaluation"}
+## {"Accuracy" if task.harness else "Evaluation"}
 
-{_scores(evaluation, data["name"], metrics)}
+{_scores(evaluation, data["name"], task)}
 
 ## Alignment
 
@@ -119,13 +120,18 @@ def _prompt(given: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | Non
     prompt = PromptFormat(given["prompt"], given["stop"])
     longest = evaluation["spec"]["key"]["evaluation"]["max_new_tokens"] if evaluation else Evaluation().max_new_tokens
     shown = prompt.fill(EXAMPLE).replace("\n", "\n    ")
+    filled = f"{prompt.prompt!r}.format(question=question)" + (".rstrip()" if prompt.trims else "")
+    stops = f" or before one of {', '.join(f'`{text}`' for text in prompt.stop)}" if prompt.stop else ""
+    stop_line = f"\nstop = {prompt.stop!r}" if prompt.stop else ""
+    stop_option = ", stop_strings=stop, tokenizer=tokenizer" if prompt.stop else ""
+    cut = "\nfor text in stop:\n    answer = answer.split(text)[0]" if prompt.stop else ""
     return f"""\
 The student was trained on one prompt, and knows no other and no chat beside it. With an example:
 
     {shown}
 
 As a Python format string it is `{prompt.prompt!r}`; nothing follows its last character, no space and no line break.
-Answers are greedy and end at the end token or before one of {", ".join(f"`{text}`" for text in prompt.stop)}. In this
+Answers are greedy and end at the end token{stops}. In this
 folder, `kava generate . "{EXAMPLE}"` does that, or:
 
 ```python
@@ -136,16 +142,13 @@ model = AutoModelForCausalLM.from_pretrained(student)
 tokenizer = AutoTokenizer.from_pretrained(student)
 
 question = {EXAMPLE!r}
-prompt = {prompt.prompt!r}.format(question=question)
-stop = {prompt.stop!r}
+prompt = {filled}{stop_line}
 
 ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
 if ids[0, -1] == tokenizer.eos_token_id:  # some tokenizers end every text
     ids = ids[:, :-1]
-output = model.generate(ids, do_sample=False, max_new_tokens={longest}, stop_strings=stop, tokenizer=tokenizer)
-answer = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-for text in stop:
-    answer = answer.split(text)[0]
+output = model.generate(ids, do_sample=False, max_new_tokens={longest}{stop_option})
+answer = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True){cut}
 print(answer)
 ```"""
 
@@ -172,15 +175,13 @@ def base_licence(source: Mapping[str, Any]) -> dict[str, str]:
 
 def _data(source: Mapping[str, Any]) -> dict[str, Any]:
     """Name, hub type and revision of a data set."""
-    if source["kind"] == "demo":
-        return {"name": DEMO_PROBLEMS, "type": "kava-demo", "revision": None}
+    if name := task_of(source["kind"]).generated_as:
+        return {"name": name, "type": f"kava-{source['kind']}", "revision": None}
     name = display_name(source["path"])
     return {"name": name, "type": name, "revision": source["revision"] if on_hub(source["path"]) else None}
 
 
-def _eval_results(
-    evaluation: Mapping[str, Any] | None, data: Mapping[str, Any], metrics: Sequence[Metric]
-) -> list[EvalResult] | None:
+def _eval_results(evaluation: Mapping[str, Any] | None, data: Mapping[str, Any], task: Task) -> list[EvalResult] | None:
     if evaluation is None:
         return None
     return [
@@ -196,29 +197,36 @@ def _eval_results(
             metric_name=metric.label,
             metric_value=evaluation[metric.name],
         )
-        for metric in metrics
+        for metric in task.metrics
     ]
 
 
-def _scores(evaluation: Mapping[str, Any] | None, data: str, metrics: Sequence[Metric]) -> str:
+def _scores(evaluation: Mapping[str, Any] | None, data: str, task: Task) -> str:
     if evaluation is None:
         return "Not evaluated yet."
-    if not metrics[0].proportion:
-        rows = [f"| {metric.label} | {evaluation[metric.name]:.4f} {metric.unit} |" for metric in metrics]
-        return _table(("", "mean"), rows) + f"\n\n{evaluation['n']:,} test rows of {data}."
+    n = f"{evaluation['n']:,}"
+    if task.harness is None:
+        rows = [f"| {_label(metric)} | {evaluation[metric.name]:.4f} |" for metric in task.metrics]
+        return _table(("", f"mean over {n} test rows"), rows) + (
+            f"\n\nHow likely the answers of {data} are to this model, each token given all before it; nothing was "
+            "generated. Lower is better, and only numbers of one tokenizer compare."
+        )
     # Imports statsmodels, which takes seconds that distillation need not wait.
     from kava.report.statistics.intervals import wilson
 
     rows = []
-    for metric in metrics:
-        value = evaluation[metric.name]
-        low, high = wilson(value, evaluation["n"])
-        rows.append(f"| {metric.label} | {value:.4f} | {low:.4f} to {high:.4f} |")
+    for metric in task.metrics:
+        low, high = wilson(evaluation[metric.name], evaluation["n"])
+        rows.append(f"| {metric.label} | {evaluation[metric.name]:.4f} | {low:.4f} to {high:.4f} |")
     return _table(("", "share right", "95% interval"), rows) + (
-        f"\n\n{evaluation['n']:,} test questions of {data}, answered greedily and 0-shot, scored by the GSM8K filters "
+        f"\n\n{n} test questions of {data}, answered greedily and 0-shot, scored by the {task.harness.title} filters "
         "of lm-evaluation-harness. The interval is Wilson's, over questions: it says nothing about students trained "
         "anew."
     )
+
+
+def _label(metric: Metric) -> str:
+    return f"{metric.label}, {metric.unit}" if metric.unit else metric.label
 
 
 def _alignment(alignment: Mapping[str, Any] | None) -> str:

@@ -19,8 +19,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from kava.config.data import FolderData
 from kava.config.identity import on_hub
-from kava.config.schema import Config, DemoData, ModelSettings
+from kava.config.schema import Config, ModelSettings
 from kava.config.splits import PATTERNS
 from kava.errors import UserError
 
@@ -72,7 +73,7 @@ class Files:
 def repositories(config: Config) -> dict[str, Repository | None]:
     """What the teacher, the student and the data are on the hub; None for what is not there."""
     data, rows = config.data, None
-    if not isinstance(data, DemoData) and on_hub(data.path):
+    if isinstance(data, FolderData) and on_hub(data.path):
         rows = Repository("dataset", data.path, data.revision)
     return {"teacher": _of_model(config.teacher), "student": _of_model(config.student), "data": rows}
 

@@ -11,7 +11,7 @@ from report_files import write_bench, write_evaluation, write_store, write_text_
 
 from kava.report.build import Report, build_report
 from kava.report.inputs import ReferenceFiles, ReportInputs, RunFiles
-from kava.tasks.metric import breakdowns_of, metrics_of
+from kava.tasks import task_of
 
 
 class Planted(NamedTuple):
@@ -99,8 +99,8 @@ def write_experiment(
     return ReportInputs(
         experiment=name,
         preset=name,
-        metrics=metrics_of(kind),
-        breakdowns=breakdowns_of(kind),
+        metrics=task_of(kind).metrics,
+        breakdowns=task_of(kind).breakdowns,
         arms={arm: planted.config for arm, planted in arms.items()},
         runs=runs,
         stores={"demo": write_store(root)},

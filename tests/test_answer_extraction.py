@@ -15,10 +15,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
+from zoo.data import GSM8K
 
-from kava.data.task import TASK, harness_gsm8k, write_task
+from kava.data.task import write_task
 from kava.data.template import Template
 from kava.evaluation.harness import samples, score
+from kava.tasks.gold import harness_gsm8k
 
 TEMPLATE = Template("Question: {question}\nAnswer: {answer}")
 LONG = "7" * 4_000
@@ -90,8 +92,8 @@ def task_of_a_token_set(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """The lines of samples.jsonl for rows and a model's answers."""
 
     def run(rows: list[dict[str, str]], answers: dict[str, str]) -> list[dict[str, Any]]:
-        write_task(tmp_path, rows, TEMPLATE)
-        return samples(score(Canned(answers), tmp_path, 256))
+        write_task(tmp_path, rows, TEMPLATE, GSM8K.harness)
+        return samples(score(Canned(answers), tmp_path, 256), GSM8K.harness)
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return run
@@ -124,8 +126,8 @@ def test_each_of_the_1319_gold_answers_is_right_by_both_filters(
 
 
 def test_the_task_of_a_token_set_differs_from_the_harness_own_in_its_questions_alone(tmp_path: Path) -> None:
-    write_task(tmp_path, [{"question": "How many?", "answer": "#### 5"}], TEMPLATE)
-    (loaded,) = TaskManager(include_path=str(tmp_path), include_defaults=False).load(TASK)["tasks"].values()
+    write_task(tmp_path, [{"question": "How many?", "answer": "#### 5"}], TEMPLATE, GSM8K.harness)
+    (loaded,) = TaskManager(include_path=str(tmp_path), include_defaults=False).load("kava_gsm8k")["tasks"].values()
     own, config = harness_gsm8k(), loaded.config
     assert config.doc_to_text == own["doc_to_text"]
     assert ("{{" + config.doc_to_target + "}}") == own["doc_to_target"]

@@ -16,6 +16,7 @@ from record_fixtures import job_inputs, job_spec
 from report_fixtures import PROVENANCE, finished_runs
 from test_answer_extraction import TEMPLATE, Canned
 from transformers import AutoTokenizer
+from zoo.data import GSM8K
 
 from kava.config import Runtime, load_config
 from kava.config.identity import model_path
@@ -72,10 +73,16 @@ def report_of_the_stage_itself(tmp_path_factory: pytest.TempPathFactory) -> dict
     rows = [
         {"question": f"How many are {'very ' * n}many?", "answer": f"Some.\n#### {gold}"} for n, gold in enumerate(GOLD)
     ]
-    write_task(tokens.parent / "task", rows, TEMPLATE)
+    write_task(tokens.parent / "task", rows, TEMPLATE, GSM8K.harness)
     nothing = Dataset.from_dict({"input_ids": [[1]], "segments": [[0]]})
     DatasetDict(train=nothing, validation=nothing).save_to_disk(str(tokens.parent / "examples"))
-    write_json(tokens, {"spec": {"student_reasoning": "full"}, "splits": {"test": {"sha256": "these"}}})
+    write_json(
+        tokens,
+        {
+            "spec": {"student_reasoning": "full", "data": {"source": {"kind": "gsm8k"}}},
+            "splits": {"test": {"sha256": "these"}},
+        },
+    )
     runtime = Runtime.of(load_config(None, {"teacher": {"model": "the teacher"}, "student": {"model": "the student"}}))
     models = {"the teacher": PLANTED["teacher"][0], "the student": PLANTED["student_base"][0]}
     for arm, of_arm in planted.runs.items():
@@ -216,14 +223,17 @@ def test_a_model_that_ships_a_repetition_penalty_answers_plainly_and_ends_at_its
 ) -> None:
     source = {"model": str(model), "revision": None}
     rows = [{"question": f"How many are {n} and {n}?", "answer": f"#### {2 * n}"} for n in (3, 40)]
-    write_task(tmp_path, rows, TEMPLATE)
+    write_task(tmp_path, rows, TEMPLATE, GSM8K.harness)
     tokenizer = load_tokenizer(source)
     with second_model_allowed():
         loaded = load_for_evaluation(source, CPU)
         plain = [greedy(loaded, tokenizer, TEMPLATE.prompt(row["question"]), 12) for row in rows]
         assert all(len(set(ids)) < len(ids) for ids in plain), "nothing to be punished"
         for longest in (12, 5):
-            lines = samples(harness_results(loaded, tokenizer, tmp_path, {"batch_size": 1, "max_new_tokens": longest}))
+            lines = samples(
+                harness_results(loaded, tokenizer, tmp_path, {"batch_size": 1, "max_new_tokens": longest}),
+                GSM8K.harness,
+            )
             assert [line["answer"] for line in lines] == [tokenizer.decode(ids[:longest]) for ids in plain]
         end = plain[0][0]
         config = json.loads((model / "generation_config.json").read_text())
@@ -231,7 +241,9 @@ def test_a_model_that_ships_a_repetition_penalty_answers_plainly_and_ends_at_its
             json.dumps(config | {"eos_token_id": [tokenizer.eos_token_id, end]})
         )
         ending = load_for_evaluation(source, CPU)
-        lines = samples(harness_results(ending, tokenizer, tmp_path, {"batch_size": 1, "max_new_tokens": 12}))
+        lines = samples(
+            harness_results(ending, tokenizer, tmp_path, {"batch_size": 1, "max_new_tokens": 12}), GSM8K.harness
+        )
         assert lines[0]["answer"] == tokenizer.decode(end)
 
 

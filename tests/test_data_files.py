@@ -10,8 +10,10 @@ from zoo.data import gsm8k_data, rows, save_to_disk, write_lines, write_parquet,
 
 from kava.config.identity import data_identity
 from kava.config.splits import split_files
-from kava.data.gsm8k import load_splits, read_split
+from kava.data.rows import load_rows
 from kava.errors import UserError
+from kava.tasks.files import read_split
+from kava.tasks.gsm8k import READING
 
 HASHES = ("a09b74b3ef9c3b56", "5f3c1d2e4b6a7988", "0123456789abcdef")
 WHOLE = {
@@ -57,7 +59,7 @@ MIXED = {
 @pytest.mark.parametrize("names", WHOLE.values(), ids=WHOLE)
 def test_shards_that_are_all_there_give_their_rows_in_order(names: list[str], tmp_path: Path) -> None:
     write_shards(tmp_path, names)
-    assert [row["question"] for row in read_split(tmp_path, "train")] == [
+    assert [row["question"] for row in read_split(tmp_path, "train", READING)] == [
         f"file {file} {row}: how many?" for file in range(len(names)) for row in range(2)
     ]
     assert len(data_identity(gsm8k_data(tmp_path))["train"]["sha256"]) == len(names)
@@ -66,7 +68,7 @@ def test_shards_that_are_all_there_give_their_rows_in_order(names: list[str], tm
 @pytest.mark.parametrize(("names", "missing"), TORN.values(), ids=TORN)
 def test_a_shard_that_is_missing_is_named(names: list[str], missing: str, tmp_path: Path) -> None:
     write_shards(tmp_path, names)
-    for use in (lambda: load_splits(gsm8k_data(tmp_path)), lambda: data_identity(gsm8k_data(tmp_path))):
+    for use in (lambda: load_rows(gsm8k_data(tmp_path)).splits, lambda: data_identity(gsm8k_data(tmp_path))):
         with pytest.raises(UserError, match=rf"{re.escape(missing)} is missing, so the data is not whole; copy or"):
             use()
 
@@ -80,28 +82,28 @@ def test_two_sets_in_one_folder_are_refused(names: list[str], tmp_path: Path) ->
 
 def test_saved_data_with_a_file_missing_or_a_state_without_it(tmp_path: Path) -> None:
     save_to_disk(tmp_path / "data", rows(6), rows(2), shards=2)
-    assert len(read_split(tmp_path / "data", "train")) == 6
+    assert len(read_split(tmp_path / "data", "train", READING)) == 6
     state = tmp_path / "data" / "train" / "state.json"
     whole = json.loads(state.read_text())
     second = "data-00001-of-00002.arrow"
     state.write_text(json.dumps(whole | {"_data_files": whole["_data_files"][:1]}))
     with pytest.raises(UserError, match=rf"{second} is missing"):
-        read_split(tmp_path / "data", "train")
+        read_split(tmp_path / "data", "train", READING)
     state.write_text(json.dumps(whole))
     (state.parent / second).unlink()
     with pytest.raises(UserError, match=rf"{second} is missing"):
-        read_split(tmp_path / "data", "train")
+        read_split(tmp_path / "data", "train", READING)
     for damaged in ("{", "{}", "[]", '{"_data_files": []}', '{"_data_files": null}'):
         state.write_text(damaged)
         with pytest.raises(UserError, match=r"state\.json lists no data files; save the data with"):
-            read_split(tmp_path / "data", "train")
+            read_split(tmp_path / "data", "train", READING)
 
 
 @pytest.mark.parametrize("name", ["with space", "a[b]", "a*b", "a?b", "a#b", "a::b", "%20", "{a}", "ä", "~", "a:b"])
 @pytest.mark.parametrize("write", [write_lines, write_parquet, save_to_disk])
 def test_a_folder_may_have_any_name(name: str, write: Callable[..., Path], tmp_path: Path) -> None:
     folder = write(tmp_path / name / "data", rows(4), rows(2, what="test"))
-    assert load_splits(gsm8k_data(folder)) == {
+    assert load_rows(gsm8k_data(folder)).splits == {
         "train": rows(3),
         "validation": rows(4)[3:],
         "test": rows(2, what="test"),
@@ -116,7 +118,7 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     twice = pa.table([pa.array(["a?"]), pa.array(["#### 5"]), pa.array(["b?"])], ["question", "answer", "question"])
     pq.write_table(twice, tmp_path / "train.parquet")
     with pytest.raises(UserError, match=r"train\.parquet has the column 'question' 2 times; leave one"):
-        load_splits(gsm8k_data(tmp_path))
+        load_rows(gsm8k_data(tmp_path))
 
 
 def test_columns_that_nobody_reads_may_hold_anything(tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_columns_that_nobody_reads_may_hold_anything(tmp_path: Path) -> None:
     for number in (pa.array([2**63, 1], pa.uint64()), pa.array([None, None]), pa.array([[1], []])):
         columns = {name: pa.array([row[name] for row in rows(2)], pa.large_string()) for name in ("question", "answer")}
         pq.write_table(pa.table(columns | {"id": number}), tmp_path / "train.parquet")
-        assert read_split(tmp_path, "train") == rows(2)
+        assert read_split(tmp_path, "train", READING) == rows(2)
 
 
 def test_a_path_that_is_a_file_names_its_folder(tmp_path: Path) -> None:
@@ -153,7 +155,7 @@ def test_files_with_other_names_are_named_and_not_read(name: str, tmp_path: Path
     write_lines(tmp_path, rows(2), rows(2))
     (tmp_path / "train.jsonl").rename(tmp_path / name)
     with pytest.raises(UserError, match=rf"has no train split \({re.escape(name)} there is none of these\); it needs"):
-        load_splits(gsm8k_data(tmp_path))
+        load_rows(gsm8k_data(tmp_path))
 
 
 def test_a_folder_in_place_of_a_file_is_no_split(tmp_path: Path) -> None:

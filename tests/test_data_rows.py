@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 from test_answer_extraction import TEMPLATE, Canned
 from test_tokens import token_set
-from zoo.data import CUT, READ, REFUSED, SPELLED, gsm8k_data, rows, save_to_disk, write_lines, write_parquet
+from zoo.data import CUT, GSM8K, READ, REFUSED, SPELLED, gsm8k_data, rows, save_to_disk, write_lines, write_parquet
 
 from kava.config import load_config
+from kava.config.data import Gsm8kData
 from kava.config.jobs import Jobs
-from kava.config.schema import Gsm8kData
-from kava.data import load_splits
-from kava.data.gold import spelled, unmatched
 from kava.data.rows import load_rows
 from kava.data.task import write_task
 from kava.data.tokens import Segment
@@ -25,16 +23,17 @@ from kava.evaluation.harness import samples, score
 from kava.plan import tokens as plan_tokens
 from kava.plan.tokens import count_tokens
 from kava.report.notices import token_warnings
+from kava.tasks.gold import spelled, unmatched
 
 
 def marks(endings: list[str], folder: Path) -> list[tuple[int, int]]:
     """Marks that the harness gives to a model that writes each gold text."""
     of_endings = [rows(1, ending, f"{n}")[0] for n, ending in enumerate(endings)]
-    write_task(folder, of_endings, TEMPLATE)
+    write_task(folder, of_endings, TEMPLATE, GSM8K.harness)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     # As `generate` ends an answer at a stop string.
     answers = {r["question"]: r["answer"].split("</s>")[0].split("<|im_end|>")[0] for r in of_endings}
-    lines = samples(score(Canned(answers), folder, 256))
+    lines = samples(score(Canned(answers), folder, 256), GSM8K.harness)
     return [(line["strict_match"], line["flexible_extract"]) for line in lines]
 
 
@@ -102,7 +101,7 @@ def test_a_number_alone_is_an_answer(tmp_path: Path) -> None:
 def test_gsm8k_is_read_as_it_stands_within_a_second(gsm8k: Path) -> None:
     data = Gsm8kData(path=str(gsm8k))
     unmatched(["#### 5"])  # imports
-    splits = load_splits(data)
+    splits = load_rows(data).splits
     answers = [row["answer"] for of_split in splits.values() for row in of_split]
     assert len(answers) == 8_792
     started = time.process_time()
@@ -188,20 +187,20 @@ LINES = {
 @pytest.mark.parametrize(("line", "wrong"), LINES.values(), ids=LINES)
 def test_a_line_that_is_no_row_is_named_with_what_is_wrong(line: str, wrong: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"train\.jsonl, line 2: expected a JSON object .*{wrong}.*correct or drop it"):
-        load_splits(gsm8k_data(write_lines(tmp_path, [GOOD, line, GOOD], [GOOD])))
+        load_rows(gsm8k_data(write_lines(tmp_path, [GOOD, line, GOOD], [GOOD])))
 
 
 def test_lines_are_read_with_a_byte_order_mark_blank_lines_and_huge_numbers(tmp_path: Path) -> None:
     pair = r'{"question": "\ud83d\ude00?", "answer": "#### 5"}'
     huge = '{"question": "a?", "answer": "#### 5", "id": ' + "9" * 5_000 + "}"
     folder = write_lines(tmp_path, [GOOD, "", pair, " \r", huge + "\r", ""], [GOOD], b"\xef\xbb\xbf")
-    loaded = load_splits(gsm8k_data(folder))
+    loaded = load_rows(gsm8k_data(folder)).splits
     assert [row["question"] for row in loaded["train"] + loaded["validation"]] == ["How many?", "\U0001f600?", "a?"]
 
 
 def test_no_rows_are_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"test of .* has no rows \(test\.jsonl is empty\)"):
-        load_splits(gsm8k_data(write_lines(tmp_path, rows(3), [])))
+        load_rows(gsm8k_data(write_lines(tmp_path, rows(3), [])))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +215,7 @@ def test_rows_of_other_formats_are_held_to_the_same(row: dict[str, str], wrong: 
     for write in (write_parquet, save_to_disk):
         folder = write(tmp_path / write.__name__, [*rows(1), row, *rows(1)], rows(1))
         with pytest.raises(UserError, match=rf"train of .* cannot be read from .* \(.*{wrong}\)"):
-            load_splits(gsm8k_data(folder))
+            load_rows(gsm8k_data(folder))
 
 
 def config(folder: Path, **data: Any) -> Any:
@@ -262,7 +261,7 @@ def test_the_plan_reads_rows_that_are_here(tmp_path: Path, monkeypatch: pytest.M
     characters = sum(len(f"Question: {row['question']}\nAnswer: {row['answer']}") for row in train)
     by_characters = count_tokens(Jobs(settings.model_copy(update={"max_length": 256})))
     assert by_characters.examples == 1_000
-    assert by_characters.tokens == pytest.approx(characters / plan_tokens.CHARACTERS_PER_TOKEN, rel=0.02)
+    assert by_characters.tokens == pytest.approx(characters / GSM8K.lengths.characters_per_token, rel=0.02)
 
 
 def test_data_of_ones_own_below_the_demos_kind_names_the_other_kind(tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import kava.demo
-from kava.data.demo import SPLITS, capacity, generate
+from kava.config.data import DemoData
+from kava.config.identity import data_identity
 from kava.demo.build import PROMPT, TEXT, complete, main, strict_match
+from kava.files import sha256_json
+from kava.tasks.demo import SPLITS, capacity, generate
 
 SHIPPED = Path(kava.demo.__file__).parent
 COUNTS = {"train": 9_000, "validation": 200, "test": 500}
@@ -31,6 +34,25 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def numbers(question: str) -> tuple[int, ...]:
     return tuple(sorted(int(number) for number in re.findall(r"\d+", question)))
+
+
+# What `DemoData.generator` says → the hash of the rows that it stands for.
+ROWS = {
+    "fdf595a44d576923e531c814792aaf0d571f9b540748ce5f282bf0a06779f2fa": (
+        "acbe5d4c26a2e516d5dfab960239dc94940a49e984dac81a580f61fce69da5c9"
+    ),
+}
+
+
+def test_the_key_of_token_sets_changes_with_the_rows_and_with_nothing_else():
+    """Another key makes every teacher run again; the old key with other rows would read what is not theirs."""
+    drawn = [generate(split, 300, seed) for split in SPLITS for seed in (0, 7)]
+    assert ROWS.get(DemoData.generator) == sha256_json(drawn), (
+        "the demo's rows are others now: give `DemoData.generator` of kava/config/data.py another text, and ROWS here "
+        "that text with the hash on the right"
+    )
+    source = {"kind": "demo", "seed": 3, "generator": DemoData.generator}
+    assert data_identity(DemoData(seed=3))["source"] == source
 
 
 @pytest.mark.parametrize("part", [str, numbers], ids=["question", "combination of numbers"])
@@ -63,7 +85,7 @@ def test_a_shorter_list_is_the_beginning_of_a_longer_one_and_no_question_comes_t
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_problems_do_not_depend_on_pythons_hash_seed(hash_seed, rows):
-    code = "import json; from kava.data.demo import generate; print(json.dumps(generate('test', 500, 0)))"
+    code = "import json; from kava.tasks.demo import generate; print(json.dumps(generate('test', 500, 0)))"
     run = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, check=True
     )

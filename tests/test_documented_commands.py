@@ -18,6 +18,8 @@ import yaml
 from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from workflow_runs import TINY, run_in_this_process, slurm_plugin
+from zoo.data import write_lines
+from zoo.text import pair
 
 from kava.cli import main
 from kava.config import Jobs, Runtime, load_config
@@ -69,6 +71,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run_in_this_process(plan, Runtime.of(plan.config))
     shutil.copytree(folder / "results", folder / "shared")
     shutil.copytree(folder / "results/long", folder / "results/steps1500")
+    write_lines(folder / "french", [pair(n) for n in range(300)], [pair(n, "test") for n in range(20)])
+    (settings,) = (text for _, text in blocks("docs/own-data.md", "yaml"))
+    (folder / "text.yaml").write_text(settings.replace("/data/french", str(folder / "french")))
     (folder / "my.yaml").write_text("notes: a setting of one's own\n")
     return folder
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 import yaml
 from lm_eval.models.huggingface import HFLM
+from zoo.data import GSM8K
 
 from kava.bench.evaluate import generate
 from kava.config.load import load_config
 from kava.config.schema import Config
-from kava.data import load_splits
-from kava.data.task import TASK, write_task
+from kava.data.rows import load_rows
+from kava.data.task import write_task
 from kava.data.template import Template
 from kava.evaluation.harness import AnswerStop, harness_results, samples, score
 from kava.models.load import load_for_evaluation, load_tokenizer
@@ -33,9 +34,9 @@ def student(demo: Config) -> tuple[Any, Any]:
 
 
 def task(demo: Config, folder: Path, until: list[str] | None = None, questions: int = QUESTIONS) -> Path:
-    write_task(folder, load_splits(demo.data)["test"][:questions], Template(demo.template))
+    write_task(folder, load_rows(demo.data).splits["test"][:questions], Template(demo.template), GSM8K.harness)
     if until:
-        path = folder / f"{TASK}.yaml"
+        path = folder / f"{GSM8K.harness.name}.yaml"
         lines = path.read_text().split("generation_kwargs:\n")
         settings = {"until": until, "do_sample": False, "temperature": 0.0}
         rest = lines[1].split("repeats:", 1)[1]
@@ -58,8 +59,8 @@ def test_answers_are_those_of_the_harness_own_class(
 ) -> None:
     folder = task(demo, tmp_path, until)
     settings = {"batch_size": batch_size, "max_new_tokens": 30}
-    ours = samples(harness_results(*student, folder, settings))
-    assert ours == samples(by_the_harness_own(*student, folder, **settings))
+    ours = samples(harness_results(*student, folder, settings), GSM8K.harness)
+    assert ours == samples(by_the_harness_own(*student, folder, **settings), GSM8K.harness)
     if until:
         assert not any(stop in line["answer"] for stop in until for line in ours)
 
@@ -69,7 +70,7 @@ def test_without_stop_strings_the_answers_are_those_of_plain_generate(
 ) -> None:
     model, tokenizer = student
     folder = task(demo, tmp_path)
-    lines = samples(harness_results(model, tokenizer, folder, {"batch_size": 8, "max_new_tokens": 30}))
+    lines = samples(harness_results(model, tokenizer, folder, {"batch_size": 8, "max_new_tokens": 30}), GSM8K.harness)
     prompts = [Template(demo.template).prompt(line["question"]) for line in lines]
     assert [line["answer"] for line in lines] == generate(model, tokenizer, prompts, 8, 30)
 
@@ -104,13 +105,13 @@ def test_a_stop_string_that_is_a_special_token_ends_its_row_as_where_the_harness
     stopped, short = (
         tokenizer(text)["input_ids"] for text in (" 5\n#### 5<|im_end|> 9 9 9 9", " 1 + 1 = 2 and 2\n#### 2")
     )
-    write_task(tmp_path, load_splits(demo.data)["test"][:2], Template(demo.template))
+    write_task(tmp_path, load_rows(demo.data).splits["test"][:2], Template(demo.template), GSM8K.harness)
     monkeypatch.setattr(model, "generate", Scripted([stopped, short], end))
-    one_at_a_time = samples(by_the_harness_own(model, tokenizer, tmp_path, 1, 20))
+    one_at_a_time = samples(by_the_harness_own(model, tokenizer, tmp_path, 1, 20), GSM8K.harness)
     monkeypatch.setattr(model, "generate", Scripted([stopped, short], end))
-    assert samples(harness_results(model, tokenizer, tmp_path, {"batch_size": batch_size, "max_new_tokens": 20})) == (
-        one_at_a_time
-    )
+    assert samples(
+        harness_results(model, tokenizer, tmp_path, {"batch_size": batch_size, "max_new_tokens": 20}), GSM8K.harness
+    ) == (one_at_a_time)
     assert sorted(line["answer"][-6:] for line in one_at_a_time) == ["#### 2", "#### 5"]
 
 
@@ -124,7 +125,7 @@ def test_generation_ends_when_every_row_has_met_a_stop_string_of_its_own(
         scripted = Scripted(list(rows), tokenizer.eos_token_id)
         monkeypatch.setattr(model, "generate", scripted)
         folder = task(demo, tmp_path, ["<<", "="], 2)
-        found = samples(answer(model, tokenizer, folder, {"batch_size": 2, "max_new_tokens": 20}))
+        found = samples(answer(model, tokenizer, folder, {"batch_size": 2, "max_new_tokens": 20}), GSM8K.harness)
         assert sorted(line["answer"].strip() for line in found) == ["1", "2"]
         steps[name] = scripted.steps
     assert steps["ours"] < steps["its own"]

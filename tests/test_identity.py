@@ -90,6 +90,7 @@ CONTEXTS: list[dict[str, Any]] = [
     {"kv": {"signals": SIGNALS | {"importance": {"kind": "rkv_window"}}}},
     {"kv": {"codec": {"target_cos": None, "target_ratio": 0.1}}},
     {"arms": {PRETRAINED: None, DRAWN: None}},
+    {"data": {"path": "somebody/something", "revision": "a" * 40}},
 ]
 HUB = {"model": "somebody/something", "revision": "a" * 40}
 

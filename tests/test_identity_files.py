@@ -19,11 +19,13 @@ from job_fixtures import (
 )
 
 from kava.config import Config, Jobs, jobs
+from kava.config.data import DemoData, TextData
 from kava.config.identity import model_identity
 from kava.config.load import merge
 from kava.config.schema import ModelSettings
 
 CHAT = {"chat": {}}
+TEXT = {"data": {"kind": "text"}}  # whose rows may be messages
 OWN_CODE = {"teacher": {"trust_remote_code": True}, "student": {"trust_remote_code": True}}
 OF_TEACHER = READ_KV | {"extract", "bench", "teacher"}
 OF_STUDENT = ARMS | {"student_base"}
@@ -38,6 +40,7 @@ OF_STUDENT = ARMS | {"student_base"}
         ("teacher", "generation_config.json", {}, {"teacher"}),
         ("teacher", "chat_template.jinja", {}, set()),
         ("teacher", "chat_template.jinja", CHAT, EVERYTHING),
+        ("teacher", "chat_template.jinja", TEXT, EVERYTHING),
         ("teacher", "own_code.py", {}, set()),
         ("teacher", "own_code.py", OWN_CODE, EVERYTHING),
         ("student", "own_code.py", OWN_CODE, OF_STUDENT),
@@ -49,6 +52,7 @@ OF_STUDENT = ARMS | {"student_base"}
 def test_a_changed_file_runs_exactly_what_reads_it(
     model: str, file: str, context: dict[str, Any], expected: set[str], base: dict[str, Any]
 ) -> None:
+    context = {"data": base["data"] | context["data"]} if "data" in context else context
     config = Config.model_validate(merge(base, context))
     path = Path(base["teacher"]["model"]).parent / model / file
     before = all_jobs(config)
@@ -101,12 +105,14 @@ def test_rows_of_every_parquet_file_are_in_the_key(base: dict[str, Any], tmp_pat
     assert Jobs(config).extract.params != before
 
 
-def test_an_edited_generator_makes_other_problems(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config.model_validate(base | {"data": {"kind": "demo"}})
-    before = Jobs(config).tokenize.params
-    monkeypatch.setattr("kava.config.identity.sha256_file", lambda path: f"edited {path.name}")
-    assert "edited demo.py" in Jobs(config).tokenize.params
-    assert "edited demo.py" not in before
+@pytest.mark.parametrize(("data", "name"), [(DemoData, "generator"), (TextData, "version")])
+def test_another_version_of_a_task_is_other_rows(
+    data: type[DemoData] | type[TextData], name: str, base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"path": base["data"]["path"]} if data is TextData else {}
+    config = Config.model_validate(base | {"data": {"kind": data.model_fields["kind"].default} | settings})
+    monkeypatch.setattr(data, name, "anew")
+    assert f'"{name}":"anew"' in Jobs(config).tokenize.params
 
 
 @pytest.mark.parametrize(

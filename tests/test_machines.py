@@ -72,14 +72,14 @@ IN_A_LOCALE = """
 import json, sys
 from kava.cli import main
 from kava.files import read_json
-from kava.evaluation.harness import TASK, TaskManager, read_task
+from kava.evaluation.harness import TaskManager, read_task
 from pathlib import Path
 data = f"data={{kind: gsm8k, path: {sys.argv[1]}, validation: 1}}"
 assert main(["tokenize", "--configfile", sys.argv[2], "--set", data, "--set", "notes=" + sys.argv[4]]) == 0
 (manifest,) = Path("results/tokens").glob("*/manifest.json")
 read_json(manifest)
 (manifest.parent / "task" / "questions.py").write_text(sys.argv[3], encoding="utf-8")
-task = TaskManager(include_defaults=False).load([read_task(manifest.parent / "task")])["tasks"][TASK]
+task = TaskManager(include_defaults=False).load([read_task(manifest.parent / "task")])["tasks"]["kava_gsm8k"]
 print(json.dumps([row["question"] for row in task.test_docs()]))
 print(sys.argv[4], "\\xe9")
 """

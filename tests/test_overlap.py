@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kava.data.demo import generate
 from kava.data.overlap import NAMED, find_overlap, normalised, word_ngrams
+from kava.tasks.demo import generate
 
 WORDS = "a train leaves the station at noon with twelve waggons"
 

@@ -12,6 +12,7 @@ import torch
 from conftest import tiny_model
 from lm_eval.api.instance import Instance
 from transformers import AutoConfig, GPT2Config
+from zoo.data import GSM8K
 from zoo.students import demo_student
 
 from kava.bench.evaluate import main as bench_evaluate
@@ -21,7 +22,7 @@ from kava.config.load import REPOSITORY
 from kava.data.fit import Longest, lack, longest_prompt
 from kava.data.fit import positions as positions_reached
 from kava.data.positions import Prompts, check_positions, look
-from kava.data.task import read_prompt, read_questions, write_task
+from kava.data.task import read_prompt, read_rows, write_task
 from kava.data.template import Template
 from kava.doctor.sources import prompts
 from kava.errors import UserError
@@ -56,7 +57,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def longest(cache: Path) -> Longest:
     asked, folder = read_prompt(task_of(cache)), task_of(cache)
     tokenizer = load_tokenizer({"model": "kava:student"})
-    prompts = [asked.fill(question) for question in read_questions(folder)]
+    prompts = [asked.fill(row["question"]) for row in read_rows(folder)]
     found = longest_prompt(tokenizer, prompts)
     assert found.tokens == max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
     return found
@@ -286,9 +287,9 @@ def test_the_benchmark_of_scoring_refuses_too(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("template", ["Question: {question}\nAnswer: {answer}", "{{x}} {question} {{{{y}}}}: {answer}"])
 def test_the_prompt_of_a_task_is_read_back_as_it_was_written(tmp_path: Path, template: str) -> None:
     rows = [{"question": "How {many}?", "answer": "#### 1"}, {"question": "Zwölf?\n", "answer": "#### 2"}]
-    write_task(tmp_path, rows, Template(template))
+    write_task(tmp_path, rows, Template(template), GSM8K.harness)
     asked = read_prompt(tmp_path)
-    assert read_questions(tmp_path) == [row["question"] for row in rows]
+    assert read_rows(tmp_path) == rows
     for row in rows:
         assert asked.fill(row["question"]) == Template(template).prompt(row["question"])
     assert "Question:" in asked.stop

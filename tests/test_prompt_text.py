@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from lm_eval.tasks import TaskManager
-from zoo.data import rows
+from zoo.data import GSM8K, rows
 
 from kava.config import load_config
-from kava.data.task import TASK, write_task
+from kava.data.task import write_task
 from kava.data.template import Template
 from kava.errors import UserError
 
@@ -38,8 +38,8 @@ QUESTIONS = (
 def test_the_harness_asks_what_was_trained(text: str, tmp_path: Path) -> None:
     template = Template(load_config(None, {"preset": "demo", "template": text}).template)
     asked = [rows(1)[0] | {"question": question} for question in QUESTIONS]
-    write_task(tmp_path, asked, template)
-    (task,) = TaskManager(include_path=str(tmp_path), include_defaults=False).load(TASK)["tasks"].values()
+    write_task(tmp_path, asked, template, GSM8K.harness)
+    (task,) = TaskManager(include_path=str(tmp_path), include_defaults=False).load(GSM8K.harness.name)["tasks"].values()
     task.build_all_requests(limit=None, rank=0, world_size=1)
     prompts = {instance.doc["question"]: instance.args[0] for instance in task.instances}
     for row in asked:

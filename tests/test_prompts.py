@@ -10,9 +10,9 @@ from conftest import SHARED, tiny_model
 from test_tokens import token_set
 from transformers import AutoTokenizer, GPT2Tokenizer
 from zoo import tokenizers as zoo
+from zoo.data import GSM8K
 
 import kava.demo
-from kava.data.demo import generate
 from kava.data.doubts import tokenizer_doubts
 from kava.data.prompt import prompt_ids, text_ids
 from kava.data.template import Template
@@ -20,6 +20,7 @@ from kava.data.tokens import Segment, encode_example
 from kava.evaluation.harness import RowwiseStop
 from kava.models.load import load_tokenizer
 from kava.report.notices import token_warnings
+from kava.tasks.demo import generate
 
 TEMPLATE = Template("Question: {question}\nAnswer: {answer}")
 ROWS = [
@@ -58,7 +59,7 @@ def test_evaluation_asks_the_prompt_of_training(name: str, tmp_path: Path, model
     batch, mask = harness.tok_batch_encode(prompts)
     for row, prompt, padded, real in zip(ROWS, prompts, batch, mask, strict=True):
         asked = padded[real.bool()].tolist()
-        example = encode_example(tokenizer, TEMPLATE, row)
+        example = encode_example(GSM8K, tokenizer, TEMPLATE, row)
         assert asked == harness.tok_encode(prompt) == prompt_ids(tokenizer, prompt)
         assert padded[~real.bool()].tolist() == [tokenizer.pad_token_id] * int((real == 0).sum())
         assert asked[-1] != tokenizer.eos_token_id
@@ -81,13 +82,13 @@ def test_a_start_token_that_the_text_spells_out_stands_once(tmp_path: Path) -> N
 def test_an_answer_that_spells_its_end_token_out_has_one(tmp_path: Path) -> None:
     for build in (zoo.byte_level, zoo.eos_appending):
         tokenizer = load_tokenizer({"model": str(build(tmp_path / build.__name__))})
-        ids = encode_example(tokenizer, TEMPLATE, ROWS[0] | {"answer": "#### 6</s>"})["input_ids"]
-        assert ids == encode_example(tokenizer, TEMPLATE, ROWS[0] | {"answer": "#### 6"})["input_ids"]
+        ids = encode_example(GSM8K, tokenizer, TEMPLATE, ROWS[0] | {"answer": "#### 6</s>"})["input_ids"]
+        assert ids == encode_example(GSM8K, tokenizer, TEMPLATE, ROWS[0] | {"answer": "#### 6"})["input_ids"]
 
 
 @pytest.mark.parametrize("name", [*zoo.GOOD, *REAL])
 def test_a_tokenizer_that_can_write_answers_is_not_doubted(name: str, tmp_path: Path) -> None:
-    found = tokenizer_doubts(tokenizer_of(name, tmp_path), TEMPLATE, ROWS)
+    found = tokenizer_doubts(GSM8K, tokenizer_of(name, tmp_path), TEMPLATE, ROWS)
     if name == MERGING:
         assert "merges the end of the prompt" in found.pop()
         assert "#### and numbers: in 100.0% of 3 rows" in found.pop()
@@ -104,13 +105,13 @@ def test_a_tokenizer_that_can_write_answers_is_not_doubted(name: str, tmp_path: 
 def test_marks_that_do_not_come_back_are_said_with_their_share(build: Any, share: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer({"model": str(build(tmp_path))})
     rows = [{"question": "How many?", "answer": f"1+{n}.\n#### {n + 1}"} for n in (1, 7)]
-    (sentence,) = tokenizer_doubts(tokenizer, TEMPLATE, rows)
+    (sentence,) = tokenizer_doubts(GSM8K, tokenizer, TEMPLATE, rows)
     assert f"in {share} of 2 rows they do not come back" in sentence
 
 
 def test_many_rows_are_read_evenly_spread(tmp_path: Path) -> None:
     tokenizer = load_tokenizer({"model": str(zoo.without_digits(tmp_path))})
-    (sentence,) = tokenizer_doubts(tokenizer, TEMPLATE, ROWS * 400)
+    (sentence,) = tokenizer_doubts(GSM8K, tokenizer, TEMPLATE, ROWS * 400)
     assert "100.0% of 400 rows" in sentence
 
 
@@ -143,6 +144,6 @@ def test_the_demo_is_read_as_ever() -> None:
     tokenizer = tokenizer_of("demo", Path())
     for row in generate("train", 20, 0):
         text = TEMPLATE.fill(row)
-        assert encode_example(tokenizer, TEMPLATE, row)["input_ids"] == [
+        assert encode_example(GSM8K, tokenizer, TEMPLATE, row)["input_ids"] == [
             *tokenizer(text)["input_ids"], tokenizer.eos_token_id
         ]  # fmt: skip

@@ -9,13 +9,15 @@ import pytest
 from report_fixtures import finished_runs, numbers_of_two_seeds, report_of_two_seeds  # noqa: F401
 from report_values import run_of
 
-from kava.report.breakdown import Bin, break_down, steps_of, words_of
+from kava.report.breakdown import Bin, break_down, words_of
 from kava.report.build import Report
 from kava.report.charts.scores import breakdown_charts
 from kava.report.clean import jsonable
 from kava.report.finished import Answer, FinishedRun, Runs
 from kava.report.results import Score
 from kava.report.statistics.intervals import wilson
+from kava.tasks import task_of
+from kava.tasks.gsm8k import steps_of
 from kava.tasks.metric import STRICT_MATCH
 
 ONE = {"a": ["1"]}
@@ -30,7 +32,7 @@ def run(questions: list[str], golds: list[str], marks: str) -> FinishedRun:
 
 def broken_down(runs: Runs, declared: dict[str, list[str]] = ONE) -> dict[str, Any]:
     """As it stands in the JSON."""
-    bins: dict[str, Any] = jsonable(break_down(runs, declared, STRICT_MATCH, ("length", "steps")))
+    bins: dict[str, Any] = jsonable(break_down(runs, declared, STRICT_MATCH, task_of("gsm8k").breakdowns))
     return bins
 
 

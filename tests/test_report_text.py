@@ -20,7 +20,6 @@ from kava.card import card_text
 from kava.config import Runtime, load_config
 from kava.config.arms import Arm
 from kava.errors import UserError
-from kava.report.breakdown import BINS
 from kava.report.build import Report, build_report
 from kava.report.charts.scores import breakdown_charts, score_chart
 from kava.report.charts.style import best_first
@@ -31,7 +30,8 @@ from kava.report.page.render import render_html
 from kava.report.statistics.compare import compare
 from kava.report.statistics.intervals import bootstrap_ci
 from kava.report.statistics.p_values import sign_flip_p
-from kava.tasks.metric import ANSWER_NLL, FLEXIBLE_EXTRACT, STRICT_MATCH, breakdowns_of, metrics_of
+from kava.tasks import task_of
+from kava.tasks.metric import ANSWER_NLL, FLEXIBLE_EXTRACT, STRICT_MATCH
 
 # Mean NLL; the best arm has the lowest.
 MEANS = {"flat": 1.75, "structured": 1.55, "sft": 1.9}
@@ -81,10 +81,10 @@ def of_arm(inputs: ReportInputs, arm: str) -> np.ndarray:
 
 
 def test_the_metrics_of_a_kind_of_data_are_its_own() -> None:
-    assert metrics_of("text") == (ANSWER_NLL,)
-    assert metrics_of("demo") == metrics_of("gsm8k") == (STRICT_MATCH, FLEXIBLE_EXTRACT)
-    assert breakdowns_of("text") == ("length",)
-    assert set(breakdowns_of("gsm8k")) == set(BINS)
+    assert task_of("text").metrics == (ANSWER_NLL,)
+    assert task_of("demo").metrics == task_of("gsm8k").metrics == (STRICT_MATCH, FLEXIBLE_EXTRACT)
+    assert task_of("text").breakdowns == ()
+    assert [by.name for by in task_of("gsm8k").breakdowns] == ["steps"]
 
 
 def test_the_arm_with_the_lower_nll_wins_and_the_verdict_speaks_of_it_in_nats(report: Report) -> None:
@@ -274,6 +274,6 @@ def test_a_card_of_a_student_of_text_has_its_nll(tmp_path: Path) -> None:
     sources = {**sources, "data": {"kind": "text", "path": str(tmp_path), "revision": None}}
     evaluated = {"answer_nll": 1.5, "n": 80, "spec": {"key": {"evaluation": {"max_new_tokens": 8}}}}
     text = card_text(manifest, sources, evaluated)
-    assert "| answer NLL | 1.5000 nats per token |" in text
+    assert "| answer NLL, nats per token | 1.5000 |" in text
     assert "metric" not in text.split("---")[2]
     assert "strict" not in text

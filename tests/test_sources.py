@@ -13,9 +13,10 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import errors
 
 from kava.config import load_config
+from kava.config.data import Gsm8kData
 from kava.config.identity import data_identity, model_identity
-from kava.config.schema import Gsm8kData, ModelSettings
-from kava.data.gsm8k import load_splits
+from kava.config.schema import ModelSettings
+from kava.data.rows import load_rows
 from kava.doctor.sources import sources
 from kava.errors import UserError
 from kava.hub import Repository, hub_fault
@@ -59,7 +60,7 @@ def data(folder: Path) -> Gsm8kData:
 @pytest.mark.parametrize("write", FORMATS)
 def test_every_format_gives_the_same_rows_in_their_order(write: Callable[[Path], None], tmp_path: Path) -> None:
     write(tmp_path)
-    rows = load_splits(data(tmp_path))
+    rows = load_rows(data(tmp_path)).splits
     assert rows == {"train": ROWS["train"][:5], "validation": ROWS["train"][5:], "test": ROWS["test"]}
 
 
@@ -91,45 +92,45 @@ def test_a_shard_that_was_not_copied_is_missed(tmp_path: Path) -> None:
     as_shards_of_a_hub_repository(tmp_path)
     (tmp_path / "main" / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet is missing, so the data is not whole"):
-        load_splits(data(tmp_path))
+        load_rows(data(tmp_path))
 
 
 def test_data_that_cannot_be_read_names_the_file_and_the_line(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"has no train split; it needs train\.jsonl and test\.jsonl, train-\*\.parquet"
     ):
-        load_splits(data(tmp_path))
+        load_rows(data(tmp_path))
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"cannot be read from train\.parquet .* copy or download the files again"):
-        load_splits(data(tmp_path))
+        load_rows(data(tmp_path))
     as_json_lines(tmp_path)
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"question": "no answer"}\n')
     with pytest.raises(
         UserError, match=r"train\.jsonl, line 8: expected a JSON object .*answer is missing; there is question"
     ):
-        load_splits(data(tmp_path))
+        load_rows(data(tmp_path))
     as_json_lines(tmp_path)
     lines = [f'{{"question": "{n}", "answer": "#### {n}", "id": {n}}}' for n in range(12)]
-    (tmp_path / "train.jsonl").write_text("\n".join([*lines, '{"question": "q", "answer": "a", "id": "hard"}']))
-    assert load_splits(data(tmp_path))["validation"][-1]["question"] == "q"  # no type for `id`
+    (tmp_path / "train.jsonl").write_text("\n".join([*lines, '{"question": "q", "answer": "#### 5", "id": "hard"}']))
+    assert load_rows(data(tmp_path)).splits["validation"][-1]["question"] == "q"  # no type for `id`
     (tmp_path / "train.jsonl").write_bytes(b'{"question": "\xff", "answer": ""}')
     with pytest.raises(UserError, match=r"train\.jsonl is not UTF-8"):
-        load_splits(data(tmp_path))
+        load_rows(data(tmp_path))
     as_json_lines(tmp_path)
     (tmp_path / "test.jsonl").unlink()
     Dataset.from_dict({"question": ["a"], "answer": [5]}).to_parquet(tmp_path / "test.parquet")
     with pytest.raises(
         UserError, match=r"test of .* cannot be read from test\.parquet \(question and answer must be text"
     ):
-        load_splits(data(tmp_path))
+        load_rows(data(tmp_path))
 
 
 def test_data_of_the_hub_that_is_not_here_says_how_to_get_it() -> None:
     with pytest.raises(
         UserError, match=r"data set org/rows at bbbb.* HF_HUB_OFFLINE is set: `unset HF_HUB_OFFLINE`, then `kava"
     ):
-        load_splits(Gsm8kData(path="org/rows", revision="b" * 40))
+        load_rows(Gsm8kData(path="org/rows", revision="b" * 40))
 
 
 def copy(model: Path, folder: Path, *without: str) -> dict[str, str]:

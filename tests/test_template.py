@@ -9,16 +9,16 @@ import yaml
 from jinja2 import Template as Jinja
 from test_tokens import ROW, rows, token_set
 from transformers import AutoTokenizer
+from zoo.data import GSM8K
 
 import kava.demo
 from kava.config import load_config
 from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY
-from kava.data.demo import generate
-from kava.data.task import TASK
 from kava.data.template import template_for
 from kava.data.tokens import Segment, encode_example
 from kava.errors import UserError
+from kava.tasks.demo import generate
 
 DEMO = Path(kava.demo.__file__).parent / "teacher"
 PLAIN = "Question: {question}\nAnswer: {answer}"
@@ -47,13 +47,13 @@ def test_ids_are_those_of_the_tokenizers_own_conversation(qwen: Any, gsm8k: Path
         asked = qwen.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         turns.append({"role": "assistant", "content": row["answer"]})
         whole = qwen.apply_chat_template(turns, return_dict=False)
-        example = encode_example(qwen, template, row)
+        example = encode_example(GSM8K, qwen, template, row)
         assert example["input_ids"] == whole[:-1]  # the line break after the last turn is not learned
         assert segment(example, Segment.PROMPT) == asked == qwen.encode(template.prompt(row["question"]))
 
 
 def test_segments_begin_with_the_first_word_of_the_answer_and_end_with_the_turn(qwen: Any) -> None:
-    example = encode_example(qwen, template_for(qwen, PLAIN, {"system": None}), ROW)
+    example = encode_example(GSM8K, qwen, template_for(qwen, PLAIN, {"system": None}), ROW)
     assert qwen.decode(segment(example, Segment.PROMPT)).endswith("<|im_start|>assistant\n")
     assert qwen.decode(segment(example, Segment.REASONING)) == "2+3=<<2+3=5>>5 apples.\n"
     assert qwen.decode(segment(example, Segment.ANSWER)) == "#### 5<|im_end|>"
@@ -63,7 +63,7 @@ def test_a_start_token_stands_once_and_the_date_is_not_todays(tinystories: Path)
     tokenizer = AutoTokenizer.from_pretrained(tinystories, chat_template=DATED)
     template = template_for(tokenizer, PLAIN, {"system": None})
     assert "26 Jul 2024" in template.text
-    ids = encode_example(tokenizer, template, ROW)["input_ids"]
+    ids = encode_example(GSM8K, tokenizer, template, ROW)["input_ids"]
     start = tokenizer("")["input_ids"]
     assert ids[: len(start)] == start
     assert ids.count(tokenizer.bos_token_id) == 1
@@ -85,14 +85,14 @@ def test_the_task_asks_what_was_trained(tmp_path: Path) -> None:
     chat = {"system": "Answer {{briefly}} {% now %}."}
     teacher = {"model": talking(tmp_path / "model")}
     tokens = token_set(tmp_path, ("teacher", teacher), ("chat", chat), ("max_length", 512))
-    task = yaml.safe_load((tokens.task_folder / f"{TASK}.yaml").read_text().replace("!function", ""))
+    task = yaml.safe_load((tokens.task_folder / f"{GSM8K.harness.name}.yaml").read_text().replace("!function", ""))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     template = template_for(tokenizer, PLAIN, chat)
     assert "Answer {{briefly}} {% now %}.<end><user>\n\nQuestion: How many?" in template.prompt("How many?")
     asked = Jinja(task["doc_to_text"], keep_trailing_newline=True)
     for row in generate("test", 3, 0):
         assert asked.render(**row) == template.prompt(row["question"])
-    expected = [encode_example(tokenizer, template, row)["input_ids"] for row in generate("train", 5, 0)]
+    expected = [encode_example(GSM8K, tokenizer, template, row)["input_ids"] for row in generate("train", 5, 0)]
     assert [ids.tolist() for ids in tokens.input_ids["train"][:5]] == expected
 
 

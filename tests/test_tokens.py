@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 from conftest import SHARED
 from transformers import AutoTokenizer, GPT2Tokenizer
+from zoo.data import GSM8K
 
 import kava.demo
 from kava.config import load_config
 from kava.config.jobs import Jobs, Runtime
 from kava.config.load import REPOSITORY
-from kava.data.demo import generate
-from kava.data.task import harness_gsm8k
 from kava.data.template import Template
 from kava.data.tokenize import run
-from kava.data.tokens import Segment, TokenSet, encode_example, equations_only
+from kava.data.tokens import Segment, TokenSet, encode_example
+from kava.tasks.demo import generate
+from kava.tasks.gold import harness_gsm8k
 
 TEMPLATE = Template("Question: {question}\nAnswer: {answer}")
 ROW = {"question": "How many?", "answer": "2+3=<<2+3=5>>5 apples.\n#### 5"}
@@ -32,7 +33,7 @@ def qwen(qwen_tokenizer: Path):
 
 
 def parts(tokenizer, row: dict[str, str]) -> dict[int, str]:
-    example = encode_example(tokenizer, TEMPLATE, row)
+    example = encode_example(GSM8K, tokenizer, TEMPLATE, row)
     return {
         segment: tokenizer.decode([i for i, s in zip(*example.values(), strict=True) if s == segment])
         for segment in Segment
@@ -49,7 +50,7 @@ def test_segments_are_prompt_reasoning_and_answer_with_its_end_token(qwen) -> No
 def test_prompt_ids_are_those_of_the_prompt_alone(qwen, gsm8k: Path) -> None:
     """What the student is asked at evaluation is what it saw in training."""
     for row in rows(gsm8k, "test")[:200]:
-        example = encode_example(qwen, TEMPLATE, row)
+        example = encode_example(GSM8K, qwen, TEMPLATE, row)
         prompt = qwen(TEMPLATE.prompt(row["question"]))["input_ids"]
         assert example["input_ids"][: len(prompt)] == prompt
         assert example["segments"][: len(prompt) + 1] == [0] * len(prompt) + [1]
@@ -57,7 +58,7 @@ def test_prompt_ids_are_those_of_the_prompt_alone(qwen, gsm8k: Path) -> None:
 
 def test_a_tokenizer_with_a_start_token_keeps_it_in_the_prompt(tinystories: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tinystories)
-    example = encode_example(tokenizer, TEMPLATE, ROW)
+    example = encode_example(GSM8K, tokenizer, TEMPLATE, ROW)
     start = tokenizer("")["input_ids"]
     assert example["input_ids"][: len(start)] == start
     assert example["segments"][0] == Segment.PROMPT
@@ -68,7 +69,7 @@ def test_a_tokenizer_with_a_start_token_keeps_it_in_the_prompt(tinystories: Path
 
 @pytest.mark.slow
 def test_gsm8k_has_1390694_training_tokens_of_qwen(qwen, gsm8k: Path) -> None:
-    lengths = [len(encode_example(qwen, TEMPLATE, row)["input_ids"]) for row in rows(gsm8k, "train")]
+    lengths = [len(encode_example(GSM8K, qwen, TEMPLATE, row)["input_ids"]) for row in rows(gsm8k, "train")]
     assert len(lengths) == 7473
     assert sum(lengths) == 1_390_694
 
@@ -84,14 +85,14 @@ NONE = "Half of ten is five.\n#### 5"
 
 
 def test_equations_alone_stand_between_prompt_and_answer() -> None:
-    assert equations_only(TWO) == "<<24/2=12>> <<12+3=15>> <<15=15.00>>\n#### 15"
-    assert equations_only(NONE) == "\n#### 5"
-    assert equations_only("#### 5") == "#### 5"
+    assert GSM8K.equations_only(TWO) == "<<24/2=12>> <<12+3=15>> <<15=15.00>>\n#### 15"
+    assert GSM8K.equations_only(NONE) == "\n#### 5"
+    assert GSM8K.equations_only("#### 5") == "#### 5"
 
 
 def test_equations_of_gsm8k_are_found_whole(gsm8k: Path) -> None:
     answers = [row["answer"] for row in rows(gsm8k, "train")]
-    shortened = [equations_only(answer) for answer in answers]
+    shortened = [GSM8K.equations_only(answer) for answer in answers]
     assert all(a.count("<<") == s.count("<<") == s.count(">>") for a, s in zip(answers, shortened, strict=True))
     assert all(a.split("\n")[-1] == s.split("\n")[-1] for a, s in zip(answers, shortened, strict=True))
     assert sum("<<" not in s for s in shortened) == 95
@@ -112,8 +113,8 @@ def test_prompt_and_answer_of_the_student_are_the_teachers_tokens(name: str) -> 
         data = rows(gsm8k, "train")
         data = data[:150] + [row for row in data if "<<" not in row["answer"]][:50]
     for row in [*data, ROW | {"answer": NONE}]:
-        short = row | {"answer": equations_only(row["answer"])}
-        teacher, student = (encode_example(tokenizer, TEMPLATE, r) for r in (row, short))
+        short = row | {"answer": GSM8K.equations_only(row["answer"])}
+        teacher, student = (encode_example(GSM8K, tokenizer, TEMPLATE, r) for r in (row, short))
         for segment in (Segment.PROMPT, Segment.ANSWER):
             ids = [
                 [i for i, s in zip(example["input_ids"], example["segments"], strict=True) if s == segment]

@@ -54,7 +54,7 @@ def snakemake(folder: Path, *arguments: str, settings: dict | None = None) -> st
     return output
 
 
-def run_in_this_process(plan: Jobs, runtime: Runtime) -> None:
+def run_in_this_process(plan: Jobs, runtime: Runtime, with_report: bool = True) -> None:
     """All stages of a plan, one after the other; as processes of their own they would import for minutes."""
     runs = [(arm, seed) for arm in plan.config.arms for seed in plan.config.seeds]
     jobs = [(tokenize.run, plan.tokenize), (extract.run, plan.extract)]
@@ -67,7 +67,7 @@ def run_in_this_process(plan: Jobs, runtime: Runtime) -> None:
     # pytest keeps log records: one of them has an exception, with it the frames that loaded the teacher, and that.
     leave_out_noise()
     with quiet():
-        for run, job in [*jobs, (report.run, plan.report)]:
+        for run, job in [*jobs, *([(report.run, plan.report)] if with_report else [])]:
             free(torch.device("cpu"))
             run(job, runtime)
 

@@ -38,11 +38,14 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     from kava.device import choose_device
     from kava.evaluation.harness import harness_results
     from kava.models.load import load_for_evaluation, load_tokenizer
+    from kava.tasks import task_of
 
     rows = load_rows(config.data).splits["test"][: arguments.questions]
     chat = config.chat.model_dump() if config.chat else None
     template = template_for(load_tokenizer(config.teacher.model_dump()), config.template, chat)
-    write_task(folder / "task", rows, template)
+    harness = task_of(config.data.kind).harness
+    assert harness is not None, "data whose answers are not generated is refused before"
+    write_task(folder / "task", rows, template, harness)
     source, settings = config.student.model_dump(), config.evaluation.model_dump()
     device = choose_device(config.device)
     tokenizer = load_tokenizer(source)

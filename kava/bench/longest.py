@@ -8,6 +8,7 @@ from kava.data.template import template_for
 from kava.data.tokens import encode_example
 from kava.errors import UserError
 from kava.models.load import load_tokenizer
+from kava.tasks import task_of
 
 
 def longest_rows(config: Config, examples: int, held_out: int, questions: int) -> tuple[dict[str, Rows], int]:
@@ -23,11 +24,11 @@ def longest_rows(config: Config, examples: int, held_out: int, questions: int) -
     UserError
         No training example is short enough.
     """
-    tokenizer = load_tokenizer(config.teacher.model_dump())
+    tokenizer, task = load_tokenizer(config.teacher.model_dump()), task_of(config.data.kind)
     template = template_for(tokenizer, config.template, config.chat.model_dump() if config.chat else None)
 
     def lengths(rows: Rows) -> list[int]:
-        return [len(encode_example(tokenizer, template, row)["input_ids"]) for row in rows]
+        return [len(encode_example(task, tokenizer, template, row)["input_ids"]) for row in rows]
 
     rows, chosen, longest = load_rows(config.data).splits, {}, {}
     for split, count in (("train", examples), ("validation", held_out)):

@@ -12,6 +12,7 @@ from kava.config.schema import Config
 from kava.errors import UserError
 from kava.exits import log_to_stderr
 from kava.files import write_json
+from kava.tasks import task_of
 
 PACKAGES: Final = ("numcodecs", "numpy", "safetensors", "torch", "transformers", "zarr")
 OUTPUT: Final = (
@@ -83,7 +84,13 @@ def _configured(arguments: argparse.Namespace) -> Config:
         raise UserError("--random-weights needs --tokenizer DIR, a directory with the models' tokenizer")
     if arguments.tokenizer and not arguments.random_weights:
         raise UserError("--tokenizer is for --random-weights; models that have weights have a tokenizer too")
-    return load_jobs(arguments).config
+    config = load_jobs(arguments).config
+    if task_of(config.data.kind).harness is None:
+        raise UserError(
+            f"data.kind is {config.data.kind}, and benchmarks generate answers to questions; set data.kind to demo or "
+            "gsm8k, since speed and memory depend on lengths and not on words"
+        )
+    return config
 
 
 def _prepared(config: Config, arguments: argparse.Namespace, folder: Path) -> Config:

@@ -76,17 +76,20 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from tqdm import tqdm
 
     from kava.bench.source import first_tokens, read_teacher
+    from kava.config.data import DemoData, Gsm8kData
     from kava.config.identity import display_name
-    from kava.config.schema import Config, DemoData, Gsm8kData
+    from kava.config.schema import Config
     from kava.data.rows import load_rows
     from kava.data.template import Template
     from kava.data.tokens import encode_example
     from kava.models.capture import geometry
     from kava.models.load import load_model_config, load_teacher, load_tokenizer
+    from kava.tasks import task_of
 
     teacher = {name: getattr(arguments, name) for name in ("model", "quantization", "dtype")}
     data = Gsm8kData(path=arguments.data) if arguments.data else DemoData(train=5000, validation=500, test=1)
-    tokenizer, template = load_tokenizer(teacher), Template(Config.model_fields["template"].default)
+    tokenizer, template = load_tokenizer(teacher), Template(data.template)
+    task = task_of(data.kind)
     longest = Config.model_fields["max_length"].default
     splits = {split: rows for split, rows in load_rows(data).splits.items() if split != "test"}
     input_ids: dict[str, list[np.ndarray]] = {}
@@ -94,7 +97,7 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     for split, rows in splits.items():
         encoded, counted = [], 0
         for row in rows:
-            example = encode_example(tokenizer, template, row)
+            example = encode_example(task, tokenizer, template, row)
             if len(example["input_ids"]) <= longest:
                 encoded.append(example)
                 counted += len(example["input_ids"])

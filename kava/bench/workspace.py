@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
+from kava.config.data import Gsm8kData
 from kava.config.jobs import Jobs
-from kava.config.schema import Config, Gsm8kData
+from kava.config.schema import Config
 from kava.errors import UserError
 from kava.files import write_atomic
 

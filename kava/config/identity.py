@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kava.config.data import Data, FolderData
 from kava.config.load import PACKAGE
-from kava.config.schema import DemoData, Gsm8kData, ModelSettings
+from kava.config.schema import ModelSettings
 from kava.config.splits import FORMATS, split_files
 from kava.errors import UserError
 from kava.files import read_json, sha256_file, write_json
@@ -78,28 +79,26 @@ def model_identity(settings: ModelSettings, patterns: tuple[str, ...] = WEIGHTS)
     return {"files": {file.name: _cached_sha256(file) for file in files}} | code
 
 
-def data_identity(data: DemoData | Gsm8kData) -> dict[str, Any]:
+def data_identity(data: Data) -> dict[str, Any]:
     """What the rows of a data set depend on, per split, so that a store need not depend on the test questions."""
-    source: dict[str, Any] = {"kind": data.kind}
+    source: dict[str, Any] = {"kind": data.kind, **data.made_by}
     files: dict[str, dict[str, Any]] = {"train": {}, "test": {}}
-    if isinstance(data, DemoData):
-        source |= {"seed": data.seed, "generator": sha256_file(PACKAGE / "data" / "demo.py")}
-    elif Path(data.path).is_dir():
-        for split, of_split in files.items():
-            form, paths = split_files(Path(data.path), split)
-            hashes = [_cached_sha256(path) for path in paths]
-            of_split["sha256"] = hashes[0] if form == "json" else hashes
-    elif Path(data.path).exists():
-        raise UserError(
-            f"data.path {data.path} is a file; give its folder, {Path(data.path).parent}, which has to hold {FORMATS}"
-        )
-    elif on_hub(data.path):
-        source |= _hub_identity(data.path, data.revision, "data set")
-    else:
-        raise UserError(
-            f"data directory {data.path} does not exist; give a directory with {FORMATS}, or the hub id openai/gsm8k "
-            "with its revision"
-        )
+    if isinstance(data, FolderData):
+        if Path(data.path).is_dir():
+            for split, of_split in files.items():
+                form, paths = split_files(Path(data.path), split)
+                hashes = [_cached_sha256(path) for path in paths]
+                of_split["sha256"] = hashes[0] if form == "json" else hashes
+        elif Path(data.path).exists():
+            folder = Path(data.path).parent
+            raise UserError(f"data.path {data.path} is a file; give its folder, {folder}, which has to hold {FORMATS}")
+        elif on_hub(data.path):
+            source |= _hub_identity(data.path, data.revision, "data set")
+        else:
+            raise UserError(
+                f"data directory {data.path} does not exist; give a directory with {FORMATS}, or a hub id such as "
+                "openai/gsm8k with its revision"
+            )
     train = {"train": data.train, "validation": data.validation, **files["train"]}
     return {"source": source, "train": train, "test": {"limit": data.test, **files["test"]}}
 

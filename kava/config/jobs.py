@@ -145,9 +145,9 @@ class Jobs:
             "student_reasoning": config.student_reasoning,
             "tokenizer": model_identity(config.teacher, TOKENIZER),
         }
-        if config.chat:
+        if config.chat or config.data.may_be_chat:
             tokenizer = model_identity(config.teacher, (*TOKENIZER, "chat_template.jinja"))
-            key |= {"chat": config.chat.model_dump(), "tokenizer": tokenizer}
+            key |= {"chat": config.chat and config.chat.model_dump(), "tokenizer": tokenizer}
         folder = _keyed(self.cache / "tokens", config.data.kind, key)
         return Job("tokenize", {"key": key}, folder / "manifest.json")
 

@@ -154,7 +154,8 @@ def _validate(settings: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        lines = [_sentence(details) for details in error.errors()]
+        # A default that follows from other settings is none where those are wrong, which is said already.
+        lines = [_sentence(details) for details in error.errors() if details["type"] != "default_factory_not_called"]
         raise UserError("configuration: " + "; ".join(lines)) from None
 
 

@@ -11,7 +11,16 @@ from pydantic import Field, field_validator, model_validator
 
 from kava.config.arms import STRUCTURED, Arm
 from kava.config.base import How, Name, Place, Positive, Seed, Settings, cache_from_environment
-from kava.config.kv import KvStore, RkvSelection, RkvWindowSelection, ScopedSelection
+from kava.config.data import Data
+from kava.config.kv import (
+    BudgetSelection,
+    KvStore,
+    RkvImportance,
+    RkvSelection,
+    RkvWindowImportance,
+    RkvWindowSelection,
+    ScopedSelection,
+)
 from kava.config.names import check_names
 from kava.config.training import Distill, Pretrain
 
@@ -83,43 +92,6 @@ class Student(ModelSettings):
     )
 
 
-class DemoData(Settings):
-    """Word problems in GSM8K's format from a seeded generator."""
-
-    kind: Literal["demo"] = "demo"
-    train: Positive = Field(1000, description="training examples")
-    validation: Positive = Field(100, description="held-out examples for the alignment metrics")
-    test: Positive = Field(500, description="test questions")
-    seed: Seed = Field(0, description="seed of the generator")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _own_data_is_of_another_kind(cls, data: Any) -> Any:
-        if isinstance(data, dict) and (own := [key for key in ("path", "revision") if key in data]):
-            raise ValueError(
-                f"{own[0]!r} names data of your own, and this is the demo's generator; set kind: gsm8k beside it"
-            )
-        return data
-
-
-class Gsm8kData(Settings):
-    """GSM8K (Cobbe et al. 2021, arXiv 2110.14168), or data in its format: every `answer` ends in `#### <number>`."""
-
-    kind: Literal["gsm8k"] = "gsm8k"
-    path: Place = Field(
-        "openai/gsm8k",
-        description="hub id, or a directory: train.jsonl and test.jsonl, Parquet (train-*.parquet, test-*.parquet), or "
-        "what DatasetDict.save_to_disk wrote",
-    )
-    revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
-    train: Positive | None = Field(None, description="first N training examples; null: all but the held-out ones")
-    validation: Positive = Field(128, description="held-out examples, taken from the end of the training split")
-    test: Positive | None = Field(None, description="first N test questions; null: all")
-
-
-Data = Annotated[DemoData | Gsm8kData, Field(discriminator="kind")]
-
-
 class Chat(Settings):
     """The prompt of the template as the user's turn, the answer as the assistant's; for teacher and student alike."""
 
@@ -179,8 +151,9 @@ class Config(Settings):
     student: Student
     data: Data
     template: str = Field(
-        "Question: {question}\nAnswer: {answer}",
-        description="text of one example; must end in {answer}, and braces that are text are written twice",
+        default_factory=lambda given: given["data"].template,
+        description="text of one example; must end in {answer}, and braces that are text are written twice; default: "
+        "`Question: {question}\\nAnswer: {answer}`, of kind text `{question}{answer}`: prompt and response as they are",
     )
     chat: Chat | None = Field(
         None, description="speak by the chat template of the teacher's tokenizer; null: the template as it stands"
@@ -215,11 +188,34 @@ class Config(Settings):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} repeat a value; each seed is one run of every arm")
         check_names(self.experiment, self.cache_dir, self.arms)
+        if not self.data.has_reasoning:
+            self._check_without_reasoning()
         for name, arm in self.arms.items():
             self._check_selection_on_reading(name, arm)
             self._check_signals(name, arm)
         self._check_comparisons(self.comparisons or [])
         return self
+
+    def _check_without_reasoning(self) -> None:
+        """What needs the tokens of a reasoning, or their end, would be refused by the first example of a run."""
+        rows = f"rows of data.kind: {self.data.kind} have no reasoning apart from the answer"
+        if self.student_reasoning != "full":
+            raise ValueError(f"student_reasoning: {self.student_reasoning}, but {rows}; set student_reasoning: full")
+        chosen = {"kv.select": self.kv.select, "kv.signals.importance": self.kv.signals.importance}
+        chosen |= {f"arms.{name}.select": arm.select for name, arm in self.arms.items()}
+        for where, settings in chosen.items():
+            if (
+                isinstance(settings, BudgetSelection | RkvImportance | RkvWindowImportance)
+                and settings.candidates == "reasoning"
+            ):
+                raise ValueError(f"{where}.candidates: reasoning, but {rows}; set {where}.candidates: all")
+        for name, arm in self.arms.items():
+            if arm.auxiliary.codi:
+                raise ValueError(
+                    f"arms.{name}.auxiliary.codi reads where the reasoning ends, but {rows}; set auxiliary.codi: null"
+                )
+            if set(arm.segments) == {"reasoning"}:
+                raise ValueError(f"arms.{name}.segments: [reasoning], but {rows}; set segments: [prompt, answer]")
 
     def _check_comparisons(self, pairs: list[tuple[str, str]]) -> None:
         for pair in pairs:

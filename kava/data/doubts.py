@@ -1,26 +1,24 @@
 """What a tokenizer does to examples that spoils training or scores without an error, in sentences."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kava.data.prompt import prompt_ids
-from kava.data.task import harness_gsm8k
 from kava.data.template import Template
-from kava.data.tokens import ANSWER_MARK, Segment, encode_example
+from kava.data.tokens import Segment, encode_example
+from kava.tasks.base import Task
 
 # Evenly spread over a split: what a tokenizer cannot write is the same few characters in every row.
 ROWS_READ: Final = 512
-MARKS: Final = re.compile(r"[#0-9]")
 SHOWN: Final = 24
 
 
-def tokenizer_doubts(tokenizer: Any, template: Template, rows: Sequence[Mapping[str, str]]) -> list[str]:
+def tokenizer_doubts(task: Task, tokenizer: Any, template: Template, rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Sentences on rows whose answer does not come back from its ids, or whose prompt evaluation would not ask.
 
     Parameters
     ----------
-    tokenizer, template
+    task, tokenizer, template
         Of the run.
     rows
         `question` and `answer`; at most `ROWS_READ` of them are read, evenly spread.
@@ -31,12 +29,11 @@ def tokenizer_doubts(tokenizer: Any, template: Template, rows: Sequence[Mapping[
         Empty for a tokenizer that does what it should.
     """
     read = rows[:: max(1, -(-len(rows) // ROWS_READ))]
-    scored = re.compile(harness_gsm8k()["filter_list"][0]["filter"][0]["regex_pattern"])
     lost, other = [], []
     for row in read:
-        prompt, answer = _parts(encode_example(tokenizer, template, row))
+        prompt, answer = _parts(encode_example(task, tokenizer, template, row))
         back: str = tokenizer.decode(answer, skip_special_tokens=True)
-        if any(form.findall(back) != form.findall(row["answer"]) for form in (MARKS, scored)):
+        if task.essentials(back) != task.essentials(row["answer"]):
             lost.append((row["answer"][-SHOWN:], back[-SHOWN:]))
         asked = prompt_ids(tokenizer, template.prompt(row["question"]))
         if asked != prompt:
@@ -44,7 +41,7 @@ def tokenizer_doubts(tokenizer: Any, template: Template, rows: Sequence[Mapping[
     found = []
     if lost:
         found.append(
-            f"the tokenizer cannot write {ANSWER_MARK} and numbers: in {_share(lost, read)} they do not come back from "
+            f"the tokenizer cannot write {task.essential}: in {_share(lost, read)} they do not come back from "
             f"the ids (…{lost[0][0]!r} comes back as …{lost[0][1]!r}), so that what is trained and scored is not the "
             "data's answer; choose models with another tokenizer"
         )

@@ -12,15 +12,18 @@ from typing import Any
 
 from kava.config.jobs import Job, Runtime
 from kava.config.schema import Config
-from kava.data.fit import lack, longest_prompt, positions
-from kava.data.task import read_prompts
+from kava.data.fit import Reach, lack, longest_prompt, positions, require_fit
+from kava.data.task import PROMPT, read_prompts
 from kava.errors import UserError
+from kava.tasks import task_of
 
 log = logging.getLogger("kava")
 
 
 def check_positions(job: Job, runtime: Runtime) -> None:
     """Compare the test questions of a stage's token set with the positions of teacher and student.
+
+    Where no answers are generated, test rows are examples like those of training, whose lengths `require_fit` compares.
 
     Raises
     ------
@@ -30,6 +33,8 @@ def check_positions(job: Job, runtime: Runtime) -> None:
     from kava.models.load import load_tokenizer
 
     folder = job.inputs["tokens"].parent / "task"
+    if (folder / PROMPT).is_file():
+        return
     check_before_a_run(load_tokenizer(runtime.student), read_prompts(folder), runtime)
 
 
@@ -74,20 +79,32 @@ def look(config: Config) -> Prompts:
 
 
 def _lack_of(config: Config) -> str | None:
-    from kava.data import load_splits
-    from kava.data.template import template_for
+    from kava.data.rows import load_rows
+    from kava.data.template import Wording
+    from kava.data.tokens import encode_example
     from kava.hub import cached, repositories
     from kava.models.load import load_model_config, load_tokenizer
 
     away = [str(repository) for repository in repositories(config).values() if repository and not cached(repository)]
     if away:
         raise UserError(f"{away[0]} is not on this machine")
-    runtime = Runtime.of(config)
-    limits = {name: positions(load_model_config(source)) for name, source in _models(runtime).items()}
+    runtime, task, rows = Runtime.of(config), task_of(config.data.kind), load_rows(config.data)
     teacher = load_tokenizer(runtime.teacher)
-    template = template_for(teacher, config.template, config.chat.model_dump() if config.chat else None)
-    prompts = [template.prompt(row["question"]) for row in load_splits(config.data)["test"]]
-    return lack(limits, longest_prompt(teacher, prompts), config.evaluation.max_new_tokens)
+    chat = config.chat.model_dump() if config.chat else None
+    wording = Wording(teacher, config.template, chat, rows.conversations)
+    test = wording.rows(rows.splits["test"], "test")
+    if task.harness:
+        prompts = [wording.template.prompt(row["question"]) for row in test]
+        limits = {name: positions(load_model_config(source)) for name, source in _models(runtime).items()}
+        return lack(limits, longest_prompt(teacher, prompts), config.evaluation.max_new_tokens)
+    lengths = [len(encode_example(task, teacher, wording.template, row)["input_ids"]) for row in test]
+    longest = max((tokens for tokens in lengths if tokens <= config.max_length), default=0)
+    try:
+        for role, source in (("teacher", runtime.teacher), ("student", runtime.student)):
+            require_fit(role, source["model"], load_model_config(source), Reach(-1, longest))
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _models(runtime: Runtime) -> dict[str, dict[str, Any]]:

@@ -32,7 +32,12 @@ class PromptFormat:
     def fill(self, question: str) -> str:
         """The prompt of a question; white space at the end of a prompt belongs to the answer's first token."""
         text = self.prompt.format(question=question)
-        return text.rstrip() if self.prompt.endswith("{question}") else text
+        return text.rstrip() if self.trims else text
+
+    @property
+    def trims(self) -> bool:
+        """Whether the end of a question is the end of the prompt."""
+        return self.prompt.endswith("{question}")
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in `config.json` and in the manifest of a distillation."""

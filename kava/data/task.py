@@ -1,11 +1,12 @@
-"""The test questions as an lm-evaluation-harness task: its own GSM8K filters and metric, our questions.
+"""The test questions of a token set: as a task of lm-evaluation-harness where answers are generated.
+
+It has the harness's own filters and metric, and our questions:
 
 lm_eval run --model hf --model_args pretrained=STUDENT --tasks kava_gsm8k --include_path TASK_FOLDER
 """
 
 import json
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from jinja2 import Environment
 
 from kava.data.prompt_format import PromptFormat
 from kava.data.template import QUESTION, Template
-from kava.files import write_atomic
+from kava.files import read_json, write_atomic, write_json
+from kava.tasks.base import Harness, Row
 
-TASK = "kava_gsm8k"
+# Of questions that no harness asks, the prompt and stop strings.
+PROMPT = "prompt.json"
 # `lm_eval run` loads this file beside the task, so that a token set can be moved and shared: it names no path.
 LOADER = '''"""Load the questions that stand beside this file."""
 
@@ -32,19 +35,34 @@ def load(**_):
 '''
 
 
-def write_task(folder: Path, rows: list[dict[str, str]], template: Template) -> None:
-    """Write `kava_gsm8k.yaml`, its loader and `test.jsonl` into a folder."""
-    task = harness_gsm8k()
+def write_task(folder: Path, rows: list[Row], template: Template, harness: Harness) -> None:
+    """Write the harness's YAML file, its loader and `test.jsonl` into a folder."""
+    task = dict(harness.definition)
     for key in ("tag", "dataset_path", "dataset_name", "training_split", "fewshot_split"):
         task.pop(key, None)
     # The column itself: the harness would compile a template five times for every question.
-    assert task["doc_to_target"] == "{{answer}}", f"the harness's GSM8K has another target: {task['doc_to_target']}"
+    assert task["doc_to_target"] == "{{answer}}", f"the harness's task has another target: {task['doc_to_target']}"
     task["doc_to_target"] = "answer"
-    task |= {"task": TASK, "doc_to_text": as_jinja(template), "num_fewshot": 0, "custom_dataset": "CUSTOM_DATASET"}
+    task |= {
+        "task": harness.name,
+        "doc_to_text": as_jinja(template),
+        "num_fewshot": 0,
+        "custom_dataset": "CUSTOM_DATASET",
+    }
     text = yaml.safe_dump(task, sort_keys=False)
     text = text.replace("\ncustom_dataset: CUSTOM_DATASET\n", "\ncustom_dataset: !function questions.load\n")
-    write_atomic(folder / f"{TASK}.yaml", text)
+    write_atomic(folder / f"{harness.name}.yaml", text)
     write_atomic(folder / "questions.py", LOADER)
+    _write_rows(folder, rows)
+
+
+def write_questions(folder: Path, rows: list[Row], asked: Template) -> None:
+    """Write `test.jsonl`, and the prompt of a question that is none of them, into a folder."""
+    write_json(folder / PROMPT, PromptFormat(_escaped(asked.prompt(QUESTION)), []).to_dict())
+    _write_rows(folder, rows)
+
+
+def _write_rows(folder: Path, rows: list[Row]) -> None:
     write_atomic(folder / "test.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -58,14 +76,18 @@ def read_task(folder: Path) -> dict[str, Any]:
         pass
 
     Loader.add_constructor("!function", lambda _loader, _node: partial(_questions, folder))
-    return yaml.load((folder / f"{TASK}.yaml").read_text(encoding="utf-8"), Loader)
+    return yaml.load(_task_file(folder).read_text(encoding="utf-8"), Loader)
+
+
+def _task_file(folder: Path) -> Path:
+    (file,) = folder.glob("*.yaml")
+    return file
 
 
 def _questions(folder: Path, **_: Any) -> dict[str, Any]:
     from datasets import Dataset
 
-    lines = (folder / "test.jsonl").read_text(encoding="utf-8").strip("\n").split("\n")
-    return {"test": Dataset.from_list([json.loads(line) for line in lines])}
+    return {"test": Dataset.from_list(read_rows(folder))}
 
 
 def as_jinja(template: Template) -> str:
@@ -82,23 +104,29 @@ def _quoted(text: str) -> str:
 
 
 def read_prompt(folder: Path) -> PromptFormat:
-    """The prompt and the stop strings of a folder that `write_task` wrote."""
-    task = yaml.load((folder / f"{TASK}.yaml").read_text(encoding="utf-8"), _TaskLoader)
+    """The prompt and the stop strings of a folder that `write_task` or `write_questions` wrote."""
+    if (folder / PROMPT).is_file():
+        return PromptFormat(**read_json(folder / PROMPT))
+    task = yaml.load(_task_file(folder).read_text(encoding="utf-8"), _TaskLoader)
     prompt = Environment(keep_trailing_newline=True).from_string(task["doc_to_text"]).render(question=QUESTION)
-    escaped = prompt.replace("{", "{{").replace("}", "}}").replace(QUESTION, "{question}")
-    return PromptFormat(escaped, list(task["generation_kwargs"]["until"]))
+    return PromptFormat(_escaped(prompt), list(task["generation_kwargs"]["until"]))
 
 
-def read_questions(folder: Path) -> list[str]:
-    """The test questions of a folder that `write_task` wrote."""
+def _escaped(prompt: str) -> str:
+    """The prompt of the stand-in `QUESTION` as a format string."""
+    return prompt.replace("{", "{{").replace("}", "}}").replace(QUESTION, "{question}")
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The test rows of a folder that `write_task` or `write_questions` wrote."""
     lines = (folder / "test.jsonl").read_text(encoding="utf-8").strip("\n").split("\n")
-    return [json.loads(line)["question"] for line in lines]
+    return [json.loads(line) for line in lines]
 
 
 def read_prompts(folder: Path) -> list[str]:
     """The prompts of the test questions of a folder that `write_task` wrote."""
     asked = read_prompt(folder)
-    return [asked.fill(question) for question in read_questions(folder)]
+    return [asked.fill(row["question"]) for row in read_rows(folder)]
 
 
 class _TaskLoader(yaml.SafeLoader):
@@ -106,8 +134,3 @@ class _TaskLoader(yaml.SafeLoader):
 
 
 _TaskLoader.add_constructor("!function", lambda _loader, _node: None)
-
-
-def harness_gsm8k() -> dict[str, Any]:
-    """The harness's own definition of GSM8K, as installed: filters, metric, stop strings."""
-    return yaml.safe_load((files("lm_eval") / "tasks" / "gsm8k" / "gsm8k.yaml").read_text(encoding="utf-8"))

@@ -1,11 +1,14 @@
-"""The text of an example: the configured template as it stands, or as a turn of the tokenizer's own chat template."""
+"""The text of an example: the configured template as it stands, or the tokenizer's own chat template."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
+from kava.config.data import PLAIN
 from kava.errors import UserError
+from kava.tasks.base import Row
 from kava.text import first_line
 
 # Stand-ins that no tokenizer's chat template takes for anything but text.
@@ -37,6 +40,63 @@ class Template(NamedTuple):
         return self.text.removesuffix("{answer}").format(question=question).rstrip(self.trimmed)
 
 
+class Wording:
+    """How the rows of a run become text.
+
+    Parameters
+    ----------
+    tokenizer
+        The teacher's.
+    template, chat
+        As configured; `chat` as JSON values.
+    conversations
+        Whether rows are conversations (`kava.tasks.base.Rows`), which the chat template words whole.
+
+    Attributes
+    ----------
+    template
+        Text of an example, for what `rows` gives.
+    asked
+        What a question that is no row is put into; for conversations the user's one turn.
+
+    Raises
+    ------
+    UserError
+        As `template_for`; or `template` is configured for conversations, which do not go through it.
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: str, chat: Mapping[str, Any] | None, conversations: bool = False
+    ) -> None:
+        self._tokenizer, self._conversations = tokenizer, conversations
+        self._system = chat["system"] if chat else None
+        if not conversations:
+            self.template = self.asked = template_for(tokenizer, template, chat)
+            return
+        if template != PLAIN:
+            raise UserError(
+                f"rows are messages, which the chat template words, and template is {template!r}; remove template, or "
+                "give rows of prompt and response"
+            )
+        _require_chat_template(tokenizer, "the rows are messages; choose an instruct model as teacher, or give rows of "
+                               "prompt and response")  # fmt: skip
+        self.template = Template(PLAIN, " ")
+        self.asked = template_for(tokenizer, PLAIN, chat or {"system": None})
+
+    def rows(self, rows: Sequence[Row], split: str) -> list[Row]:
+        """Rows whose `question` is text: what the model reads before the answer, if they are conversations."""
+        if not self._conversations:
+            return list(rows)
+        return [row | {"question": self._before_the_answer(row, f"{split} row {n}")} for n, row in enumerate(rows)]
+
+    def _before_the_answer(self, row: Row, where: str) -> str:
+        turns = json.loads(row["question"])
+        if self._system is not None and turns[0]["role"] != "system":
+            turns.insert(0, {"role": "system", "content": self._system})
+        fix = f"correct or drop {where}"
+        return _before_the_answer(self._tokenizer, turns, f"the turns of {where}", (fix, fix, fix))
+
+
 def template_for(tokenizer: Any, template: str, chat: Mapping[str, Any] | None) -> Template:
     """The template of a run.
 
@@ -56,28 +116,41 @@ def template_for(tokenizer: Any, template: str, chat: Mapping[str, Any] | None) 
     plain = Template(template)
     if chat is None:
         return plain
-    name = tokenizer.name_or_path
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"the tokenizer of {name} has no chat template, and `chat` asks for one; set chat: null, or choose an "
-            "instruct model as teacher"
-        )
-    turns = [{"role": "user", "content": plain.prompt(QUESTION)}, {"role": "assistant", "content": ANSWER}]
+    _require_chat_template(tokenizer, "`chat` asks for one; set chat: null, or choose an instruct model as teacher")
+    turns = [{"role": "user", "content": plain.prompt(QUESTION)}]
     if chat["system"] is not None:
         turns.insert(0, {"role": "system", "content": chat["system"]})
+    fixes = "set chat.system: null", "set chat: null, or correct the template", "set chat: null"
+    before = _before_the_answer(tokenizer, turns, "these turns", fixes)
+    if before.count(QUESTION) != 1:
+        raise UserError(f"the chat template of {tokenizer.name_or_path} does not show each turn once; set chat: null")
+    return Template(before.replace("{", "{{").replace("}", "}}").replace(QUESTION, "{question}") + "{answer}", " ")
+
+
+def _require_chat_template(tokenizer: Any, why: str) -> None:
+    if tokenizer.chat_template is None:
+        raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no chat template, and {why}")
+
+
+def _before_the_answer(tokenizer: Any, turns: list[dict[str, str]], what: str, fixes: tuple[str, str, str]) -> str:
+    """What a chat template writes before the assistant's answer to some turns, without a start token.
+
+    `fixes` are what to do about a template that refuses the turns, that fails, and that shows the answer not once.
+    """
+    name = tokenizer.name_or_path
     try:
         chat_template = SAME_DATE + tokenizer.get_chat_template()
-        text = tokenizer.apply_chat_template(turns, chat_template=chat_template, tokenize=False)
+        answered = [*turns, {"role": "assistant", "content": ANSWER}]
+        text: str = tokenizer.apply_chat_template(answered, chat_template=chat_template, tokenize=False)
     except TemplateError as error:
-        raise UserError(f"the chat template of {name} refuses these turns ({error}); set chat.system: null") from None
+        raise UserError(f"the chat template of {name} refuses {what} ({error}); {fixes[0]}") from None
     except Exception as error:  # a template is somebody else's program, and may fail in any way
         raise UserError(
-            f"the chat template of {name} fails ({type(error).__name__}: {first_line(error)}); set chat: null, or mend "
-            "the template"
+            f"the chat template of {name} fails ({type(error).__name__}: {first_line(error)}); {fixes[1]}"
         ) from None
+    if text.count(ANSWER) != 1:
+        raise UserError(f"the chat template of {name} does not show each turn once; {fixes[2]}")
     before = text.split(ANSWER)[0]
-    if before.count(QUESTION) != 1 or text.count(ANSWER) != 1:
-        raise UserError(f"the chat template of {name} does not show each turn once; set chat: null")
     if tokenizer.bos_token and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
         before = before.removeprefix(tokenizer.bos_token)  # it comes with every text
-    return Template(before.replace("{", "{{").replace("}", "}}").replace(QUESTION, "{question}") + "{answer}", " ")
+    return before

@@ -7,28 +7,28 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Features, List, Value
 from pydantic import TypeAdapter
 
+from kava.config.data import Data
 from kava.config.jobs import Job, Runtime
-from kava.config.schema import Data
 from kava.data.doubts import tokenizer_doubts
 from kava.data.fit import Reach, reach, require_end_after_answer, require_fit
 from kava.data.overlap import find_overlap
 from kava.data.positions import check_before_a_run
 from kava.data.prompt import prompt_ids
 from kava.data.rows import load_rows
-from kava.data.task import write_task
-from kava.data.template import Template, template_for
+from kava.data.task import write_questions, write_task
+from kava.data.template import Template, Wording
 from kava.data.tokens import (
-    EQUATION,
     answers,
     content_sha256,
     encode_example,
-    equations_only,
     require_same_tokenizer,
     vocabulary_sha256,
 )
 from kava.errors import UserError
 from kava.files import read_json, sha256_json, write_json
 from kava.models.load import check_model, load_ends, load_model_config, load_tokenizer, require_readable_model
+from kava.tasks import task_of
+from kava.tasks.base import Row, Task
 
 log = logging.getLogger("kava")
 
@@ -38,29 +38,34 @@ def run(job: Job, runtime: Runtime) -> None:
     for source in models:
         require_readable_model(load_model_config(source), source["model"])
     key = job.spec["key"]
-    loaded = load_rows(TypeAdapter(Data).validate_python(runtime.data))
-    rows = loaded.splits
+    data = TypeAdapter(Data).validate_python(runtime.data)
+    task, loaded = task_of(data.kind), load_rows(data)
     for note in loaded.notes:
         log.info("%s", note)
     teacher, student = load_tokenizer(runtime.teacher), load_tokenizer(runtime.student)
-    template = template_for(teacher, key["template"], key.get("chat"))
+    wording = Wording(teacher, key["template"], key.get("chat"), loaded.conversations)
+    template, rows = wording.template, {split: wording.rows(of, split) for split, of in loaded.splits.items()}
     texts = [template.fill(row) for row in rows["validation"]]
     require_same_tokenizer(teacher, student, texts)
     prompts = [template.prompt(row["question"]) for row in rows["test"]]
-    check_before_a_run(teacher, prompts, runtime)
+    if task.harness:
+        check_before_a_run(teacher, prompts, runtime)
 
     splits: dict[str, dict[str, Any]] = {}
     examples = DatasetDict()
-    for split in ("train", "validation"):
-        examples[split], splits[split] = encode_split(teacher, template, key, split, rows[split])
+    for split in ("train", "validation") if task.harness else ("train", "validation", "test"):
+        examples[split], splits[split], kept = encode_split(task, teacher, template, key, split, rows[split])
+        if split == "test":
+            rows[split] = kept
     asked = reach(prompt_ids(teacher, prompt) for prompt in prompts)
     _check_model("teacher", runtime.teacher, teacher, examples, asked)
     _check_model("student", runtime.student, student, examples, asked)
     for source in models:
         check_model(source)  # headers alone, before the hours of an extraction
-    splits["test"] = {"examples": len(rows["test"]), "sha256": sha256_json(rows["test"])}
+    # Of test rows that are judged by their likelihood, the ids and what was dropped stand beside it.
+    splits["test"] = splits.get("test", {"examples": len(rows["test"])}) | {"sha256": sha256_json(rows["test"])}
 
-    warnings = loaded.warnings + tokenizer_doubts(teacher, template, rows["train"])
+    warnings = loaded.warnings + tokenizer_doubts(task, teacher, template, rows["train"])
     for sentence in warnings:
         log.warning("warning: %s", sentence)
     overlap = find_overlap(rows)
@@ -76,7 +81,10 @@ def run(job: Job, runtime: Runtime) -> None:
         if any(manifest.get(name) != value for name, value in found.items()):
             write_json(job.output, manifest | found)
         return
-    write_task(folder / "task", rows["test"], template)
+    if task.harness:
+        write_task(folder / "task", rows["test"], template, task.harness)
+    else:
+        write_questions(folder / "task", rows["test"], wording.asked)
     staged = folder / "examples.partial"
     shutil.rmtree(staged, ignore_errors=True)
     examples.save_to_disk(str(staged))
@@ -108,9 +116,9 @@ def _check_model(role: str, source: dict[str, Any], tokenizer: Any, examples: An
 
 
 def encode_split(
-    tokenizer: Any, template: Template, key: dict[str, Any], split: str, rows: list[dict[str, str]]
-) -> tuple[Any, dict[str, Any]]:
-    """Tokenise a split: its `datasets.Dataset`, and what the manifest says of it.
+    task: Task, tokenizer: Any, template: Template, key: dict[str, Any], split: str, rows: list[Row]
+) -> tuple[Any, dict[str, Any], list[Row]]:
+    """Tokenise a split: its `datasets.Dataset`, what the manifest says of it, and the rows that are not too long.
 
     Raises
     ------
@@ -118,7 +126,7 @@ def encode_split(
         Every example is too long.
     """
     max_length = key["max_length"]
-    encoded = [encode_example(tokenizer, template, row) for row in rows]
+    encoded = [encode_example(task, tokenizer, template, row) for row in rows]
     kept = [number for number, example in enumerate(encoded) if len(example["input_ids"]) <= max_length]
     if not kept:
         raise UserError(f"every {split} example is longer than max_length={max_length}; raise it")
@@ -134,15 +142,15 @@ def encode_split(
         split, len(kept), facts["tokens"], facts["dropped"], max_length,
     )  # fmt: skip
     if key["student_reasoning"] == "equations":
-        answers = [rows[number]["answer"] for number in kept]
+        shortened = [task.equations_only(rows[number]["answer"]) for number in kept]
         of_student = [
-            encode_example(tokenizer, template, rows[number] | {"answer": equations_only(answer)})
-            for number, answer in zip(kept, answers, strict=True)
+            encode_example(task, tokenizer, template, rows[number] | {"answer": answer})
+            for number, answer in zip(kept, shortened, strict=True)
         ]
         columns |= {f"student_{name}": [example[name] for example in of_student] for name in ("input_ids", "segments")}
         facts |= {
             "student_tokens": sum(len(ids) for ids in columns["student_input_ids"]),
-            "without_equations": sum(EQUATION.search(answer) is None for answer in answers),
+            "without_equations": sum(not answer[: task.answer_start(answer)].strip() for answer in shortened),
         }
         log.info(
             "%s: the student reads %d tokens; %d examples have no equation and leave it no reasoning",
@@ -150,4 +158,4 @@ def encode_split(
         )  # fmt: skip
     facts["sha256"] = content_sha256(columns)
     features = Features({name: List(Value("int8" if "segments" in name else "int32")) for name in columns})
-    return Dataset.from_dict(columns, features=features), facts
+    return Dataset.from_dict(columns, features=features), facts, [rows[number] for number in kept]

@@ -2,12 +2,12 @@
 
 A token set is a folder: `manifest.json`, `examples/` (a `datasets.DatasetDict` with the columns `input_ids` and
 `segments` for train and validation, and `student_input_ids` and `student_segments` where the student reads less than
-the teacher) and `task/` (the test questions as an lm-evaluation-harness task).
+the teacher; and for test, where answers are judged by their likelihood) and `task/` (the test questions, as an
+lm-evaluation-harness task where answers are generated).
 """
 
 import hashlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,8 @@ from kava.data.prompt import text_ids
 from kava.data.template import Template
 from kava.errors import UserError
 from kava.files import canonical_json, read_json, sha256_json
-
-ANSWER_MARK = "####"
-# GSM8K's calculator annotation.
-EQUATION = re.compile(r"<<.*?>>")
+from kava.tasks import task_of
+from kava.tasks.base import Task
 
 
 class Segment(IntEnum):
@@ -33,17 +31,19 @@ class Segment(IntEnum):
     ANSWER = 2
 
 
-def encode_example(tokenizer: Any, template: Template, row: Mapping[str, str]) -> dict[str, list[int]]:
+def encode_example(task: Task, tokenizer: Any, template: Template, row: Mapping[str, str]) -> dict[str, list[int]]:
     """Tokenise one example whole, so that ids are those of the text as the model would see it.
 
     Parameters
     ----------
+    task
+        Says where a row's answer goes from its reasoning to its result.
     tokenizer
         A fast tokenizer; its own start token is added, and one end token.
     template
         Text of an example.
     row
-        `question`, and `answer` with `####` before the final number.
+        `question` and `answer`, as text.
 
     Returns
     -------
@@ -52,9 +52,10 @@ def encode_example(tokenizer: Any, template: Template, row: Mapping[str, str]) -
     """
     text = template.fill(row)
     reasoning_start = len(text) - len(row["answer"])
-    answer_start = reasoning_start + row["answer"].rindex(ANSWER_MARK)
     # The space before the reasoning is part of its first token in byte-level vocabularies.
     prompt_end = len(text[:reasoning_start].rstrip(template.trimmed))
+    before_result = task.answer_start(row["answer"])
+    answer_start = prompt_end if before_result is None else reasoning_start + before_result
     ids, offsets = text_ids(tokenizer, text)
     segments = [
         Segment.PROMPT if end <= prompt_end else Segment.REASONING if end <= answer_start else Segment.ANSWER
@@ -69,30 +70,6 @@ def encode_example(tokenizer: Any, template: Template, row: Mapping[str, str]) -
 def answers(input_ids: Iterable[np.ndarray], segments: Iterable[np.ndarray]) -> list[np.ndarray]:
     """Ids of the reasoning and answer of each example, without its end token."""
     return [ids[of != Segment.PROMPT][:-1] for ids, of in zip(input_ids, segments, strict=True)]
-
-
-def equations_only(answer: str) -> str:
-    """An answer whose reasoning is only its equations, each with its `<<` `>>`, joined by one space.
-
-    What stands between reasoning and `####`, GSM8K's line break, is kept, also where there is no equation: the tokens
-    of the answer are then those of the original.
-    """
-    answer_start = answer.rindex(ANSWER_MARK)
-    reasoning = answer[:answer_start]
-    line_break = reasoning[len(reasoning.rstrip()) :]
-    return " ".join(EQUATION.findall(reasoning)) + line_break + answer[answer_start:]
-
-
-def check_rows(rows: Sequence[Mapping[str, str]], split: str) -> None:
-    """Raise `UserError` for rows whose answer has no `####`, since they have no answer segment and no gold."""
-    without = [number for number, row in enumerate(rows) if ANSWER_MARK not in row["answer"]]
-    if without:
-        number = without[0]
-        raise UserError(
-            f"{split} row {number} has no '{ANSWER_MARK}' in its answer {rows[number]['answer'][-60:]!r} "
-            f"({len(without)} of {len(rows)} rows have none); answers end in '{ANSWER_MARK} <number>': correct or drop "
-            "these rows"
-        )
 
 
 def vocabulary_sha256(tokenizer: Any) -> str:
@@ -128,9 +105,11 @@ class TokenSet:
     Attributes
     ----------
     input_ids, segments
-        Split → ids and segments of every example as the teacher reads it.
+        `train` and `validation` → ids and segments of every example as the teacher reads it.
     student_ids, student_segments
         The same for the student; the same objects where both read the same.
+    test_ids, test_segments
+        Of the test examples; None where answers are generated.
     """
 
     def __init__(self, manifest: Path) -> None:
@@ -144,6 +123,7 @@ class TokenSet:
         for split, columns in examples.with_format("numpy").items():
             self.input_ids[split] = list(columns["input_ids"])
             self.segments[split] = list(columns["segments"])
+        self.test_ids, self.test_segments = self.input_ids.pop("test", None), self.segments.pop("test", None)
         self.student_ids, self.student_segments = self.input_ids, self.segments
         if self.manifest["spec"]["student_reasoning"] != "full":
             self.student_ids, self.student_segments = {}, {}
@@ -158,16 +138,23 @@ class TokenSet:
     @property
     def reach(self) -> Reach:
         """Largest id and longest example that the teacher reads."""
-        return reach(ids for of_split in self.input_ids.values() for ids in of_split)
+        return self._reach(self.input_ids)
 
     @property
     def student_reach(self) -> Reach:
         """The same of the student."""
-        return reach(ids for of_split in self.student_ids.values() for ids in of_split)
+        return self._reach(self.student_ids)
+
+    def _reach(self, ids_of: Mapping[str, list[np.ndarray]]) -> Reach:
+        return reach(ids for of_split in (*ids_of.values(), self.test_ids or []) for ids in of_split)
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.manifest["spec"]["data"]["source"]["kind"])
 
     @property
     def task_folder(self) -> Path:
-        """Folder to give to lm-eval as `--include_path`."""
+        """Folder of the test questions; that to give to lm-eval as `--include_path`."""
         return self.folder / "task"
 
     @property

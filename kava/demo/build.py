@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kava.data.demo import generate
+from kava.tasks.demo import generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
@@ -107,7 +107,7 @@ def train(
     tokenizer
         Its tokenizer.
     rows
-        Problems as `kava.data.demo.generate` returns them.
+        Problems as `kava.tasks.demo.generate` returns them.
     steps, batch_size
         Updates, and examples in each; the rows are shuffled anew whenever all have been read.
     learning_rate

@@ -2,18 +2,18 @@
 
 import time
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 import torch
 
 from kava.config.jobs import Jobs
-from kava.config.schema import Config, DemoData
+from kava.config.schema import Config
 from kava.config.training import Distill, Pretrain
 from kava.errors import UserError
 from kava.plan.geometry import read_geometry
-from kava.plan.tokens import count_tokens
+from kava.plan.tokens import count_tokens, test_rows
 from kava.plan.trace import parameter_counts
+from kava.tasks import task_of
 
 # Share of the rate of one large product that a model's forwards and backwards reach.
 REACHED: Final = 0.5
@@ -21,7 +21,6 @@ REACHED: Final = 0.5
 BF16_GAIN: Final = 4.0
 # Of a stage's process before it computes, and of a forward and backward of a model of any size; the demo's, measured.
 STAGE_SECONDS, FORWARD_SECONDS = 15.0, 0.1
-GSM8K_QUESTIONS: Final = 1319
 UNITS: Final = ((86400, "days"), (3600, "hours"), (60, "minutes"))
 
 
@@ -34,10 +33,12 @@ def run_seconds(config: Config) -> float | None:
         teacher, student = parameters(config)
         count = count_tokens(Jobs(config))
         tokens = count.tokens / max(1, count.examples)
-        questions = _questions(config)
+        questions = test_rows(config)
     except UserError:
         return None
-    answers = questions * (tokens / 3 + config.evaluation.max_new_tokens)
+    # An answer that is judged by its likelihood is read, and none is written.
+    longest = tokens / 3 + config.evaluation.max_new_tokens if task_of(config.data.kind).harness else tokens
+    answers = questions * longest
     seconds = _seconds(2 * teacher * (count.tokens + answers), config.teacher.dtype)
     runs, stages = len(config.seeds), 5
     seconds += _seconds(2 * student * answers, "float32") * (1 + runs * len(config.arms))
@@ -67,18 +68,6 @@ def roughly(seconds: float) -> str:
     number = max(2, round(seconds / size))
     digits = len(str(number)) - 2
     return f"about {round(number, -digits) if digits > 0 else number} {unit}"
-
-
-def _questions(config: Config) -> int:
-    data = config.data
-    if isinstance(data, DemoData):
-        return data.test
-    if data.test is not None:
-        return data.test
-    from kava.data.gsm8k import read_split
-
-    local = Path(data.path)
-    return len(read_split(local, "test")) if local.is_dir() else GSM8K_QUESTIONS
 
 
 def _seconds(flops: float, dtype: str) -> float:

@@ -1,21 +1,21 @@
 """The teacher, the student and the data of a preset: here, or to be had from the hub; and whether they go together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from huggingface_hub import constants
 
+from kava.config.data import FolderData
 from kava.config.identity import model_path
-from kava.config.schema import Config, DemoData, Gsm8kData
+from kava.config.schema import Config
 from kava.config.splits import split_files
-from kava.data import load_splits
 from kava.data.doubts import tokenizer_doubts
 from kava.data.fit import embedding_rows, reach, require_a_row_for_each_token, require_fit, require_more_tokens
 from kava.data.positions import look
 from kava.data.rows import load_rows
-from kava.data.template import template_for
-from kava.data.tokens import ANSWER_MARK, encode_example, require_same_tokenizer
+from kava.data.template import Wording
+from kava.data.tokens import encode_example, require_same_tokenizer
 from kava.doctor.check import Check, fail, ok, refused, warning
 from kava.errors import UserError
 from kava.hub import Repository, cached, measure, repositories
@@ -23,6 +23,8 @@ from kava.models.capture import require_known_rotation
 from kava.models.families import require_readable
 from kava.models.load import check_model, load_model_config, load_tokenizer
 from kava.models.on_disk import tokenizer_fault, weights_fault
+from kava.tasks import task_of
+from kava.tasks.base import Rows
 from kava.text import size
 
 SAMPLE_ROWS: Final = 64
@@ -55,7 +57,7 @@ def sources(config: Config, fetch: str) -> Sources:
             lines.append(warning(role, f"{repository} is not in the hub's cache, or not whole", f"run `{fetch}`"))
         elif fault:
             lines.append(refused(role, fault, f"{_name(config, role)}: "))
-        elif folder and isinstance(config.data, Gsm8kData) and role == "data":
+        elif folder and isinstance(config.data, FolderData) and role == "data":
             lines.append(_rows(config.data, str(repository or config.data.path), folder))
         else:
             lines.append(ok(role, f"{repository or _name(config, role)}, on this machine" if folder else "generated"))
@@ -75,11 +77,13 @@ def prompts(config: Config) -> Check:
     if result.unknown:
         missing = f"not compared with the models' positions: {result.unknown}"
         return warning("prompts", missing, "get it, and run this again")
+    if task_of(config.data.kind).harness is None:
+        return ok("prompts", "the longest test row fits teacher and student")
     longest = config.evaluation.max_new_tokens
     return ok("prompts", f"the longest and an answer of {longest} tokens fit teacher and student")
 
 
-def _rows(data: Gsm8kData, name: str, folder: Path) -> Check:
+def _rows(data: FolderData, name: str, folder: Path) -> Check:
     """Read all rows of a folder, which takes under a second for GSM8K, and say what a run would take of them."""
     try:
         form, _ = split_files(folder, "train")
@@ -87,7 +91,7 @@ def _rows(data: Gsm8kData, name: str, folder: Path) -> Check:
     except UserError as error:
         return refused("data", error, f"{name}: ")
     counts = ", ".join(f"{len(of_split):,} {split}" for split, of_split in rows.splits.items())
-    message = f"{name}, on this machine: {FORMS[form]}, {counts} rows, with '#### <number>' at the end of answers"
+    message = f"{name}, on this machine: {FORMS[form]}, {counts} rows, {task_of(data.kind).form}"
     if rows.warnings:
         return warning("data", f"{message}; {' '.join(rows.warnings)}", "look at these rows before a run")
     return ok("data", message)
@@ -130,37 +134,40 @@ def _reading(config: Config, tokenizer: Any, configs: dict[str, Any]) -> list[st
     rows = embedding_rows(configs["student"])
     if rows is not None and any(arm.auxiliary.logit_kd for arm in config.arms.values()):
         require_a_row_for_each_token(config.student.model, tokenizer, rows)
-    template = template_for(tokenizer, config.template, config.chat.model_dump() if config.chat else None)
-    sample = _sample(config)
-    encoded = [encode_example(tokenizer, template, row)["input_ids"] for row in sample]
+    task, rows_read = task_of(config.data.kind), _sample(config)
+    chat = config.chat.model_dump() if config.chat else None
+    wording = Wording(tokenizer, config.template, chat, rows_read.conversations)
+    sample = wording.rows(rows_read.splits["train"], "train")
+    encoded = [encode_example(task, tokenizer, wording.template, row)["input_ids"] for row in sample]
     seen = reach([ids for ids in encoded if len(ids) <= config.max_length] or [[tokenizer.eos_token_id]])
     for role, model in (("teacher", config.teacher.model), ("student", config.student.model)):
         require_fit(role, model, configs[role], seen)
-    return tokenizer_doubts(tokenizer, template, sample)
+    return tokenizer_doubts(task, tokenizer, wording.template, sample)
 
 
-def _sample(config: Config) -> list[dict[str, str]]:
+def _sample(config: Config) -> Rows:
     """Some training rows, evenly spread; none of data that is not here or cannot be read, as its own line says."""
     repository = repositories(config)["data"]
     if repository and cached(repository) is None:
-        return []
+        return Rows({"train": []})
     try:
-        rows = load_splits(config.data)["train"]
+        rows = load_rows(config.data)
     except UserError:
-        return []
-    return [row for row in rows[:: max(1, len(rows) // SAMPLE_ROWS)] if ANSWER_MARK in row["answer"]]
+        return Rows({"train": []})
+    train = rows.splits["train"]
+    return replace(rows, splits={"train": train[:: max(1, len(train) // SAMPLE_ROWS)]})
 
 
 def _name(config: Config, role: str) -> str:
     if role == "data":
-        return config.data.kind if isinstance(config.data, DemoData) else config.data.path
+        return config.data.path if isinstance(config.data, FolderData) else config.data.kind
     return config.teacher.model if role == "teacher" else config.student.model
 
 
 def _local(config: Config, role: str) -> Path | None:
     """Directory of a model or data set that is not on the hub; None for data that is generated."""
     if role == "data":
-        return None if isinstance(config.data, DemoData) else Path(config.data.path)
+        return Path(config.data.path) if isinstance(config.data, FolderData) else None
     return Path(model_path(_name(config, role)))
 
 

@@ -16,11 +16,11 @@ from transformers import StoppingCriteriaList, StopStringCriteria
 
 from kava.data.fit import Longest, lack, positions
 from kava.data.prompt import prompt_ids
-from kava.data.task import TASK, read_task
+from kava.data.task import read_task
 from kava.errors import UserError
 from kava.models.load import ends_of
+from kava.tasks.base import Harness
 
-STRICT, FLEXIBLE = "strict-match", "flexible-extract"
 # More tokens than any prompt has.
 NEVER_CUT = 1 << 30
 
@@ -164,26 +164,27 @@ def answer(lm: RowwiseStop, prompt: str, stop: Sequence[str], max_new_tokens: in
 def score(lm: LM, task_folder: Path, max_new_tokens: int) -> dict[str, Any]:
     """Have any of the harness's models answer the questions; returns what `lm_eval.evaluate` does, with its samples."""
     # Not `simple_evaluate`, which lists the installed packages afterwards: three seconds of every evaluation.
-    tasks = TaskManager(include_defaults=False).load([read_task(task_folder)])
-    tasks["tasks"][TASK].set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
+    task = read_task(task_folder)
+    tasks = TaskManager(include_defaults=False).load([task])
+    tasks["tasks"][task["task"]].set_config("generation_kwargs", {"max_gen_toks": max_new_tokens}, update=True)
     results = evaluate(lm=lm, task_dict=tasks, bootstrap_iters=0)
     assert results is not None, "the harness returns results in the first process, and there is one"
     return results
 
 
-def samples(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def samples(results: Mapping[str, Any], task: Harness) -> list[dict[str, Any]]:
     """One record per question from the harness's samples, which stand once per filter."""
-    by_filter: dict[str, dict[int, Any]] = {STRICT: {}, FLEXIBLE: {}}
-    for sample in results["samples"][TASK]:
+    by_filter: dict[str, dict[int, Any]] = {name: {} for name in task.filters.values()}
+    for sample in results["samples"][task.name]:
         by_filter[sample["filter"]][sample["doc_id"]] = sample
+    (first, *_) = by_filter.values()
     return [
         {
             "doc_id": doc_id,
             "question": sample["doc"]["question"],
             "gold": sample["doc"]["answer"],
             "answer": sample["resps"][0][0],
-            "strict_match": int(sample["exact_match"]),
-            "flexible_extract": int(by_filter[FLEXIBLE][doc_id]["exact_match"]),
         }
-        for doc_id, sample in sorted(by_filter[STRICT].items())
+        | {metric: int(by_filter[name][doc_id]["exact_match"]) for metric, name in task.filters.items()}
+        for doc_id, sample in sorted(first.items())
     ]

@@ -12,7 +12,8 @@ from kava.files import read_json
 from kava.models.load import load_model_config
 from kava.plan.fixes import explained
 from kava.plan.geometry import read_geometry
-from kava.plan.needs import EvaluationNeed, ExtractionNeed, Need, TrainingNeed, prompt_length
+from kava.plan.needs import ExtractionNeed, Need, TrainingNeed, evaluation_of
+from kava.tasks import task_of
 
 log = logging.getLogger("kava")
 
@@ -45,6 +46,8 @@ def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
     """Name and need of a job of stage extract, pretrain, distill or evaluate."""
     tokens: dict[str, Any] = read_json(job.inputs["tokens"])["spec"]
     longest: int = tokens["max_length"]
+    data = tokens["data"]["source"]
+    task = task_of(data["kind"])
     if job.stage == "extract":
         return "extract", ExtractionNeed(runtime.teacher, longest, job.spec["key"])
     if job.stage == "evaluate":
@@ -52,10 +55,10 @@ def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
         source = runtime.teacher if role == "teacher" else runtime.student
         if role == "student_base":  # as it comes
             source = source | {"dtype": str(read_geometry(source).dtype or torch.float32).removeprefix("torch.")}
-        prompt = prompt_length(tokens["data"]["source"].get("hub"), longest)
-        return f"evaluate of {role or 'the student'}", EvaluationNeed(source, job.spec["key"]["evaluation"], prompt)
+        need = evaluation_of(task, source, job.spec["key"]["evaluation"], data.get("hub"), longest)
+        return f"evaluate of {role or 'the student'}", need
     arm: dict[str, Any] = job.spec["arm"]
     kv = read_json(job.inputs["store"])["spec"] if "store" in job.inputs else NO_STORE
     name, settings = job.spec["name"], job.spec[job.stage] | runtime.execution[job.stage]
-    need = TrainingNeed(job.stage, name, runtime.student, runtime.teacher, arm, settings, longest, kv)
-    return f"{job.stage} of {name}", need
+    models = runtime.student, runtime.teacher
+    return f"{job.stage} of {name}", TrainingNeed(job.stage, name, *models, arm, settings, longest, kv, task.lengths)

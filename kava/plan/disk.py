@@ -8,10 +8,10 @@ from kava.config.jobs import Jobs
 from kava.config.kv import TransformCodec
 from kava.files import nearest_folder, read_json
 from kava.models.capture import geometry
-from kava.plan.example import ANSWER_TOKENS
 from kava.plan.geometry import read_geometry
 from kava.plan.tokens import TokenCount
 from kava.store.contents import Contents
+from kava.tasks import task_of
 
 # What `transform` took of raw bf16 at a cosine of 0.99, and not at others: 0.019 in the demo, 0.051 with a tiny Llama.
 TRANSFORM_RATIO = 0.06
@@ -40,7 +40,9 @@ def store_bytes(jobs: Jobs, count: TokenCount) -> int:
     shape = geometry(teacher)
     contents = Contents(config.kv, shape, teacher.hidden_size)
     tokens = min(count.tokens, contents.selector.rows(count.tokens // max(1, count.examples)) * count.examples)
-    rows = {"token": tokens, "answer": ANSWER_TOKENS * count.examples, "example": count.examples}
+    longest = task_of(config.data.kind).lengths.longest_answer
+    answers = count.tokens if longest is None else longest * count.examples
+    rows = {"token": tokens, "answer": answers, "example": count.examples}
     if contents.codec.calibration_tokens:
         arrays = {name: spec for name, spec in contents.arrays.items() if name.startswith("signals/")}
         codec = config.kv.codec

@@ -10,24 +10,22 @@ from kava.training.batches import PADDING
 from kava.training.signals import signals_of
 from kava.training.signals.base import TeacherShape
 
-# Measured on GSM8K under Qwen2.5's tokenizer: the shortest question in the default template, and the longest answer
-# (`#### ` to the end token; 5 on average). All other tokens are reasoning.
-PROMPT_TOKENS, ANSWER_TOKENS = 16, 14
 
-
-def masks(examples: int, tokens: int) -> dict[str, Tensor]:
+def masks(examples: int, tokens: int, prompt: int = 1, answer: int | None = None) -> dict[str, Tensor]:
     """Real tensors of a `Batch`, `[B, T]`: ids, masks and segments, with their values also in fake mode.
 
-    The last row ends in one token of padding, since attention without any takes another and cheaper path.
+    The last row ends in one token of padding, since attention without any takes another and cheaper path. `prompt` and
+    `answer` are the task's shortest and longest (`kava.tasks.base.Lengths`); what stands between them is reasoning.
     """
     with unset_fake_temporarily():
-        return _masks(examples, tokens)
+        return _masks(examples, tokens, prompt, answer)
 
 
-def _masks(examples: int, tokens: int) -> dict[str, Tensor]:
+def _masks(examples: int, tokens: int, prompt: int, answer: int | None) -> dict[str, Tensor]:
+    prompt = min(prompt, tokens // 2)
     segments = torch.full((examples, tokens), int(Segment.REASONING))
-    segments[:, : min(PROMPT_TOKENS, tokens // 2)] = Segment.PROMPT
-    segments[:, -max(1, min(ANSWER_TOKENS, tokens // 4)) :] = Segment.ANSWER
+    segments[:, :prompt] = Segment.PROMPT
+    segments[:, -(tokens - prompt if answer is None else max(1, min(answer, tokens // 4))) :] = Segment.ANSWER
     attention = torch.ones(examples, tokens, dtype=torch.int64)
     attention[-1, -1] = 0
     return {

@@ -10,12 +10,14 @@ import torch
 
 from kava.config.arms import Arm
 from kava.config.schema import Lora
+from kava.evaluation.likelihood import LOGITS_AT_ONCE
 from kava.files import canonical_json
 from kava.models.capture import geometry
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory, of_forward, of_training, state_bytes
 from kava.plan.trace import Counts, Traced, parameter_counts, trace_forward, trace_training
 from kava.store.shard import ENCODE_TOKENS
+from kava.tasks.base import Lengths, Task
 from kava.training.prefetch import AHEAD
 from kava.training.signals.base import TeacherShape
 
@@ -27,8 +29,8 @@ INT8_STEP_BYTES = 3 + 6
 # fp32 copies of a block of keys (or values) that a codec holds while it encodes: widened, grouped, shifted, scaled,
 # rounded and clamped.
 ENCODING_COPIES = 6
-# Hub id of a data set → tokens of its longest question, measured in the default template under Qwen2.5's tokenizer.
-LONGEST_PROMPT = {"openai/gsm8k": 215}
+# Of a logit in a forward that is scored: a copy in fp32, and its logarithm.
+SCORED_BYTES = 4 + 4
 
 
 class Need(Protocol):
@@ -53,6 +55,7 @@ class TrainingNeed:
     settings: dict[str, Any]  # of the phase
     tokens: int  # of the longest example
     kv: dict[str, Any]  # of the store
+    lengths: Lengths  # of the task's rows
 
     def traced(self, step: bool = True) -> Traced:
         """Of one micro-batch, when every loss of the arm counts; arms that differ in schedules share it.
@@ -67,6 +70,7 @@ class TrainingNeed:
             "learns": self.settings["steps"] > 0,
         }
         kv = {"codec": self.kv["codec"]["kind"], "top": self.kv["signals"]["topk_logits"], "keys": self.kv["keys"]}
+        kv |= {"prompt": self.lengths.shortest_prompt, "answer": self.lengths.longest_answer}
         given = (_source(self.student), _source(self.teacher), _at_its_dearest(self.arm), settings, kv)
         return _traced(self.stage, self.tokens, step, *map(canonical_json, given))
 
@@ -184,9 +188,58 @@ class EvaluationNeed:
             yield "student.export_dtype: bfloat16", replace(self, source=self.source | {"export_dtype": "bfloat16"})
 
 
-def prompt_length(data: str | None, max_length: int) -> int:
-    """Tokens of the longest question of a data set of the hub; `max_length` where it was not measured."""
-    return min(max_length, LONGEST_PROMPT.get(data or "", max_length))
+@dataclass(frozen=True)
+class LikelihoodNeed:
+    """One forward over a batch of test examples, and their logits.
+
+    Attributes
+    ----------
+    source
+        As of `EvaluationNeed`.
+    batch_size, tokens
+        Examples at most, and the longest of them.
+    """
+
+    source: dict[str, Any]
+    batch_size: int
+    tokens: int
+
+    def memory(self) -> StageMemory:
+        config, dtype = read_geometry(self.source), _dtype(self.source)
+        width = getattr(torch, dtype).itemsize
+        rows = max(1, min(self.batch_size, LOGITS_AT_ONCE // (self.tokens * config.vocab_size)))
+        weights, dequantised = _loaded(self.source, rows * self.tokens)
+        traced = _forward(_source_json(self.source), dtype, rows, self.tokens, None, False)
+        cache = 2 * rows * self.tokens * geometry(config).channels * width  # that forward keeps one, and this one none
+        logits = rows * self.tokens * config.vocab_size * (width + SCORED_BYTES)
+        parts = {"weights": weights, "activations": traced["activations"] - cache, "logits": logits}
+        return of_forward(parts | {"temporary": dequantised})
+
+    def fixes(self) -> Iterator[tuple[str, Self]]:
+        half = self.batch_size // 2
+        if half:
+            yield f"evaluation.batch_size: {half}", replace(self, batch_size=half)
+        shorter = self.tokens * 3 // 4
+        yield f"max_length: {shorter} (longer examples are dropped)", replace(self, tokens=shorter)
+
+
+def evaluation_of(task: Task, source: dict[str, Any], settings: dict[str, Any], hub: str | None, longest: int) -> Need:
+    """Need of the evaluation of one model.
+
+    Parameters
+    ----------
+    task
+        Of the data.
+    source, settings
+        As of `EvaluationNeed`.
+    hub
+        Id of the data set, whose longest question may have been measured.
+    longest
+        `max_length`, which prompts seldom exceed and test examples never do.
+    """
+    if task.harness is None:
+        return LikelihoodNeed(source, settings["batch_size"], longest)
+    return EvaluationNeed(source, settings, min(longest, task.lengths.longest_prompts.get(hub or "", longest)))
 
 
 def _dtype(source: dict[str, Any]) -> str:

@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from kava.config.data import FolderData
 from kava.config.jobs import Jobs
-from kava.config.schema import Config, Gsm8kData
+from kava.config.schema import Config
 from kava.data.positions import Prompts, look
 from kava.plan.disk import Disk, disk
 from kava.plan.fixes import Fix, fixes
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory
-from kava.plan.needs import EvaluationNeed, ExtractionNeed, Need, TrainingNeed, prompt_length
+from kava.plan.needs import ExtractionNeed, Need, TrainingNeed, evaluation_of
 from kava.plan.tokens import TokenCount, count_tokens
 from kava.plan.trace import parameter_counts
+from kava.tasks import task_of
 
 Needs = dict[str, dict[str, Need]]
 
@@ -65,6 +67,7 @@ def disk_alone(jobs: Jobs) -> Disk:
 
 def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
     """Stage, arm (or model) and need, of everything that a configuration runs on the GPU."""
+    task = task_of(config.data.kind)
     teacher, student, kv = config.teacher.model_dump(), config.student.model_dump(), config.kv.model_dump()
     longest = config.max_length
     yield "extract", "", ExtractionNeed(teacher, longest, kv)
@@ -75,11 +78,12 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
                 if arm.aligner is None:
                     continue
                 settings |= {} if arm.pretrain_projector else {"steps": 0}
-            yield stage, name, TrainingNeed(stage, name, student, teacher, arm.model_dump(), settings, longest, kv)
+            of_arm = arm.model_dump(), settings, longest, kv, task.lengths
+            yield stage, name, TrainingNeed(stage, name, student, teacher, *of_arm)
     evaluation = config.evaluation.model_dump()
-    prompt = prompt_length(config.data.path if isinstance(config.data, Gsm8kData) else None, longest)
-    yield "evaluate teacher", "", EvaluationNeed(teacher, evaluation, prompt)
-    yield "evaluate student", "", EvaluationNeed(student, evaluation, prompt)
+    hub = config.data.path if isinstance(config.data, FolderData) else None
+    for role, source in (("teacher", teacher), ("student", student)):
+        yield f"evaluate {role}", "", evaluation_of(task, source, evaluation, hub, longest)
 
 
 def _by_stage(config: Config) -> Needs:

@@ -5,21 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kava.config.data import FolderData
 from kava.config.identity import model_path
 from kava.config.jobs import Jobs
-from kava.config.schema import Config, DemoData, Gsm8kData
+from kava.config.schema import Config
 from kava.data.rows import load_rows
-from kava.data.template import Template, template_for
+from kava.data.template import Template, Wording
 from kava.data.tokens import encode_example
+from kava.errors import UserError
 from kava.files import read_json
 from kava.hub import cached, repositories
 from kava.models.load import load_tokenizer
+from kava.tasks import task_of
 
-# Measured with the default template, end token included: GSM8K's training split under Qwen2.5's tokenizer, 1,390,694
-# tokens in 7,473 examples of 4,042,914 characters; the demo's under its own, 79,007 in 1,100.
-GSM8K_EXAMPLES = 7473
-TOKENS_PER_EXAMPLE = {"gsm8k": 1_390_694 / GSM8K_EXAMPLES, "demo": 79_007 / 1100}
-CHARACTERS_PER_TOKEN = 4_042_914 / 1_390_694
 # Rows that are tokenised for an estimate, evenly spaced: less than a second.
 SAMPLE = 256
 
@@ -34,46 +32,70 @@ class TokenCount:
 
 
 def count_tokens(jobs: Jobs) -> TokenCount:
-    """Read the token set's manifest, or estimate from a sample of the rows; where they are not here, from GSM8K's.
+    """Read the token set's manifest, or estimate from a sample of the rows, or from what was measured of the task.
 
     Raises
     ------
     UserError
-        What `kava.data.rows.load_rows` says of data that is here, and `template_for` of a chat.
+        What `kava.data.rows.load_rows` says of data that is here, and `Wording` of a chat; data that is not here and of
+        a kind of which nothing was measured.
     """
     config = jobs.config
     if jobs.tokenize.output.is_file():
         splits = [read_json(jobs.tokenize.output)["splits"][split] for split in ("train", "validation")]
         return TokenCount(sum(s["examples"] for s in splits), sum(s["tokens"] for s in splits), True)
-    data = config.data
-    if isinstance(data, DemoData):
-        return _of_known_length(data.train + data.validation, config)
-    folder = _folder(config, "data", data.path)
-    if folder is None:
-        limit = GSM8K_EXAMPLES if data.train is None else data.train + data.validation
-        return _of_known_length(min(GSM8K_EXAMPLES, limit), config)
-    return _from_sample(jobs, data.model_copy(update={"path": str(folder)}))
+    if here := _here(config):
+        return _from_sample(jobs, here)
+    data, lengths = config.data, task_of(config.data.kind).lengths
+    wanted = None if data.train is None else data.train + data.validation
+    examples = min((count for count in (wanted, lengths.train_rows) if count is not None), default=None)
+    if examples is None or lengths.tokens is None:
+        raise _not_here(config)
+    return TokenCount(examples, round(examples * min(float(config.max_length), lengths.tokens)), False)
 
 
-def _of_known_length(examples: int, config: Config) -> TokenCount:
-    tokens = examples * min(float(config.max_length), TOKENS_PER_EXAMPLE[config.data.kind])
-    return TokenCount(examples, round(tokens), False)
+def test_rows(config: Config) -> int:
+    """Test rows of a run; raises `UserError` where nobody knows how many there are."""
+    if config.data.test is not None:
+        return config.data.test
+    if here := _here(config):
+        return len(load_rows(here).splits["test"])
+    if (known := task_of(config.data.kind).lengths.test_rows) is None:
+        raise _not_here(config)
+    return known
 
 
-def _from_sample(jobs: Jobs, data: Gsm8kData) -> TokenCount:
+def _here(config: Config) -> FolderData | None:
+    """Data of this machine, with its folder as path; None for what is to be downloaded, or generated."""
+    if not isinstance(config.data, FolderData):
+        return None
+    folder = _folder(config, "data", config.data.path)
+    return config.data.model_copy(update={"path": str(folder)}) if folder else None
+
+
+def _not_here(config: Config) -> UserError:
+    return UserError(
+        f"the rows of {repositories(config)['data']} are not on this machine, so nobody knows how many tokens they "
+        "have; get them with `kava fetch`"
+    )
+
+
+def _from_sample(jobs: Jobs, data: FolderData) -> TokenCount:
     """Estimate from every n-th row, without those that are too long, as `kava tokenize` drops them."""
-    splits = load_rows(data).splits
-    rows = splits["train"] + splits["validation"]
+    task, loaded = task_of(data.kind), load_rows(data)
+    rows = loaded.splits["train"] + loaded.splits["validation"]
     sample = rows[:: -(-len(rows) // SAMPLE)]
     key: dict[str, Any] = jobs.tokenize.spec["key"]
     teacher = jobs.config.teacher
     if _folder(jobs.config, "teacher", model_path(teacher.model)):
         tokenizer = load_tokenizer(teacher.model_dump())
         tokenizer.model_max_length = sys.maxsize  # too long a row is left out below, and no reason for a warning
-        template = template_for(tokenizer, key["template"], key.get("chat"))
-        lengths = [float(len(encode_example(tokenizer, template, row)["input_ids"])) for row in sample]
+        wording = Wording(tokenizer, key["template"], key.get("chat"), loaded.conversations)
+        text = wording.rows(sample, "train")
+        lengths = [float(len(encode_example(task, tokenizer, wording.template, row)["input_ids"])) for row in text]
     else:
-        lengths = [len(Template(key["template"]).fill(row)) / CHARACTERS_PER_TOKEN for row in sample]
+        per_token = task.lengths.characters_per_token
+        lengths = [len(Template(key["template"]).fill(row)) / per_token for row in sample]
     kept = [length for length in lengths if length <= key["max_length"]]
     share = len(rows) / len(sample)
     return TokenCount(round(len(kept) * share), round(sum(kept) * share), False)

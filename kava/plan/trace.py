@@ -111,7 +111,7 @@ def training_model(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    real = masks(settings["batch_size"], tokens)
+    real = masks(settings["batch_size"], tokens, teacher.prompt, teacher.answer)
     return model, real | teacher_side(arm, real, teacher)
 
 

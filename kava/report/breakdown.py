@@ -1,6 +1,5 @@
-"""Scores by length of the question and by steps of its solution: where an arm's right answers come from."""
+"""Scores by length of the question and by what the task counts of its answer: where an arm's scores come from."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,11 @@ from kava.report.clean import Row
 from kava.report.finished import Answer, Runs
 from kava.report.results import Score
 from kava.report.statistics.intervals import interval_of
+from kava.tasks.base import Breakdown
 from kava.tasks.metric import Metric
 
-# Longer solutions are rare, so they share a bin.
-MOST_STEPS = 6
-_EQUATION = re.compile(r"<<[^<>]*>>")
+# Larger numbers are rare, so they share a bin.
+MOST = 6
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,6 @@ class Bin(Row):
         """As it stands in the JSON."""
         arms = {arm: {"rate": score.mean, "ci95": score.ci95} for arm, score in self.arms.items()}
         return {"name": self.name, "n": self.n, "arms": arms}
-
-
-def steps_of(gold: str) -> int:
-    """Reasoning steps of a GSM8K solution: its calculator annotations `<<...>>`, or its lines where it has none.
-
-    The line of the final answer, `####`, is no step.
-    """
-    equations = len(_EQUATION.findall(gold))
-    lines = [line for line in gold.splitlines() if line.strip() and not line.lstrip().startswith("####")]
-    return equations or len(lines)
 
 
 def words_of(question: str) -> int:
@@ -59,27 +48,24 @@ def _by_length(questions: Mapping[str, Answer]) -> list[tuple[str, list[str]]]:
     return [(name, docs) for name, docs in bins if docs]
 
 
-def _by_steps(questions: Mapping[str, Answer]) -> list[tuple[str, list[str]]]:
-    """A bin per number of steps, the longest solutions together."""
+def _by_number(questions: Mapping[str, Answer], counted: Breakdown) -> list[tuple[str, list[str]]]:
+    """A bin per number, the largest together."""
     bins: dict[int, list[str]] = {}
-    longest = 0
+    largest = 0
     for doc, answer in questions.items():
-        n = steps_of(answer.gold)
-        longest = max(n, longest)
-        bins.setdefault(min(n, MOST_STEPS), []).append(doc)
+        n = counted.of_gold(answer.gold)
+        largest = max(n, largest)
+        bins.setdefault(min(n, MOST), []).append(doc)
 
     def name(n: int) -> str:
-        more = " or more" if longest > MOST_STEPS and n == MOST_STEPS else ""
-        return f"{n}{more} step{'s' if n != 1 else ''}"
+        more = " or more" if largest > MOST and n == MOST else ""
+        return f"{n}{more} {counted.unit}{'s' if n != 1 else ''}"
 
     return [(name(n), bins[n]) for n in sorted(bins)]
 
 
-BINS = {"length": _by_length, "steps": _by_steps}
-
-
 def break_down(
-    runs: Runs, declared: Mapping[str, Sequence[str]], metric: Metric, kinds: Sequence[str]
+    runs: Runs, declared: Mapping[str, Sequence[str]], metric: Metric, counted: Sequence[Breakdown]
 ) -> dict[str, list[Bin]]:
     """Scores by kind of question.
 
@@ -91,8 +77,8 @@ def break_down(
         Arm → its declared seeds; an arm without a run of each has no score.
     metric : Metric
         The primary one.
-    kinds : sequence of str
-        Of `BINS`: `length` (terciles of the number of words of the question) and `steps` (of the gold solution).
+    counted : sequence of Breakdown
+        The task's own, beside `length`: terciles of the number of words of the question.
 
     Returns
     -------
@@ -114,7 +100,8 @@ def break_down(
         per_question = [sum(scores[doc] for scores in of_arms[arm]) / len(of_arms[arm]) for doc in docs]
         return Score(rate, interval_of(metric, rate, len(docs), per_question))
 
+    bins = {"length": _by_length(shared)} | {each.name: _by_number(shared, each) for each in counted}
     return {
-        kind: [Bin(name, len(docs), {arm: score(arm, docs) for arm in runs}) for name, docs in BINS[kind](shared)]
-        for kind in kinds
+        kind: [Bin(name, len(docs), {arm: score(arm, docs) for arm in runs}) for name, docs in of_kind]
+        for kind, of_kind in bins.items()
     }

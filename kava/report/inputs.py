@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from kava.files import read_json
-from kava.tasks.metric import Metric, breakdowns_of, metrics_of
+from kava.tasks import task_of
+from kava.tasks.base import Breakdown
+from kava.tasks.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class ReportInputs:
         Names shown in the header.
     metrics : tuple of Metric
         What answers are judged by; comparisons are of the first.
-    breakdowns : tuple of str
-        By what kinds of questions are told apart, of `kava.report.breakdown.BINS`.
+    breakdowns : tuple of Breakdown
+        By what questions are grouped, beside their length.
     arms : dict
         Arm name → its configuration. `aligner` is None for an arm without KV loss, else it has a `kind`.
     runs : dict
@@ -75,7 +77,7 @@ class ReportInputs:
     experiment: str
     preset: str
     metrics: tuple[Metric, ...]
-    breakdowns: tuple[str, ...]
+    breakdowns: tuple[Breakdown, ...]
     arms: dict[str, dict[str, Any]]
     runs: dict[str, dict[str, RunFiles]]
     stores: dict[str, Path]
@@ -133,8 +135,8 @@ def report_inputs(spec: Mapping[str, Any], inputs: Mapping[str, Path], provenanc
     return ReportInputs(
         experiment=spec["experiment"],
         preset=spec["preset"],
-        metrics=metrics_of(kind),
-        breakdowns=breakdowns_of(kind),
+        metrics=task_of(kind).metrics,
+        breakdowns=task_of(kind).breakdowns,
         arms={arm: spec["arms"][arm] for arm in controls_last},
         runs=runs,
         stores={read_json(inputs["store"])["name"]: inputs["store"]},

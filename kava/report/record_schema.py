@@ -4,7 +4,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from kava.tasks.metric import metrics_of
+from kava.tasks import task_of
 
 REFERENCES = ("teacher", "student_base")
 
@@ -82,7 +82,7 @@ class Record(_Model):
         if lacking := sorted(needed - self.files.keys()):
             raise ValueError(f"files has no {lacking[0]}")
         for model in (self.models.teacher, self.models.student_base):
-            scored = {*(metric.name for metric in metrics_of(self.configuration.data.kind))}
+            scored = {*(metric.name for metric in task_of(self.configuration.data.kind).metrics)}
             if lacking := sorted(scored - (model.model_extra or {}).keys()):
                 raise ValueError(f"{model.model} has no {lacking[0]}")
         return self

@@ -1,10 +1,10 @@
-"""Answer the test questions with one model and score them by lm-evaluation-harness's own GSM8K filters.
+"""Judge one model by the test questions: its answers, or with data.kind text how likely the right ones are to it.
 
     kava evaluate --preset demo --arm structured --seed 42
     kava evaluate --preset demo --reference teacher        # or student_base
 
-Greedy, 0-shot. Writes evaluation/: samples.jsonl (one line per question), manifest.json; and the numbers into the model
-card of an arm's student, student/README.md.
+Answers are greedy, 0-shot, and scored by lm-evaluation-harness's own filters. Writes evaluation/: samples.jsonl (one
+line per question), manifest.json; and the numbers into the model card of an arm's student, student/README.md.
 """
 
 import argparse

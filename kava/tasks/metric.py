@@ -62,19 +62,3 @@ ANSWER_NLL = Metric(
     unit="nats per token",
     meaning="Negative log-likelihood of the row’s own answer, mean over its tokens: lower is better.",
 )
-
-_OF_KIND = {
-    "demo": (STRICT_MATCH, FLEXIBLE_EXTRACT),
-    "gsm8k": (STRICT_MATCH, FLEXIBLE_EXTRACT),
-    "text": (ANSWER_NLL,),
-}
-
-
-def metrics_of(kind: str) -> tuple[Metric, ...]:
-    """What answers to a kind of data (`data.kind`) are judged by, the primary metric first."""
-    return _OF_KIND[kind]
-
-
-def breakdowns_of(kind: str) -> tuple[str, ...]:
-    """By what the report breaks a kind of data down: `length` of the question, `steps` of a worked solution."""
-    return ("length", "steps") if STRICT_MATCH in _OF_KIND[kind] else ("length",)

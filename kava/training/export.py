@@ -38,10 +38,11 @@ def export(student: Any, tokenizer: Any, prompt: PromptFormat, text: Mapping[str
 
 def speaks(tokenizer: Any, prompt: PromptFormat, text: Mapping[str, Any]) -> bool:
     """Whether a tokenizer's own chat template makes the prompt that was trained; a base model's may be another one."""
-    chat = text.get("chat")
-    if chat is None or tokenizer.chat_template is None:
+    if tokenizer.chat_template is None:
         return False
     try:
+        # Without `chat`, where rows were conversations.
+        chat = text.get("chat") or {"system": None}
         return template_for(tokenizer, text["template"], chat).prompt(PROBE) == prompt.fill(PROBE)
     except UserError:  # it refuses these turns
         return False

@@ -9,7 +9,10 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from kava.config.schema import Gsm8kData
+from kava.config.data import Gsm8kData
+from kava.tasks import task_of
+
+GSM8K = task_of("gsm8k")
 
 # How an answer ends, which the harness's filters read as it stands.
 READ = (

@@ -21,11 +21,12 @@ from kava.report.charts.style import (
     ranked,
 )
 from kava.report.format import Scale
+from kava.tasks import TASKS
 from kava.tasks.metric import Metric
 
 ROW_HEIGHT = 46
 ROW_HEIGHT_MANY = 30
-TITLES = {"length": "By length of the question", "steps": "By steps of the solution"}
+TITLES = {"length": "By length of the question"} | {by.name: by.title for task in TASKS for by in task.breakdowns}
 
 
 def _domain(metric: Metric, values: Sequence[float], beyond: float) -> list[float]:

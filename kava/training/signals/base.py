@@ -65,13 +65,18 @@ class StoredSplit:
 
 @dataclass(frozen=True)
 class TeacherShape:
-    """What a step needs to know of the teacher's side: KV geometry, hidden width, codec's kind, stored logits."""
+    """What a step needs to know of the teacher's side: KV geometry, hidden width, codec's kind, stored logits.
+
+    `prompt` and `answer` are lengths as `kava.plan.example.masks` takes them.
+    """
 
     geometry: Geometry
     width: int
     codec: str = "bf16"
     top: int = 0
     keys: str = "pre_rope"
+    prompt: int = 1
+    answer: int | None = None
 
 
 class Signal(ABC):
