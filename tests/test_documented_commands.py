@@ -44,11 +44,15 @@ def blocks(page: str, language: str) -> Iterator[tuple[int, str]]:
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Where it stands and what it says, comment included; lines that go on are one."""
+    """Where it stands and what it says, comment included, each once; lines that go on are one."""
+    seen = set()
     for page in PAGES:
         for first, text in blocks(page, "sh"):
             for match in re.finditer(r"(?:.*\\\n)*.+", text):
-                yield f"{page}:{first + text.count(chr(10), 0, match.start())}", match[0].replace("\\\n", "")
+                line = match[0].replace("\\\n", "")
+                if (words := tuple(shlex.split(line, comments=True))) not in seen:
+                    seen.add(words)
+                    yield f"{page}:{first + text.count(chr(10), 0, match.start())}", line
 
 
 def needs(line: str) -> str | None:
@@ -70,7 +74,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             plan = Jobs(load_config("config.yaml", {"experiment": experiment}))
             run_in_this_process(plan, Runtime.of(plan.config))
     shutil.copytree(folder / "results", folder / "shared")
-    shutil.copytree(folder / "results/long", folder / "results/steps1500")
+    for experiment in ("mine", "steps1500"):
+        shutil.copytree(folder / "results/long", folder / "results" / experiment)
     write_lines(folder / "french", [pair(n) for n in range(300)], [pair(n, "test") for n in range(20)])
     (settings,) = (text for _, text in blocks("docs/own-data.md", "yaml"))
     (folder / "text.yaml").write_text(settings.replace("/data/french", str(folder / "french")))
