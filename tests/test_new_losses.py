@@ -21,9 +21,19 @@ from kava.store.reader import StoreReader
 from kava.training import signals
 from kava.training.batches import stored_batches
 from kava.training.loop import train
+from kava.training.metrics_file import TrainingRun
 from kava.training.model import DistillationModel
-from kava.training.run import TrainingRun
 from kava.training.signals.base import Signal, TeacherShape
+
+
+def test_what_a_loss_reads_the_configuration_demands_of_the_store() -> None:
+    demanded = {name: settings for name, settings in Auxiliaries(codi={}, logit_kd={}, cka={}) if settings}
+    assert demanded.keys() == {loss.name for loss in losses.AUXILIARY} == set(Auxiliaries.model_fields)
+    names = {signal.name for signal in signals.SIGNALS}
+    for loss in losses.AUXILIARY:
+        assert set(loss.reads) <= names
+        needs = demanded[loss.name].needs
+        assert [name for name in loss.reads if name != "kv"] == ([needs.partition(":")[0]] if needs else [])
 
 
 class Best(Signal):

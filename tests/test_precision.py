@@ -13,8 +13,8 @@ from kava.data.tokens import TokenSet
 from kava.models.load import load_student, second_model_allowed
 from kava.training.batches import Batches
 from kava.training.loop import train
+from kava.training.metrics_file import TrainingRun
 from kava.training.model import DistillationModel
-from kava.training.run import TrainingRun
 
 pytestmark = pytest.mark.slow
 

@@ -19,9 +19,9 @@ from kava.store.reader import StoredExample
 from kava.training.batches import Batches, stored_batches
 from kava.training.calibrate import calibrate
 from kava.training.loop import train
+from kava.training.metrics_file import TrainingRun
 from kava.training.model import DistillationModel
 from kava.training.order import data_order, longest_first
-from kava.training.run import TrainingRun
 
 TEACHER = Geometry(4, 2, 16)
 

@@ -105,7 +105,7 @@ def _why_not(config: Config, name: str) -> str | None:
     for where, select in (("kv.select", config.kv.select), ("select", arm.select)):
         if select is not None and select.kind != "full":
             return f"compares some tokens only ({where}: {select.kind})"
-    stored = [name for name in ("codi", "logit_kd") if getattr(arm.auxiliary, name)]
+    stored = [name for name, settings in arm.auxiliary if settings and settings.needs]
     if arm.aligner is not None and arm.loss.weights == "importance":
         stored.append("importance")
     if stored:

@@ -27,7 +27,7 @@ WAYS: Final = ("store", "online", "online_ahead")
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """One run of one way.
 
     Attributes
@@ -85,7 +85,7 @@ def measure_ways(job: Job, runtime: Runtime, rounds: int, tell: Callable[[str], 
         from the store, in their best rounds; `ratios`, those of the medians of each round; and `losses`, compared with
         those from the store.
     """
-    runs: dict[str, list[Run]] = {way: [] for way in WAYS}
+    runs: dict[str, list[TimedRun]] = {way: [] for way in WAYS}
     for number in range(rounds):
         first = number % len(WAYS)
         for way in (*WAYS[first:], *WAYS[:first]):
@@ -104,12 +104,12 @@ def measure_ways(job: Job, runtime: Runtime, rounds: int, tell: Callable[[str], 
     return found
 
 
-def _best_steps(runs: list[Run]) -> list[float]:
+def _best_steps(runs: list[TimedRun]) -> list[float]:
     """Seconds of each step in the round in which it was fastest: a step reads the same examples in all of them."""
     return [min(of_step) for of_step in zip(*(run.step_seconds for run in runs), strict=True)]
 
 
-def _run(way: str, job: Job, runtime: Runtime) -> Run:
+def _run(way: str, job: Job, runtime: Runtime) -> TimedRun:
     device = choose_device(runtime.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -120,7 +120,7 @@ def _run(way: str, job: Job, runtime: Runtime) -> Run:
             manifest, seconds = _online(job, runtime, device, ahead=way == "online_ahead")
     peak = peak_memory_mib(device) if device.type == "cuda" else None
     free(device)
-    return Run(MetricsFile(job.output.parent / "metrics.jsonl").read(), manifest, seconds, peak)
+    return TimedRun(MetricsFile(job.output.parent / "metrics.jsonl").read(), manifest, seconds, peak)
 
 
 def _online(job: Job, runtime: Runtime, device: torch.device, ahead: bool) -> tuple[dict[str, Any], float]:
@@ -132,7 +132,7 @@ def _online(job: Job, runtime: Runtime, device: torch.device, ahead: bool) -> tu
     return manifest, watch.seconds() / manifest["optimizer_steps"]
 
 
-def _figures(runs: list[Run]) -> dict[str, Any]:
+def _figures(runs: list[TimedRun]) -> dict[str, Any]:
     seconds = median(_best_steps(runs))
     facts = runs[0].manifest
     peaks = [run.peak_mib for run in runs if run.peak_mib is not None]

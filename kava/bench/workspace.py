@@ -99,7 +99,7 @@ def in_turn(
 
 
 def free(device: torch.device) -> None:
-    """Let go of models that nobody uses: the Trainer's hang in reference cycles, and the one-model guard sees them."""
+    """Let go of models that nobody uses: a loop's hang in reference cycles, and the one-model guard sees them."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
 """What one arm of an experiment is: aligner, loss, auxiliary losses, and when and where they apply."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -146,6 +146,9 @@ Loss = Annotated[MercatorLoss | MseLoss | SmoothL1Loss | HybridLoss | Structural
 
 
 class AuxiliaryLoss(Settings):
+    # Setting of kv.signals without which the store lacks what the loss reads, and a value for it.
+    needs: ClassVar[str | None] = None
+
     weight: float = Field(1.0, ge=0, description="weight beside the cross entropy")
     warmup_ratio: Share = Field(0.0, description="share of the steps in which the weight rises from 0")
     until: Share = Field(1.0, gt=0, description="share of the steps after which the weight is 0")
@@ -162,9 +165,13 @@ class AuxiliaryLoss(Settings):
 class Codi(AuxiliaryLoss):
     """Hidden states of all layers at the last token before the answer (CODI, arXiv 2502.21074)."""
 
+    needs = "hidden_states: true"
+
 
 class LogitKd(AuxiliaryLoss):
     """KL from the teacher's stored top-k probabilities on answer tokens, the rest as one more outcome."""
+
+    needs = "topk_logits: 32"
 
 
 class CkaLoss(AuxiliaryLoss):

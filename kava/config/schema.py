@@ -269,10 +269,12 @@ class Config(Settings):
     def _check_signals(self, name: str, arm: Arm) -> None:
         """As for selections: what a loss reads has to be in the store."""
         signals, where = self.kv.signals, f"arms.{name}"
-        if arm.auxiliary.codi and not signals.hidden_states:
-            raise ValueError(f"{where}.auxiliary.codi reads hidden states; set kv.signals.hidden_states: true")
-        if arm.auxiliary.logit_kd and not signals.topk_logits:
-            raise ValueError(f"{where}.auxiliary.logit_kd reads teacher logits; set kv.signals.topk_logits: 32")
+        stored = dict(signals)
+        for loss, settings in arm.auxiliary:
+            if settings and settings.needs and not stored[settings.needs.partition(":")[0]]:
+                raise ValueError(
+                    f"{where}.auxiliary.{loss} reads what the store does not hold; set kv.signals.{settings.needs}"
+                )
         if arm.aligner and arm.loss.weights == "importance":
             if signals.importance is None or signals.importance.scope != "example":
                 raise ValueError(

@@ -77,4 +77,5 @@ def _layer_kl(
     with torch.autocast(queries.device.type, enabled=False):
         log_student, log_projected = log_attention(student_BHTD), log_attention(projected_BHTD)
         kl = nn.functional.kl_div(log_student, log_projected, reduction="none", log_target=True)
-    return kl.sum(-1).flatten(1, 2)
+    of_queries: Tensor = kl.sum(-1).flatten(1, 2)
+    return of_queries

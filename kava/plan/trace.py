@@ -20,9 +20,9 @@ from kava.models.capture import capture, capture_with_hidden, geometry
 from kava.models.load import build
 from kava.plan.example import masks, teacher_side
 from kava.plan.live import StepBytes
+from kava.training.loop import backward
 from kava.training.model import DistillationModel
 from kava.training.signals.base import TeacherShape
-from kava.training.step import backward
 from kava.training.student import prepare_student, student_dtype
 
 

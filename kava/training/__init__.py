@@ -1,1 +1,1 @@
-"""Training from the store: batches, the data order, the step, and the Trainer around it."""
+"""Training from the store: batches, the data order, the step, and the loop around it."""

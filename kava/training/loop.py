@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -10,27 +11,26 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
-from torch import Tensor
+from torch import Tensor, nn
 
+from kava.config.training import Distill, Pretrain
 from kava.errors import UserError
 from kava.files import sha256_json
 from kava.text import first_line
 from kava.training.batches import Batch, Batches, reader_onto
 from kava.training.checkpoints import Checkpoints, Progress
-from kava.training.metrics_file import Journal, MetricsFile
+from kava.training.metrics_file import Journal, MetricsFile, TrainingRun
 from kava.training.micro_batches import MicroBatches, Part
-from kava.training.model import DistillationModel
+from kava.training.model import WHOLE, DistillationModel
 from kava.training.optimizer import cosine_schedule, make_optimizer, parameter_groups
 from kava.training.order import data_order, longest_first
-from kava.training.run import PhaseSettings, TrainingRun
-from kava.training.step import backward
 from kava.training.termination import StopOnSignal
 from kava.training.watch import first_warnings, late_step
 
 log = logging.getLogger("kava")
 
 
-def train(model: DistillationModel, batches: Batches, settings: PhaseSettings, run: TrainingRun) -> dict[str, Any]:
+def train(model: DistillationModel, batches: Batches, settings: Pretrain | Distill, run: TrainingRun) -> dict[str, Any]:
     """Train a model and return the facts of the run for its manifest.
 
     Parameters
@@ -81,7 +81,7 @@ class Loop:
         self,
         model: DistillationModel,
         batches: Batches,
-        settings: PhaseSettings,
+        settings: Pretrain | Distill,
         run: TrainingRun,
         order: list[int],
         late: int,
@@ -203,6 +203,30 @@ class Loop:
         gc.collect()
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def backward(
+    model: nn.Module, batch: Mapping[str, Any], precision: str, shares: Mapping[str, float] = WHOLE, processes: int = 1
+) -> dict[str, Tensor]:
+    """Losses of a micro-batch, whose gradients have been added to the parameters'.
+
+    Parameters
+    ----------
+    model
+        A `DistillationModel`, or one that is wrapped for several processes.
+    batch, shares
+        A `Batch`, and which share of its optimizer step it is.
+    precision
+        `float32`, or `bfloat16` for autocast.
+    processes
+        How many share the step: their gradients are averaged, while their losses are shares of one sum.
+    """
+    # Hardly a weight is used twice in a forward: its bf16 copy need not outlive its layer, let alone all layers.
+    low = precision == "bfloat16"
+    with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+        losses: dict[str, Tensor] = model(shares=shares, **batch)
+    (losses["loss"] * processes).backward()
+    return losses
 
 
 def _accelerator(model: DistillationModel, device: torch.device) -> Accelerator:

@@ -4,16 +4,18 @@ import json
 import logging
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from kava.config.training import Distill, Pretrain
 from kava.device import device_memory_mib
 from kava.errors import UserError
 from kava.files import write_atomic
 from kava.training.model import parts
-from kava.training.run import PhaseSettings, TrainingRun
 from kava.training.trackers import open_tracker
 from kava.training.watch import alignment_word, warnings_at
 
@@ -43,6 +45,32 @@ class MetricsFile:
             file.write(json.dumps(record) + "\n")
 
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """One phase of one arm: what it is called, and where it leaves what it has.
+
+    Attributes
+    ----------
+    folder
+        Of the stage; checkpoints go to `checkpoints/<fingerprint>/`, logged steps to `metrics.jsonl`.
+    fingerprint
+        Hash of all that the run depends on, so that a checkpoint of other settings is never continued.
+    arm
+        Name for status lines.
+    seed
+        Of the data order and of dropout.
+    device, tracker
+        Where to run, and where to log.
+    """
+
+    folder: Path
+    fingerprint: str
+    arm: str
+    seed: int
+    device: torch.device
+    tracker: str = "none"
+
+
 class Journal:
     """Where the logged steps of a run go; a context manager around its steps.
 
@@ -56,7 +84,7 @@ class Journal:
         Step at which a slow alignment is judged, see `late_step`.
     """
 
-    def __init__(self, run: TrainingRun, settings: PhaseSettings, writes: bool, late: int) -> None:
+    def __init__(self, run: TrainingRun, settings: Pretrain | Distill, writes: bool, late: int) -> None:
         self._run, self._steps, self._writes, self._late = run, settings.steps, writes, late
         self._metrics = MetricsFile(run.folder / "metrics.jsonl")
         self._bar = tqdm(

@@ -30,8 +30,8 @@ from kava.store.reader import StoreReader
 from kava.training.batches import Batches, stored_batches
 from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
 from kava.training.loop import train
+from kava.training.metrics_file import TrainingRun
 from kava.training.model import DistillationModel
-from kava.training.run import PhaseSettings, TrainingRun
 from kava.training.signals import from_store
 from kava.training.signals.base import StoredSplit, TeacherSignals
 from kava.training.student import prepare_student, student_dtype
@@ -126,12 +126,11 @@ def run_phase(
     return model, tokenizer, manifest
 
 
-def phase_settings(stage: str, given: dict[str, Any]) -> PhaseSettings:
+def phase_settings(stage: str, given: dict[str, Any]) -> Pretrain | Distill:
     """Settings of a phase; one without steps, which only measures, has no more than a batch size."""
-    kind = Distill if stage == "distill" else Pretrain
-    steps = given["steps"]
-    settings = kind.model_validate({name: value for name, value in given.items() if steps or name != "steps"})
-    return settings.model_copy(update={"steps": steps})
+    if not given["steps"]:
+        return Pretrain().model_copy(update=given)
+    return (Distill if stage == "distill" else Pretrain).model_validate(given)
 
 
 def measure_alignment(
