@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kava.report.alignment import mean
-from kava.report.clean import Row
+from kava.report.clean import Row, grouped
 from kava.report.finished import Answer, Runs
 from kava.report.results import Score
 from kava.report.statistics.intervals import interval_of
@@ -61,15 +61,11 @@ def _by_length(questions: Mapping[str, Answer]) -> list[tuple[str, list[str]]]:
 
 def _by_steps(questions: Mapping[str, Answer]) -> list[tuple[str, list[str]]]:
     """A bin per number of steps, the longest solutions together."""
-    bins: dict[int, list[str]] = {}
-    longest = 0
-    for doc, answer in questions.items():
-        n = steps_of(answer.gold)
-        longest = max(n, longest)
-        bins.setdefault(min(n, MOST_STEPS), []).append(doc)
+    steps = {doc: steps_of(answer.gold) for doc, answer in questions.items()}
+    bins = grouped((min(n, MOST_STEPS), doc) for doc, n in steps.items())
 
     def name(n: int) -> str:
-        more = " or more" if longest > MOST_STEPS and n == MOST_STEPS else ""
+        more = " or more" if max(steps.values()) > MOST_STEPS and n == MOST_STEPS else ""
         return f"{n}{more} step{'s' if n != 1 else ''}"
 
     return [(name(n), bins[n]) for n in sorted(bins)]
