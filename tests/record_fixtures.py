@@ -12,7 +12,7 @@ from report_fixtures import finished_runs
 
 from kava.report.build import build_report
 from kava.report.inputs import ReportInputs
-from kava.report.record import write_record
+from kava.report.write import write_record
 
 # 2026-11-21 14:44:10 UTC
 FINISHED = 1_795_272_250

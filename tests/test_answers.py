@@ -29,8 +29,8 @@ from kava.models.load import load_for_evaluation, load_tokenizer, second_model_a
 from kava.report.build import build_report
 from kava.report.charts.scores import score_chart
 from kava.report.inputs import report_inputs
-from kava.report.record import write_record
 from kava.report.statistics.compare import compare
+from kava.report.write import write_record
 from kava.tasks.metric import STRICT_MATCH
 
 CPU = torch.device("cpu")

@@ -18,7 +18,8 @@ from kava.grades import grade
 from kava.report.build import build_report
 from kava.report.changed import changed_settings
 from kava.report.inputs import report_inputs
-from kava.report.record import read_record, write_record
+from kava.report.record import read_record
+from kava.report.write import write_record
 
 
 @pytest.fixture(scope="module", name="folder")

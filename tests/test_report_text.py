@@ -196,7 +196,8 @@ def test_the_page_shows_nll_with_its_unit_and_no_marks(report: Report, html: str
     for said in (
         '<th scope="col" class="n">Answer NLL</th>',
         "Difference, nats per token",
-        "differences in nats per token with their 95% intervals",
+        "differences in nats per token",
+        "with their 95% intervals; lower is better",
         "The interval is the bootstrap’s over questions",
         "Where the arms are furthest apart",
         "<dt>answer NLL</dt>",
@@ -237,6 +238,9 @@ def test_charts_name_the_metric_and_hold_every_number(report: Report) -> None:
     assert "answer NLL, nats per token" in json.dumps(chart.spec)
     (by_length,) = breakdown_charts(report)
     assert by_length.caption.startswith("Answer NLL, mean over seeds.")
+    for layer in by_length.spec["layer"]:
+        low, high = layer["encoding"]["y"]["scale"]["domain"]
+        assert 1.2 < low < 1.55 < 1.9 < high < 2.3
 
 
 def test_a_row_without_a_finite_nll_is_refused_with_its_place(tmp_path: Path) -> None:

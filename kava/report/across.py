@@ -14,7 +14,7 @@ from typing import Any
 from kava.errors import UserError
 from kava.report.alignment import over_shuffled
 from kava.report.build import Report, ReportedExperiment, build_report
-from kava.report.clean import flatten
+from kava.report.clean import flatten, grouped
 from kava.report.format import Scale, listed
 from kava.report.inputs import ReferenceFiles, ReportInputs, report_inputs
 from kava.report.record import Experiment
@@ -139,9 +139,7 @@ def _questions(experiment: Experiment) -> tuple[str, ...]:
 
 
 def _other_questions(named: Experiments) -> list[str]:
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name, experiment in named.items():
-        groups.setdefault(_questions(experiment), []).append(name)
+    groups = grouped((_questions(experiment), name) for name, experiment in named.items())
     if len(groups) == 1:
         return []
     apart = "; ".join(listed(names) for names in groups.values())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kava.report.alignment import mean
-from kava.report.clean import Row
+from kava.report.clean import Row, grouped
 from kava.report.finished import Answer, Runs
 from kava.report.results import Score
 from kava.report.statistics.intervals import interval_of
@@ -50,15 +50,11 @@ def _by_length(questions: Mapping[str, Answer]) -> list[tuple[str, list[str]]]:
 
 def _by_number(questions: Mapping[str, Answer], counted: Breakdown) -> list[tuple[str, list[str]]]:
     """A bin per number, the largest together."""
-    bins: dict[int, list[str]] = {}
-    largest = 0
-    for doc, answer in questions.items():
-        n = counted.of_gold(answer.gold)
-        largest = max(n, largest)
-        bins.setdefault(min(n, MOST), []).append(doc)
+    numbers = {doc: counted.of_gold(answer.gold) for doc, answer in questions.items()}
+    bins = grouped((min(n, MOST), doc) for doc, n in numbers.items())
 
     def name(n: int) -> str:
-        more = " or more" if largest > MOST and n == MOST else ""
+        more = " or more" if max(numbers.values()) > MOST and n == MOST else ""
         return f"{n}{more} {counted.unit}{'s' if n != 1 else ''}"
 
     return [(name(n), bins[n]) for n in sorted(bins)]

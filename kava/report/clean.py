@@ -2,11 +2,14 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 # HTML parsers drop or replace these; a visible mark shows that the model wrote something there.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -60,6 +63,14 @@ def jsonable(value: Any, path: str = "", lost: list[str] | None = None) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     return clean_text(value.as_posix() if isinstance(value, Path) else value)
+
+
+def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
+    """Key → its values, both in the order given."""
+    groups: dict[Key, list[Value]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

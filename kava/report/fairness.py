@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
+from kava.report.clean import grouped
 from kava.report.finished import Evaluation, Runs
 from kava.tasks.metric import Metric
 
@@ -81,13 +82,9 @@ def check_evaluations(evaluations: Mapping[str, Evaluation], metrics: Sequence[M
             if scores and recorded is not None and abs(sum(scores) - recorded * len(scores)) > rounding:
                 mean = sum(scores) / len(scores)
                 sentences.append(f"{name}: {metric.name} is {recorded:.4f} in its manifest, {mean:.4f} in its samples.")
-    hashes: dict[str, list[str]] = {}
-    for name, evaluation in evaluations.items():
-        digest = evaluation.questions_sha256
-        if digest is None:
-            sentences.append(f"{name} does not record which questions it answered (questions_sha256).")
-        else:
-            hashes.setdefault(digest, []).append(name)
+    hashes = grouped((evaluation.questions_sha256, name) for name, evaluation in evaluations.items())
+    for name in hashes.pop(None, ()):
+        sentences.append(f"{name} does not record which questions it answered (questions_sha256).")
     if len(hashes) > 1:
         groups = "; ".join(f"{_short(digest)}: {', '.join(names)}" for digest, names in hashes.items())
         sentences.append(f"Not all models answered the same questions ({groups}).")
@@ -96,12 +93,13 @@ def check_evaluations(evaluations: Mapping[str, Evaluation], metrics: Sequence[M
 
 def _other_settings(evaluations: Mapping[str, Evaluation]) -> list[str]:
     """A sentence if models were evaluated in different ways; the batch size is none."""
-    ways: dict[str, list[str]] = {}
-    for name, evaluation in evaluations.items():
+
+    def said(evaluation: Evaluation) -> str:
         settings = sorted(evaluation.settings.items())
-        said = ", ".join(f"{key} {value}" for key, value in settings if key != "batch_size")
-        ways.setdefault(said, []).append(name)
+        return ", ".join(f"{key} {value}" for key, value in settings if key != "batch_size")
+
+    ways = grouped((said(evaluation), name) for name, evaluation in evaluations.items())
     if len(ways) < 2:
         return []
-    groups = "; ".join(f"{said}: {', '.join(names)}" for said, names in ways.items())
+    groups = "; ".join(f"{way}: {', '.join(names)}" for way, names in ways.items())
     return [f"Not all models were evaluated with the same settings ({groups})."]

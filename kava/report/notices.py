@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from kava.inert import INERT_BEGINS, inert_sentence, is_inert
+from kava.report.clean import grouped
 from kava.report.finished import Alignment, FinishedRun, Runs
 from kava.report.format import listed
 
@@ -49,16 +50,15 @@ def run_notices(runs: Runs) -> list[Notice]:
 
 
 def token_warnings(tokens: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the token sets' manifests warn of; `tokens` is experiment → manifest.
+    """What the token sets' manifests warn of; `tokens` is experiment → manifest."""
+    return of_experiments({name: manifest.get("warnings") or () for name, manifest in tokens.items()})
 
-    A sentence begins with the names of its experiments where not all have it.
-    """
-    experiments: dict[str, list[str]] = {}
-    for name, manifest in tokens.items():
-        for sentence in manifest.get("warnings") or []:
-            experiments.setdefault(sentence, []).append(name)
+
+def of_experiments(sentences: Mapping[str, Sequence[str]]) -> list[str]:
+    """The sentences of several experiments; one begins with the names of its experiments where not all have it."""
+    experiments = grouped((sentence, name) for name, own in sentences.items() for sentence in own)
     return [
-        sentence if len(names) == len(tokens) else f"{listed(names)}: {sentence}"
+        sentence if len(names) == len(sentences) else f"{listed(names)}: {sentence}"
         for sentence, names in experiments.items()
     ]
 
@@ -112,9 +112,7 @@ def last_ce(run: FinishedRun) -> float | None:
 
 def merged(notices: Sequence[Notice]) -> list[str]:
     """One line per arm, stage and kind of sentence, the seeds listed and differing numbers given as a range."""
-    groups: dict[tuple[str, str | None, str], list[Notice]] = {}
-    for notice in notices:
-        groups.setdefault((notice.arm, notice.stage, NUMBER.sub("#", notice.text)), []).append(notice)
+    groups = grouped(((notice.arm, notice.stage, NUMBER.sub("#", notice.text)), notice) for notice in notices)
     worst_first = sorted(groups.items(), key=lambda item: not item[0][2].startswith((INERT_BEGINS, "collapse")))
     lines = []
     for (arm, stage, _), group in worst_first:
@@ -137,12 +135,8 @@ def _ranged(texts: Sequence[str]) -> str:
 
 def lost_numbers(places: Sequence[str]) -> list[str]:
     """One line per file for the numbers in it that were not finite; `places` are "file: dotted place"."""
-    files: dict[str, list[str]] = {}
-    for place in places:
-        file, _, inside = place.rpartition(": ")
-        files.setdefault(file, []).append(inside)
     lines = []
-    for file, numbers in files.items():
+    for file, numbers in grouped(place.rpartition(": ")[::2] for place in places).items():
         where = f"{file}: {numbers[0]}" if file else numbers[0]
         if len(numbers) == 1:
             lines.append(f"{where} is not a finite number; it is left out.")

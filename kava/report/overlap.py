@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kava.report.format import listed
+from kava.report.notices import of_experiments
 
 NOT_RECORDED = (
     "Whether test questions stand in the training data is not recorded in the token set's manifest; "
@@ -24,28 +24,18 @@ def check_overlap(tokens: Mapping[str, Mapping[str, Any]]) -> Overlap:
     """Whether test questions were trained on, from the manifest of each experiment's token set.
 
     A test question that was trained on is a mismatch: every accuracy is then too high, and perhaps not equally so. A
-    shared run of words is a note, since word problems share phrases. Where not all experiments have the same, a
-    sentence begins with the names of those that it is about.
+    shared run of words is a note, since word problems share phrases.
     """
     found = {name: manifest.get("overlap") for name, manifest in tokens.items()}
     if not found:
         return Overlap({}, [], [NOT_RECORDED], [])
-    groups: list[tuple[dict[str, Any] | None, list[str]]] = []
-    for name, overlap in found.items():
-        alike = next((names for other, names in groups if other == overlap), None)
-        if alike is None:
-            groups.append((overlap, [name]))
-        else:
-            alike.append(name)
-    merged = Overlap(found, [], [], [])
-    for overlap, names in groups:
-        about = f"{listed(names)}: " if len(groups) > 1 else ""
-        mismatches, notes = _sentences(overlap) if overlap else ([], [])
-        merged.mismatches.extend(f"{about}{line}" for line in mismatches)
-        merged.notes.extend(f"{about}{line}" for line in notes)
-        if overlap is None:
-            merged.warnings.append(f"{about}{NOT_RECORDED}")
-    return merged
+    said = {name: _sentences(overlap) if overlap else ([], []) for name, overlap in found.items()}
+    return Overlap(
+        found,
+        of_experiments({name: mismatches for name, (mismatches, _) in said.items()}),
+        of_experiments({name: () if overlap else (NOT_RECORDED,) for name, overlap in found.items()}),
+        of_experiments({name: notes for name, (_, notes) in said.items()}),
+    )
 
 
 def _sentences(overlap: Mapping[str, Any]) -> tuple[list[str], list[str]]:

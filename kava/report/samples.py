@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kava.report.clean import Row
+from kava.report.clean import Row, grouped
 from kava.report.finished import Answer, Runs
 from kava.tasks.metric import Metric
 
@@ -33,9 +33,7 @@ def _furthest_apart(patterns: Mapping[str, tuple[float, ...]]) -> list[str]:
 
 def _choose(patterns: Mapping[str, tuple[float, ...]]) -> list[str]:
     """All questions, disagreements first, each pattern of right and wrong in turn."""
-    groups: dict[tuple[float, ...], list[str]] = {}
-    for doc, pattern in patterns.items():
-        groups.setdefault(pattern, []).append(doc)
+    groups = grouped((pattern, doc) for doc, pattern in patterns.items())
     queues = sorted(groups.items(), key=lambda item: (len(set(item[0])) == 1, -len(item[1])))
     disagreeing = [docs for pattern, docs in queues if len(set(pattern)) > 1]
     agreeing = [docs for pattern, docs in queues if len(set(pattern)) == 1]

@@ -22,6 +22,7 @@ from kava.report.charts.style import (
     highlighted,
     many_arms,
 )
+from kava.report.clean import grouped
 from kava.report.format import listed
 
 
@@ -90,10 +91,7 @@ def curves_end(report: Report) -> str:
         "Curves are of training batches; the table of alignment is measured on held-out examples at the end of "
         "training."
     )
-    ends: dict[float, list[str]] = {}
-    for arm, until in report.kv_until.items():
-        if until < 1:
-            ends.setdefault(until, []).append(arm)
+    ends = grouped((until, arm) for arm, until in report.kv_until.items() if until < 1)
     if not ends:
         return measured
     alike = len(ends) == 1 and len(ends[next(iter(ends))]) == len(report.kv_until)
@@ -133,10 +131,7 @@ def curve_chart(curve: Curve, report: Report, domain: tuple[float, float] | None
     runs = _logged(curve, report)
     if _longest(runs) < 2:
         return None
-    logged: dict[str, set[str]] = {}
-    for row in report.curves:
-        if row.stage == curve.stage:
-            logged.setdefault(row.arm, set()).add(row.seed)
+    logged = grouped((row.arm, row.seed) for row in report.curves if row.stage == curve.stage)
     # Given, not derived: a layer whose arms are not chosen has no values to derive it from.
     seen = [value for seeds in runs.values() for line in seeds.values() for value in line.values()]
     last = max(step for seeds in runs.values() for line in seeds.values() for step in line)
@@ -149,12 +144,12 @@ def curve_chart(curve: Curve, report: Report, domain: tuple[float, float] | None
     )
     # A mean over the seeds that happen to have the field, or to have finished, would pass for that of the arm.
     missing = [arm for arm in runs if report.arms[arm].missing_seeds]
-    partial = [arm for arm, seeds in runs.items() if arm in missing or set(seeds) != logged[arm]]
+    partial = [arm for arm, seeds in runs.items() if arm in missing or set(seeds) != set(logged[arm])]
     seeds = {"seeds": _seed_rows(runs)}
     means = {"means": [_mean_row(arm, list(of.values())) for arm, of in runs.items() if arm not in partial]}
     if many_arms(report):
         chart, rows, without = _many(axes), means, "Left out"
-    elif missing or any(len(of_arm) > 1 for of_arm in logged.values()):
+    elif missing or any(len(set(of_arm)) > 1 for of_arm in logged.values()):
         chart, rows, without = _means(axes), seeds | means, "Without a mean"
     else:
         chart, rows, without = _seeds(axes), seeds, ""

@@ -135,12 +135,8 @@ def _by_kind(kind: str, bins: Sequence[Bin], report: Report) -> Chart:
         reached += [row["rate" if many else "low"] for row in rows]
     axis = alt.Axis(labelAngle=0, labelLimit=110)
     x = alt.X("bin:O", sort=[b.name for b in bins], title=None, axis=axis, scale=alt.Scale(padding=0.4))
-    y = alt.Y(
-        "rate:Q",
-        title=None,
-        scale=alt.Scale(domain=_domain(metric, reached, 1.04), nice=False),
-        axis=alt.Axis(format=_axis_format(metric), tickCount=5),
-    )
+    y_scale = alt.Scale(domain=_domain(metric, reached, 1.04), nice=False)
+    y = alt.Y("rate:Q", title=None, scale=y_scale, axis=alt.Axis(format=_axis_format(metric), tickCount=5))
     base = alt.Chart(alt.Data(values=rows)).encode(x=x, y=y, detail="arm:N")
     shares = (("rate", metric.label), ("low", "95% from"), ("high", "to"))
     tooltip = [alt.Tooltip("arm:N", title="arm"), alt.Tooltip("bin:O", title="questions")]
@@ -152,7 +148,9 @@ def _by_kind(kind: str, bins: Sequence[Bin], report: Report) -> Chart:
         context = base.mark_line(strokeWidth=1, opacity=0.45, color=GREY)
     else:
         coloured = coloured.encode(xOffset=alt.XOffset("arm:N", sort=list(styles)))
-        context = coloured.mark_rule(strokeWidth=2.5, opacity=0.45, strokeCap="round").encode(y="low:Q", y2="high:Q")
+        context = coloured.mark_rule(strokeWidth=2.5, opacity=0.45, strokeCap="round").encode(
+            y=alt.Y("low:Q", scale=y_scale), y2="high:Q"
+        )
     line = coloured.mark_line(strokeWidth=1.8).encode(strokeDash=dash_of(styles))
     point = coloured.mark_point(filled=True, size=60, opacity=1).encode(tooltip=tooltip)
     chart = alt.layer(context, line, point).properties(height=CURVE_HEIGHT)

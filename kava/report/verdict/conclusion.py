@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from kava.report.clean import grouped
 from kava.report.format import Scale, capital, listed, p_equals
 from kava.report.statistics.compare import SEED_MISSING, Comparison, seeds_in_words
 from kava.report.verdict.findings import (
@@ -161,10 +162,7 @@ def _unrepeated(rows: Sequence[Comparison]) -> str:
 
 def not_anew(rows: Sequence[Comparison]) -> str:
     """Why differences of these students say nothing of the arms, that is, of students trained anew."""
-    kinds: dict[int, list[Comparison]] = {}
-    for row in rows:
-        if row.unrepeated:
-            kinds.setdefault(len(row.seeds) if row.complete else 0, []).append(row)
+    kinds = grouped((len(row.seeds) if row.complete else 0, row) for row in rows if row.unrepeated)
     whys = []
     for seeds, alike in kinds.items():
         if not seeds:
@@ -185,11 +183,8 @@ def victories(found: Findings, names: Sequence[str], by_how_much: bool = False) 
 
     Arms that met the same controls are named together.
     """
-    met: dict[tuple[str, ...], list[str]] = {}
-    for name in names:
-        met.setdefault(found.met_by(name), []).append(name)
     said = []
-    for controls, winners in met.items():
+    for controls, winners in grouped((found.met_by(name), name) for name in names).items():
         rows = [row for name in winners for row in found.against[name]]
         if all(row.repeated for row in rows):
             text = f"{listed(winners)} beat{'s' if len(winners) == 1 else ''} {listed(controls)}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from kava.report.clean import grouped
 from kava.report.comparisons import BASE
 from kava.report.format import Scale, listed, p_equals
 from kava.report.results import ArmRow
@@ -91,26 +92,20 @@ def counts(found: Findings) -> list[str]:
 
 def _against(control: str, found: Findings) -> str:
     """How many KV arms are better than the control, which worse; empty where none was compared with it."""
-    names: dict[str, list[str]] = {}
-    higher_is_better = True
-    for name, rows in found.against.items():
-        for row in rows:
-            higher_is_better = row.metric.higher_is_better
-            if control in (row.a, row.b):
-                names.setdefault(_standing(row, name), []).append(name)
-    total = sum(map(len, names.values()))
-    if not total:
+    met = [(name, row) for name, rows in found.against.items() for row in rows if control in (row.a, row.b)]
+    if not met:
         return ""
+    names = grouped((_standing(row, name), name) for name, row in met)
     alike = len(names.pop("", []))
     parts = [] if "better" in names else ["none is shown to be better"]
-    here = [f"{way}{HERE}" for way in ("higher", "lower")]
-    for standing in ("better", here[not higher_is_better], "worse", here[higher_is_better]):
+    ways = ("higher", "lower")[:: met[0][1].metric.sign]
+    for standing in ("better", ways[0] + HERE, "worse", ways[1] + HERE):
         if who := names.get(standing):
             parts.append(f"{len(who)} {'is' if len(who) == 1 else 'are'} {standing} ({', '.join(who)})")
     if alike:
-        others = "the other " if alike < total else ""
+        others = "the other " if alike < len(met) else ""
         parts.append(f"{others}{alike} show{'s' if alike == 1 else ''} no difference")
-    return f"of {_count(total, 'KV arm')} compared with {control}, {listed(parts)}"
+    return f"of {_count(len(met), 'KV arm')} compared with {control}, {listed(parts)}"
 
 
 def _standing(row: Comparison, name: str) -> str:

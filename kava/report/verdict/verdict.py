@@ -41,7 +41,7 @@ is said of which. Names of arms and of aligner kinds are shown as they are, also
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kava.report.clean import Row
+from kava.report.clean import Row, grouped
 from kava.report.format import Scale, listed
 from kava.report.results import ArmRow
 from kava.report.statistics.compare import ENOUGH_SEEDS, SEED_MISSING, Comparison
@@ -137,9 +137,7 @@ def _caveats(arms: Mapping[str, ArmRow], rows: Sequence[Comparison], controls: S
     made = [row for row in rows if row.tested]
     caveats = [f"{n:,} questions" if n >= ENOUGH_QUESTIONS else f"only {n} questions, under {ENOUGH_QUESTIONS}"]
     if made:
-        groups: dict[int, list[Comparison]] = {}
-        for row in made:
-            groups.setdefault(len(row.seeds), []).append(row)
+        groups = grouped((len(row.seeds), row) for row in made)
         for seeds, alike in sorted(groups.items()):
             caveats.append(_of_seeds(seeds, f" for {_which(alike, made)}" if len(groups) > 1 else ""))
         caveats.append("intervals and their p are over questions, of these students")
