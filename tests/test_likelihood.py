@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from conftest import tiny_model
 from scipy.special import log_softmax
 
 from kava.data.tokens import Segment
-from kava.evaluation import likelihood
+from kava.errors import UserError
+from kava.evaluation import evaluate, likelihood
 from kava.evaluation.likelihood import answer_nll, batches
 
 P, R, A = Segment.PROMPT, Segment.REASONING, Segment.ANSWER
@@ -87,3 +89,10 @@ def test_without_a_first_token_of_a_prompt_the_others_count() -> None:
     assert answer_nll(model, [ids], [segments], 1) == pytest.approx(
         [one_by_one(model.double(), ids, segments)], rel=2e-6
     )
+
+
+def test_a_likelihood_that_is_no_number_is_refused_with_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "answer_nll", lambda *_: [1.0, float("nan"), float("inf")])
+    tokens, model = SimpleNamespace(test_ids=[], test_segments=[]), SimpleNamespace(name_or_path="the student")
+    with pytest.raises(UserError, match=r"test row 1 is nan \(2 of 3 are no numbers\): logits of the student overflow"):
+        evaluate.likelihoods(model, tokens, 1)  # type: ignore[arg-type]

@@ -216,6 +216,13 @@ def test_a_token_set_holds_the_ids_of_its_test_rows_and_drops_long_ones(tmp_path
     assert asked.fill("How many? ") == "How many?"
 
 
+def test_a_prompt_that_has_no_token_of_its_own_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    assert len(tokenizer(" apples")["input_ids"]) == 1
+    write_lines(tmp_path / "data", [pair(0), {"prompt": " app", "response": "les"}, pair(1)], [pair(2)])
+    with pytest.raises(UserError, match=r"train row 1: the tokenizer merges all of the prompt .* put a space or"):
+        token_set(tmp_path)
+
+
 def test_the_plan_and_the_doctor_know_the_rows(tmp_path: Path) -> None:
     write_lines(tmp_path / "data", [pair(n) for n in range(40)], [pair(n, "test") for n in range(5)])
     config = text_config(tmp_path, data={"validation": 4})

@@ -18,6 +18,7 @@ from kava.data.rows import load_rows
 from kava.data.task import write_questions, write_task
 from kava.data.template import Template, Wording
 from kava.data.tokens import (
+    Segment,
     answers,
     content_sha256,
     encode_example,
@@ -123,10 +124,15 @@ def encode_split(
     Raises
     ------
     UserError
-        Every example is too long.
+        Every example is too long, or one has no token that is the prompt's alone.
     """
     max_length = key["max_length"]
     encoded = [encode_example(task, tokenizer, template, row) for row in rows]
+    if headless := [number for number, example in enumerate(encoded) if example["segments"][0] != Segment.PROMPT]:
+        raise UserError(
+            f"{split} row {headless[0]}: the tokenizer merges all of the prompt with the answer's beginning, which "
+            "then nothing stands before; put a space or a line break before {answer} in `template`"
+        )
     kept = [number for number, example in enumerate(encoded) if len(example["input_ids"]) <= max_length]
     if not kept:
         raise UserError(f"every {split} example is longer than max_length={max_length}; raise it")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -85,10 +86,22 @@ def run(job: Job, runtime: Runtime) -> None:
 
 
 def likelihoods(model: Any, tokens: TokenSet, batch_size: int) -> list[dict[str, Any]]:
-    """One record per test row: how likely its answer is to the model, which writes none itself."""
+    """One record per test row: how likely its answer is to the model, which writes none itself.
+
+    Raises
+    ------
+    UserError
+        A likelihood is not finite.
+    """
     assert tokens.test_ids is not None, "a token set whose answers are not generated has its test examples"
     assert tokens.test_segments is not None
     values = answer_nll(model, tokens.test_ids, tokens.test_segments, batch_size)
+    if wrong := [number for number, value in enumerate(values) if not isfinite(value)]:
+        raise UserError(
+            f"the likelihood of the answer to test row {wrong[0]} is {values[wrong[0]]} ({len(wrong)} of {len(values)} "
+            f"are no numbers): logits of {model.name_or_path} overflow, or are NaN; lower its learning rate, "
+            "or load it in another dtype"
+        )
     return [
         {"doc_id": number, "question": row["question"], "gold": row["answer"], "answer": "", ANSWER_NLL.name: value}
         for number, (row, value) in enumerate(zip(read_rows(tokens.task_folder), values, strict=True))
