@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from report_files import edit_lines
 from report_fixtures import finished_runs
+from test_report_text import text_runs
 
 from kava.report.build import build_report
 from kava.report.page.render import render_html
@@ -261,6 +262,25 @@ def test_print_has_no_controls_and_cuts_no_table(opened: Callable[..., Any]) -> 
     assert page.evaluate(
         "[...document.querySelectorAll('.scroll table')].every(table => table.getBoundingClientRect().right <= 718)"
     )
+
+
+def test_questions_that_have_numbers_instead_of_marks_filter_by_their_words(browser: Any, tmp_path: Path) -> None:
+    file = tmp_path / "text.html"
+    file.write_text(render_html(build_report(text_runs(tmp_path, n=40))), encoding="utf-8")
+    page = browser.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(file.as_uri())
+    count = page.locator("#explorer output")
+    assert count.inner_text() == "40 of 40 questions match"
+    assert page.locator(".sample .answer .tag").first.inner_text().startswith("answer NLL 1.")
+    page.locator("input[name=text]").fill("number 17")
+    wait_for(page.locator(".sample"), 1)
+    page.get_by_role("button", name="Clear").click()
+    assert count.inner_text() == "40 of 40 questions match"
+    assert page.locator("select[name=marks]").count() == 0
+    page.close()
+    assert complaints == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("axe_playwright_python") is None, reason="axe-core is not installed")

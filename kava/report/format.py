@@ -127,6 +127,11 @@ class Scale:
         """Of a difference, a standard deviation or an error: unsigned."""
         return spread(value) if self.metric.proportion else number(value)
 
+    def interval(self, edges: Sequence[float], sign: int = 1) -> str:
+        """Of a difference, in a sentence; with a `sign` of −1 of the other way round."""
+        low, high = sorted(sign * edge for edge in edges)
+        return f"95% interval {self.difference(low)} to {self.difference(high)}"
+
 
 def capital(said: str, metric: Metric) -> str:
     """The first letter in upper case where it begins with an ordinary word; a name is shown as it is."""

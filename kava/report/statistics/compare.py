@@ -14,6 +14,7 @@ import numpy as np
 from statsmodels.stats.proportion import proportion_effectsize
 
 from kava.report.clean import Row
+from kava.report.format import Scale
 from kava.report.statistics.intervals import ALPHA, Interval, bootstrap_ci
 from kava.report.statistics.p_values import PERMUTATION_FLOOR, SeedLevel, mcnemar_p, seed_level, sign_flip_p
 from kava.tasks.metric import Metric
@@ -79,6 +80,11 @@ class Comparison(Row):
     p_value_holm: float | None = None
     minimal_detectable_effect: float | None = None
     complete: bool = True
+
+    @property
+    def scale(self) -> Scale:
+        """How its numbers are written."""
+        return Scale(self.metric)
 
     @property
     def tested(self) -> bool:

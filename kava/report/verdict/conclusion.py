@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kava.report.clean import grouped
-from kava.report.format import Scale, capital, listed, p_equals
+from kava.report.format import capital, listed, p_equals
 from kava.report.statistics.compare import SEED_MISSING, Comparison, seeds_in_words
 from kava.report.verdict.findings import (
     FLAT_WINS,
@@ -82,27 +82,19 @@ def _across(found: Findings) -> list[Clause]:
         others = "other " if differing else ""
         return [*clauses, Clause(f"no difference shown in {len(alike)} {others}pairs of arms of the same name")]
     for row in alike:
-        scale = Scale(row.metric)
-        difference = f"{scale.difference(row.delta)} {scale.unit}, {_interval(row)}"
+        difference = f"{row.scale.difference(row.delta)} {row.scale.unit}, {row.scale.interval(row.ci95 or ())}"
         clauses.append(Clause(f"no difference shown between {row.a} and {row.b}, {difference}"))
     return clauses
 
 
 def _by_points(row: Comparison) -> Clause:
     """A difference between experiments: a claim if it is repeated, else what these students scored."""
-    assert row.delta is not None, f"{row.a} and {row.b} were not compared"
-    scale = Scale(row.metric)
-    size = f"{scale.size(abs(row.delta))} {scale.unit}"
+    delta, edges = row.delta or 0.0, row.ci95 or ()
+    size = f"{row.scale.size(abs(delta))} {row.scale.unit}"
     if row.repeated:
-        return Clause(f"{in_words(row)} by {size}, {_interval(row, 1 if row.delta > 0 else -1)}")
-    text = f"{row.a} scored {size} {'higher' if row.delta > 0 else 'lower'} than {row.b} in these students"
-    return Clause(f"{text}, {_interval(row)}", not_anew([row]))
-
-
-def _interval(row: Comparison, sign: int = 1) -> str:
-    low, high = sorted(sign * edge for edge in row.ci95 or ())
-    scale = Scale(row.metric)
-    return f"95% interval {scale.difference(low)} to {scale.difference(high)}"
+        return Clause(f"{in_words(row)} by {size}, {row.scale.interval(edges, 1 if delta > 0 else -1)}")
+    text = f"{row.a} scored {size} {'higher' if delta > 0 else 'lower'} than {row.b} in these students"
+    return Clause(f"{text}, {row.scale.interval(edges)}", not_anew([row]))
 
 
 def among_kv(found: Findings) -> tuple[str, list[Clause]]:
@@ -135,7 +127,7 @@ def structure(found: Findings) -> tuple[str, Clause]:
         outcome = STRUCTURED_WINS if kept == {True} else FLAT_WINS
         return outcome, Clause(outcome)
     first, second = ("structured", "flat") if kept == {True} else ("flat", "structured")
-    scored = Scale(found.pairs[0].metric).scored
+    scored = found.pairs[0].scale.scored
     return _unrepeated(found.pairs), Clause(f"{first} {scored} than {second} in these students", not_anew(found.pairs))
 
 
@@ -189,27 +181,26 @@ def victories(found: Findings, names: Sequence[str], by_how_much: bool = False) 
         if all(row.repeated for row in rows):
             text = f"{listed(winners)} beat{'s' if len(winners) == 1 else ''} {listed(controls)}"
         else:
-            text = f"{listed(winners)} {Scale(rows[0].metric).scored} than {listed(controls)} in these students,"
+            text = f"{listed(winners)} {rows[0].scale.scored} than {listed(controls)} in these students,"
         said.append(f"{text}{_by_how_much(rows, winners)}" if by_how_much else text)
     return "; ".join(said)
 
 
 def _by_how_much(rows: Sequence[Comparison], winners: Sequence[str]) -> str:
     """The winners' differences from the controls they met: each of few with one control, else the range."""
-    scale = Scale(rows[0].metric)
-    each = [scale.size(abs(row.delta or 0.0)) for row in rows]
-    gains = [scale.size(gain) for gain in sorted(abs(row.delta or 0.0) for row in rows)]
-    if len(set(gains)) == 1:
-        return f" by {gains[0]} {scale.unit}"
+    scale, gains = rows[0].scale, [abs(row.delta or 0.0) for row in rows]
+    each, least, most = [scale.size(gain) for gain in gains], scale.size(min(gains)), scale.size(max(gains))
+    if least == most:
+        return f" by {least} {scale.unit}"
     if len(rows) == len(winners) <= NAMED:
         return f" by {listed(each)} {scale.unit}"
-    return f" by {gains[0]} to {gains[-1]} {scale.unit}"
+    return f" by {least} to {most} {scale.unit}"
 
 
 def in_words(row: Comparison) -> str:
     """A difference: that of these students alone has no word of a claim."""
     better, other = row.ordered
-    return f"{better} beats {other}" if row.repeated else f"{better} {Scale(row.metric).scored} than {other}"
+    return f"{better} beats {other}" if row.repeated else f"{better} {row.scale.scored} than {other}"
 
 
 def pairs_in_words(rows: Sequence[Comparison]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from kava.report.clean import grouped
 from kava.report.comparisons import BASE
-from kava.report.format import Scale, listed, p_equals
+from kava.report.format import listed, p_equals
 from kava.report.results import ArmRow
 from kava.report.statistics.compare import Comparison
 from kava.report.verdict.conclusion import (
@@ -26,7 +26,7 @@ def of_base(rows: Sequence[Comparison]) -> list[str]:
     known = [(row, row.rates[1]) for row in rows if row.tested and row.rates]
     if not known:
         return []
-    scale = Scale(known[0][0].metric)
+    scale = known[0][0].scale
     begin = f"measured from {BASE} ({scale.value(known[0][1])}),"
     if len(known) > FEW:
         higher = sum(row.shown and (row.delta or 0.0) > 0 for row, _ in known)
@@ -38,9 +38,9 @@ def of_base(rows: Sequence[Comparison]) -> list[str]:
         ]
     said = []
     for row, _ in known:
-        low, high = map(scale.difference, row.ci95 or (None, None))
         doubtful = "" if row.shown else ", no difference shown"
-        said.append(f"{scale.difference(row.delta)} {scale.unit} for {row.a} (95% interval {low} to {high}{doubtful})")
+        difference = f"{scale.difference(row.delta)} {scale.unit}"
+        said.append(f"{difference} for {row.a} ({scale.interval(row.ci95 or ())}{doubtful})")
     return [f"{begin} these students stand at {listed(said)}"]
 
 
@@ -63,9 +63,8 @@ def _numbers(row: Comparison, arms: Mapping[str, ArmRow], first: str) -> str:
     assert row.delta is not None, f"{row.a} and {row.b} were not compared"
     assert row.rates, f"{row.a} and {row.b} have no means"
     assert row.ci95, f"{row.a} and {row.b} were not tested"
-    scale = Scale(row.metric)
+    scale = row.scale
     a, b, sign = (row.a, row.b, 1) if row.a == first else (row.b, row.a, -1)
-    low, high = sorted(sign * edge for edge in row.ci95)
     rates = row.rates[::sign]
     # The means of the table are over other seeds than the difference, or left out.
     apart = not row.complete or any(set(arms[name].seeds) != set(row.seeds) for name in (a, b))
@@ -74,8 +73,8 @@ def _numbers(row: Comparison, arms: Mapping[str, ArmRow], first: str) -> str:
     missed = f"; {scale.size(detectable)} {scale.unit} would be shown with 80% power"
     return (
         f"{row.metric.label} is {scale.value(rates[0])} for {a} and {scale.value(rates[1])} for {b}{over}, a "
-        f"difference of {scale.difference(sign * row.delta)} {scale.unit} (95% interval {scale.difference(low)} to "
-        f"{scale.difference(high)}, Holm-adjusted {p_equals(row.p_value_holm, row.at_floor)}"
+        f"difference of {scale.difference(sign * row.delta)} {scale.unit} ({scale.interval(row.ci95, sign)}, "
+        f"Holm-adjusted {p_equals(row.p_value_holm, row.at_floor)}"
         f"{'' if row.shown or detectable is None else missed})"
     )
 
