@@ -54,13 +54,13 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     small = prepared(config, arguments, folder, log.info)
     rows = load_rows(small.data).splits["test"][: arguments.questions]
     chat = small.chat.model_dump() if small.chat else None
-    template = template_for(load_tokenizer(small.teacher.model_dump()), small.template, chat)
+    template = template_for(load_tokenizer(small.teacher), small.template, chat)
     write_task(folder / "task", rows, template)
-    source, settings = small.student.model_dump(), small.evaluation.model_dump()
+    source, settings = small.student, small.evaluation.model_dump()
     device = choose_device(small.device)
     tokenizer = load_tokenizer(source)
     prompts = [template.prompt(row["question"]) for row in rows]
-    check_prompts(tokenizer, prompts, {source["model"]: source}, settings["max_new_tokens"])
+    check_prompts(tokenizer, prompts, {source.model: source}, settings["max_new_tokens"])
     model = load_for_evaluation(source, device)
 
     ways: list[tuple[str, Callable[[], object]]] = [

@@ -30,7 +30,7 @@ def longest_rows(config: Config, examples: int, held_out: int, questions: int) -
     UserError
         No training example is short enough.
     """
-    tokenizer = load_tokenizer(config.teacher.model_dump())
+    tokenizer = load_tokenizer(config.teacher)
     template = template_for(tokenizer, config.template, config.chat.model_dump() if config.chat else None)
 
     def lengths(rows: Rows) -> list[int]:

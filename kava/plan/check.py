@@ -46,16 +46,18 @@ def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
     tokens: dict[str, Any] = read_json(job.inputs["tokens"])["spec"]
     longest: int = tokens["max_length"]
     if job.stage == "extract":
-        return "extract", Extraction(runtime.teacher, longest, job.spec["key"])
+        return "extract", Extraction(runtime.teacher.model_dump(), longest, job.spec.key.model_dump())
     if job.stage == "evaluate":
-        role = job.spec.get("reference")
-        source = runtime.teacher if role == "teacher" else runtime.student
+        role = job.spec.reference
+        source = (runtime.teacher if role == "teacher" else runtime.student).model_dump()
         if role == "student_base":  # as it comes
             source = source | {"dtype": str(read_geometry(source).dtype or torch.float32).removeprefix("torch.")}
         prompt = prompt_length(tokens["data"]["source"].get("hub"), longest)
-        return f"evaluate of {role or 'the student'}", Evaluation(source, job.spec["key"]["evaluation"], prompt)
-    arm: dict[str, Any] = job.spec["arm"]
+        return f"evaluate of {role or 'the student'}", Evaluation(source, job.spec.key.evaluation.model_dump(), prompt)
+    arm: dict[str, Any] = job.spec.arm.model_dump()
     kv = read_json(job.inputs["store"])["spec"] if "store" in job.inputs else NO_STORE
-    name, settings = job.spec["name"], job.spec[job.stage] | runtime.execution[job.stage]
-    need = Training(job.stage, name, runtime.student, runtime.teacher, arm, settings, longest, kv)
+    name, settings = job.spec.name, runtime.settings(job).model_dump()
+    need = Training(
+        job.stage, name, runtime.student.model_dump(), runtime.teacher.model_dump(), arm, settings, longest, kv
+    )
     return f"{job.stage} of {name}", need

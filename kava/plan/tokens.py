@@ -65,10 +65,10 @@ def _from_sample(plan: Jobs, data: Gsm8kData) -> TokenCount:
     splits = load_rows(data).splits
     rows = splits["train"] + splits["validation"]
     sample = rows[:: -(-len(rows) // SAMPLE)]
-    key: dict[str, Any] = plan.tokenize.spec["key"]
+    key: dict[str, Any] = plan.tokenize.spec.key.model_dump()
     teacher = plan.config.teacher
     if _folder(plan.config, "teacher", model_path(teacher.model)):
-        tokenizer = load_tokenizer(teacher.model_dump())
+        tokenizer = load_tokenizer(teacher)
         tokenizer.model_max_length = sys.maxsize  # too long a row is left out below, and no reason for a warning
         template = template_for(tokenizer, key["template"], key.get("chat"))
         lengths = [float(len(encode_example(tokenizer, template, row)["input_ids"])) for row in sample]

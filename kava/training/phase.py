@@ -55,15 +55,15 @@ def run_phase(
     DistillationModel, tokenizer, dict
         The trained model, the student's tokenizer, and the manifest without the hashes of exported files.
     """
-    stage, spec, inputs = job.stage, job.spec, job.inputs
+    stage, spec, inputs = job.stage, job.spec.model_dump(), job.inputs
     arm, seed = spec["arm"], spec["seed"]
-    settings = spec[stage] | runtime.execution[stage]
+    settings = runtime.settings(job).model_dump()
     device = use_device(runtime)
     tokens = TokenSet(inputs["tokens"])
     tokenizer = load_tokenizer(runtime.student)
     if vocabulary_sha256(tokenizer) != tokens.manifest["vocabulary_sha256"]:
         raise UserError(
-            f"the student's tokenizer {runtime.student['model']} is not the one of the token set {inputs['tokens']}; "
+            f"the student's tokenizer {runtime.student.model} is not the one of the token set {inputs['tokens']}; "
             "choose a student with the teacher's tokenizer"
         )
     left_out = _rows_left_out(runtime, tokens, tokenizer, arm)
@@ -115,7 +115,7 @@ def run_phase(
 
 def _rows_left_out(runtime: Runtime, tokens: TokenSet, tokenizer: Any, arm: dict[str, Any]) -> torch.Tensor | None:
     """Check that the student can read the data; rows of its head that `logit_kd` leaves out, None for no rows."""
-    name, config = runtime.student["model"], load_model_config(runtime.student)
+    name, config = runtime.student.model, load_model_config(runtime.student)
     require_fit("student", name, config, tokens.student_reach)
     rows = embedding_rows(config)
     if rows is None or not arm["auxiliary"]["logit_kd"]:
