@@ -79,7 +79,7 @@ class ChannelStatistics:
     @property
     def std(self) -> Tensor:
         """`[2, L, H, 1, D]`, float32."""
-        mean, square = self.moments
+        mean, square = self.moments.unbind()
         return (square - mean.square()).clamp(min=0).sqrt().float().unsqueeze(-2)
 
     @property

@@ -83,13 +83,13 @@ def reruns(old: ByStage, new: ByStage, seeds: Collection[int] = SEEDS) -> set[st
         own = job.params, job.output.parts[1:]  # wherever the cache lies
         return (
             own
-            if job.stage in SHARED or "reference" in job.spec
+            if job.stage in SHARED or job.output.parts[1] == "references"
             else (*own, {name: path.parts[1:] for name, path in job.inputs.items()})
         )
 
     common = {job for job in old.keys() | new.keys() if job[1] is None or job[1] in seeds}
     for job in common & old.keys() & new.keys():
-        if old[job].stage in SHARED or "reference" in old[job].spec:
+        if old[job].stage in SHARED or old[job].output.parts[1] == "references":
             folders = {of_job.output.parent.name for of_job in (old[job], new[job])}
             assert (len(folders) == 1) == (old[job].params == new[job].params), f"{job[0]}: another key, another folder"
     found = {job for job in common if job not in old or job not in new or facts(old[job]) != facts(new[job])}

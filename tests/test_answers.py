@@ -21,6 +21,8 @@ from zoo.data import GSM8K
 from kava.config import Runtime, load_config
 from kava.config.identity import model_path
 from kava.config.jobs import Job
+from kava.config.schema import Evaluation, ModelSettings, Teacher
+from kava.config.specs import EvaluateSpec, EvaluationKey
 from kava.data.task import write_task
 from kava.evaluation import evaluate
 from kava.evaluation.harness import AnswerStop, harness_results, samples, score
@@ -99,14 +101,16 @@ def report_of_the_stage_itself(tmp_path_factory: pytest.TempPathFactory) -> dict
         patch.setattr(evaluate, "require_fit", lambda *_: None)
         patch.setattr(evaluate, "write_card", lambda *_: None)
         patch.setattr(evaluate, "load_model_config", lambda _: None)
-        patch.setattr(evaluate, "load_for_evaluation", lambda source, _: source["model"])
+        patch.setattr(evaluate, "load_for_evaluation", lambda source, _: source.model)
         patch.setattr(evaluate, "load_tokenizer", lambda _: None)
         patch.setattr(evaluate, "load_ends", lambda *_: {})
         patch.setattr(evaluate, "harness_results", answer)
-        spec = {"key": {"evaluation": {"batch_size": 16, "max_new_tokens": 256}}}
+        spec = EvaluateSpec(key=EvaluationKey(evaluation=Evaluation()))
         for role, files in (("teacher", planted.teacher), ("student_base", planted.student_base)):
             output = files.evaluation / "manifest.json"
-            evaluate.run(Job("evaluate", spec | {"reference": role}, output, {"tokens": tokens}), runtime)
+            evaluate.run(
+                Job("evaluate", spec.model_copy(update={"reference": role}), output, {"tokens": tokens}), runtime
+            )
         for runs in planted.runs.values():
             for run in runs.values():
                 write_json(run.student / "generation_config.json", {})
@@ -221,7 +225,7 @@ def greedy(model: Any, tokenizer: Any, prompt: str, longest: int) -> list[int]:
 def test_a_model_that_ships_a_repetition_penalty_answers_plainly_and_ends_at_its_end_token(
     model: Path, tmp_path: Path
 ) -> None:
-    source = {"model": str(model), "revision": None}
+    source = ModelSettings(model=str(model))
     rows = [{"question": f"How many are {n} and {n}?", "answer": f"#### {2 * n}"} for n in (3, 40)]
     write_task(tmp_path, rows, TEMPLATE, GSM8K.harness)
     tokenizer = load_tokenizer(source)
@@ -248,7 +252,7 @@ def test_a_model_that_ships_a_repetition_penalty_answers_plainly_and_ends_at_its
 
 
 def test_a_stop_string_that_begins_in_the_prompt_ends_no_answer(model: Path) -> None:
-    tokenizer = load_tokenizer({"model": str(model), "revision": None})
+    tokenizer = load_tokenizer(ModelSettings(model=str(model), revision=None))
     prompt, answer = (tokenizer(text, return_tensors="pt")["input_ids"] for text in ("2 + 3 =", " 5"))
     ids = torch.cat([prompt, answer], dim=1)
     assert tokenizer.decode(ids[0]).endswith("= 5")
@@ -257,8 +261,8 @@ def test_a_stop_string_that_begins_in_the_prompt_ends_no_answer(model: Path) -> 
 
 
 def test_a_student_is_evaluated_in_the_dtype_of_its_files_and_a_teacher_in_its_own(model: Path) -> None:
-    student = {"model": str(model), "revision": None}
-    teacher = student | {"quantization": "none", "dtype": "bfloat16"}
+    student = ModelSettings(model=str(model))
+    teacher = Teacher(model=str(model), quantization="none")
     with second_model_allowed():
         assert {p.dtype for p in load_for_evaluation(student, CPU).parameters()} == {torch.float32}
         assert {p.dtype for p in load_for_evaluation(teacher, CPU).parameters()} == {torch.bfloat16}

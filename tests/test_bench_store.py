@@ -20,6 +20,8 @@ from kava.bench.workspace import quiet
 from kava.cli import main
 from kava.config import Jobs, Runtime, load_config
 from kava.config.benchmark import REPORT_ROTATED, codecs_for_report, too_wide
+from kava.config.kv import Int8Codec
+from kava.config.specs import BenchSpec
 from kava.data import tokenize
 from kava.kv import Geometry, KeysValues
 from kava.store.layout import Packing
@@ -138,7 +140,7 @@ def test_a_wrong_option_is_one_sentence(capsys: Any, arguments: list[str], said:
 
 
 def test_a_wide_teachers_transforms_are_left_out_with_the_reason() -> None:
-    codecs = codecs_for_report({"kind": "int8"})
+    codecs = codecs_for_report(Int8Codec())
     assert too_wide(codecs, REPORT_ROTATED, REPORT_ROTATED) == {}
     left_out = too_wide(codecs, 5760, REPORT_ROTATED)
     assert set(left_out) == {"transform-0.99", "transform-0.95"}
@@ -154,7 +156,7 @@ def test_the_reports_measurement_is_bounded_by_bytes_and_channels(tmp_path: Path
     small = {"measured_bytes": 1000 * of_token, "rotated_channels": 255}
     with quiet():
         tokenize.run(plan.tokenize, runtime)
-        bench_store.run(replace(plan.bench, spec={"key": plan.bench.spec["key"] | small}), runtime)
+        bench_store.run(replace(plan.bench, spec=BenchSpec(key=plan.bench.spec.key.model_copy(update=small))), runtime)
     figures = json.loads(plan.bench.output.read_text())
     assert set(figures["codecs"]) == {"bf16", "int8", "int4"}
     assert 800 < figures["setup"]["tokens"] <= 1000

@@ -217,9 +217,9 @@ def test_random_weights_need_a_geometry_and_a_tokenizer_alone(tmp_path: Path) ->
     config = demo(teacher={"model": teacher}, student={"model": student})
     made = with_random_weights(config, tokenizer, tmp_path / "made")
     assert made.teacher.quantization == config.teacher.quantization
-    loaded = models.load_student(made.student.model_dump(), torch.device("cpu"))
+    loaded = models.load_student(made.student, torch.device("cpu"))
     assert loaded.config.num_hidden_layers == 2
-    assert len(models.load_tokenizer(made.teacher.model_dump())) <= 600
+    assert len(models.load_tokenizer(made.teacher)) <= 600
     small = config.model_copy(update={"teacher": config.teacher.model_copy(
         update={"model": geometry_only(tmp_path / "small", vocab_size=20)})})  # fmt: skip
     with pytest.raises(UserError, match="embeddings for 20"):

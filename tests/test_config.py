@@ -1,6 +1,7 @@
 """Configuration: what is merged, what is refused and how, what a key depends on."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -40,7 +41,7 @@ def test_every_preset_is_valid(preset: str) -> None:
 
 def test_an_arm_without_kv_loss_is_a_control_whatever_it_is_called() -> None:
     config = load("arms={flat: {kv_weight: 0}, structured: {auxiliary: {cka: {}}}, sft: {auxiliary: {cka: {}}}}")
-    assert config.controls == ["flat"]
+    assert config.control_arms == ["flat"]
 
 
 def test_steps_of_pretraining_concern_only_arms_that_are_pretrained() -> None:
@@ -57,9 +58,9 @@ def test_reference_preset_is_the_one_that_the_readme_promises() -> None:
     assert config.seeds == [42, 43, 44]
     assert config.teacher.quantization == "nf4"
     assert {"flat", "structured", "sft", "shuffled"} <= set(config.arms)
-    assert config.controls == ["sft", "shuffled"]
+    assert config.control_arms == ["sft", "shuffled"]
     # Its identities need no network: they are the pinned revisions.
-    assert Jobs(config).extract.spec["key"]["teacher"]["revision"] == config.teacher.revision
+    assert Jobs(config).extract.spec.key.teacher["revision"] == config.teacher.revision
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_store_key_depends_on_what_its_bytes_depend_on_and_on_nothing_else() -> 
 
 def test_settings_that_came_later_are_in_no_key_at_their_defaults() -> None:
     """So that stores made before them are found."""
-    key = Jobs(load()).extract.spec["key"]
+    key = Jobs(load()).extract.spec.key.model_dump()
     assert key["teacher"].keys() == {"files", "quantization", "dtype"}
     assert key["tokens"].keys() == {"format_version", "data", "template", "max_length", "tokenizer"}
 
@@ -139,7 +140,7 @@ def test_adapters_are_a_reason_to_distill_again_and_checkpointing_of_activations
         Jobs(load(change)) for change in ("seeds=[42]", "student.lora={}", "distill.gradient_checkpointing=true")
     )
     assert plain.distill("flat", 42).params == checkpointed.distill("flat", 42).params
-    assert Runtime.of(checkpointed.config).execution["distill"]["gradient_checkpointing"]
+    assert Runtime.of(checkpointed.config).distill.gradient_checkpointing
     assert plain.distill("flat", 42).params != adapted.distill("flat", 42).params
     assert plain.pretrain("flat", 42).params == adapted.pretrain("flat", 42).params
     assert plain.reference("student_base").params == adapted.reference("student_base").params
@@ -163,10 +164,10 @@ def test_pruning_knows_that_both_readings_use_one_store_and_one_reference(tmp_pa
         write_json(folder / "manifest.json", {"spec": spec})
         return Entry(kind, folder, True, 0, 0.0)
 
-    of_store = sha256_json(full.extract.spec["key"]["tokens"])
-    reference = entry("references", full.reference("teacher").spec)
+    of_store = sha256_json(full.extract.spec.key.tokens.model_dump())
+    reference = entry("references", full.reference("teacher").spec.model_dump())
     for plan in (full, equations):
-        assert token_set(entry("tokens", plan.tokenize.spec["key"])) == of_store
+        assert token_set(entry("tokens", plan.tokenize.spec.key.model_dump())) == of_store
         used = Usage(frozenset(), {plan.tokenize.output.parent.name: ["ours"], "demo-0": ["other"]}, [])
         assert used.of(reference) == ["experiment ours"]
 
@@ -186,8 +187,8 @@ def test_key_of_a_local_model_is_its_content_and_not_its_path(tmp_path: Path) ->
         (tmp_path / name / "model.safetensors").write_bytes(b"weights")
         (tmp_path / name / "tokenizer.json").write_text("{}")
 
-    def key(name: str) -> dict:
-        return Jobs(load(f"teacher.model={tmp_path / name}")).extract.spec["key"]
+    def key(name: str) -> Any:
+        return Jobs(load(f"teacher.model={tmp_path / name}")).extract.spec.key
 
     assert key("one") == key("two")
     (tmp_path / "two" / "model.safetensors").write_bytes(b"other weights")

@@ -12,6 +12,7 @@ from zoo.models import change_config
 
 from kava.cli import main
 from kava.config.load import REPOSITORY
+from kava.config.schema import ModelSettings
 from kava.evaluation.harness import answering
 from kava.models.load import load_ends, load_for_evaluation, load_tokenizer, second_model_allowed
 
@@ -56,7 +57,7 @@ def test_answers_that_spell_the_end_token_out(tmp_path: Path, monkeypatch, capsy
 
 @pytest.mark.parametrize(("ends", "all_ends"), [(None, [0]), (0, [0]), ([5], [5, 0]), (10**6, [10**6, 0])])
 def test_the_end_of_examples_ends_answers(ends: Any, all_ends: list[int], tmp_path: Path) -> None:
-    source = {"model": str(teacher(tmp_path / "model", ends, in_generation_config=False)), "revision": None}
+    source = ModelSettings(model=str(teacher(tmp_path / "model", ends, in_generation_config=False)))
     tokenizer = load_tokenizer(source)
     assert list(load_ends(source, tokenizer)) == all_ends
     with second_model_allowed():

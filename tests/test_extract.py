@@ -19,6 +19,7 @@ from store_fixtures import (
     write,
 )  # fmt: skip
 
+from kava.config.schema import Teacher
 from kava.data.tokens import Segment
 from kava.errors import UserError
 from kava.kv import pad_ids
@@ -45,7 +46,7 @@ def test_stored_kv_equals_the_teacher_run_live_on_the_same_batch(settings: dict,
     """The real path: trained weights, NF4 by bitsandbytes, bf16 compute, un-rotated keys."""
     from kava.models.load import load_teacher
 
-    source = {"model": str(tinystories), "revision": None, "quantization": "nf4", "dtype": "bfloat16"}
+    source = Teacher(model=str(tinystories))
     teacher = load_teacher(source, torch.device("cpu"))
     ids = some_ids(2000)
     fill_store(tmp_path, teacher, ids, settings)

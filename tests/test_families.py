@@ -14,6 +14,7 @@ import kava.demo
 from kava.bench.workspace import BenchJobs, free, quiet
 from kava.config.jobs import Runtime
 from kava.config.load import REPOSITORY, load_config
+from kava.config.schema import ModelSettings
 from kava.data import tokenize
 from kava.evaluation import evaluate
 from kava.files import read_json
@@ -30,7 +31,7 @@ STEPS = {"steps": 4, "batch_size": 4, "accumulation": 1, "log_every": 2}
 
 def write_model(folder: Path, family: str, layers: int, width: int, kv_heads: int) -> str:
     """Random weights, 4 attention heads, the demo's tokenizer."""
-    tokenizer = load_tokenizer({"model": str(Path(kava.demo.__file__).parent / "teacher")})
+    tokenizer = load_tokenizer(ModelSettings(model=str(Path(kava.demo.__file__).parent / "teacher")))
     shape: dict[str, Any] = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     if family == "gpt2":
         shape |= {"n_layer": layers, "n_embd": width, "n_positions": 256}
@@ -89,11 +90,11 @@ def test_a_family_goes_from_tokens_to_an_evaluated_student(
     assert -1 <= distilled["alignment"]["cos_sim_centered"] <= 1
     assert evaluated["n"] == read_json(plan.reference("teacher").output)["n"] == 4
 
-    before = load_student({"model": student}, CPU)
+    before = load_student(ModelSettings(model=student), CPU)
     keys = {name: tensor.clone() for name, tensor in before.state_dict().items() if "attn" in name}
     del before
     free(CPU)
-    after = load_student({"model": str(plan.distill("structured", 42).output.parent)}, CPU)
+    after = load_student(ModelSettings(model=str(plan.distill("structured", 42).output.parent)), CPU)
     assert geometry(after.config).to_dict() == {"layers": 2, "kv_heads": kv_heads[1], "head_dim": 8}
     trained = [name for name in keys if name.endswith(("k_proj.weight", "c_attn.weight"))]
     assert len(trained) == 2

@@ -35,7 +35,7 @@ config = load_config(None, overrides)
 for check in sources(config, "kava fetch").checks:
     print(check.name, check.status)
 assert main(["tokenize", "--configfile", {file!r}]) == 0
-teacher = load_teacher(config.teacher.model_dump(), torch.device("cpu"))
+teacher = load_teacher(config.teacher, torch.device("cpu"))
 print(type(teacher).__name__, type(teacher.model.layers[0].self_attn.k_proj).__name__)
 """
 
@@ -49,11 +49,11 @@ import torch
 from kava.models.load import load_student
 for name in ("org/gated", "org/nobody", "org/pickle"):
     try:
-        load_student({"model": name, "revision": "a" * 40}, torch.device("cpu"))
+        load_student(ModelSettings(model=name, revision="a" * 40), torch.device("cpu"))
     except UserError as error:
         print(error)
 try:
-    load_tokenizer({"model": "org/model", "revision": "c" * 40})
+    load_tokenizer(ModelSettings(model="org/model", revision="c" * 40))
 except UserError as error:
     print(error)
 data = {"kind": "gsm8k", "path": "org/rows", "revision": "b" * 40}

@@ -29,7 +29,7 @@ def demo() -> Config:
 
 @pytest.fixture(scope="module")
 def student(demo: Config) -> tuple[Any, Any]:
-    source = demo.student.model_dump()
+    source = demo.student
     return load_for_evaluation(source, torch.device("cpu")), load_tokenizer(source)
 
 
@@ -99,7 +99,7 @@ def test_a_stop_string_that_is_a_special_token_ends_its_row_as_where_the_harness
     demo: Config, student: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
     model, _ = student
-    tokenizer = load_tokenizer(demo.student.model_dump())
+    tokenizer = load_tokenizer(demo.student)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     end = tokenizer.eos_token_id
     stopped, short = (

@@ -193,7 +193,7 @@ def test_every_run_reads_what_its_own_seed_made(base: dict[str, Any]) -> None:
             continue
         of_run = {part: found.get((f"{part} {arm}", seed)) for part in ("pretrain", "distill", "evaluate")}
         made = {part: of_part.output if of_part else None for part, of_part in of_run.items()}
-        assert stage == "evaluate" or job.spec["seed"] == seed
+        assert stage == "evaluate" or job.spec.seed == seed
         assert job.inputs.get("projector") == (made["pretrain"] if stage == "distill" else None)
         assert job.inputs.get("student") == (made["distill"] if stage == "evaluate" else None)
         for part, of_stage in (("projector", "pretrain"), ("student", "distill"), ("evaluation", "evaluate")):

@@ -34,6 +34,7 @@ from zoo.models import (
 from kava.cli import main
 from kava.config import load_config
 from kava.config.load import REPOSITORY
+from kava.config.schema import ModelSettings
 from kava.doctor.sources import sources
 from kava.errors import UserError
 from kava.models import load as models
@@ -200,7 +201,7 @@ def test_what_is_derived_or_tied_or_named_otherwise_loads(name: str, tmp_path: P
 
 def test_the_models_that_come_with_kava_load(tinystories: Path) -> None:
     for name in ("kava:teacher", "kava:student", str(tinystories)):
-        assert check_model({"model": name, "revision": None})
+        assert check_model(ModelSettings(model=name, revision=None))
 
 
 def test_an_adapter_is_no_model(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kava.config.schema import Teacher
 from kava.device import GIB, choose_device, use_device
 from kava.errors import UserError
 from kava.models.load import load_student, load_teacher, load_tokenizer, second_model_allowed
@@ -13,8 +14,8 @@ from kava.models.load import load_student, load_teacher, load_tokenizer, second_
 CPU = torch.device("cpu")
 
 
-def source(path, **changes) -> dict:
-    return {"model": str(path), "revision": None, "quantization": "nf4", "dtype": "bfloat16"} | changes
+def source(path, **changes) -> Teacher:
+    return Teacher(model=str(path), **changes)
 
 
 def test_loading_a_second_model_raises_until_the_first_is_gone(tinystories) -> None:

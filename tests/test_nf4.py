@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from zoo.models import write_model
 
+from kava.config.schema import Teacher
 from kava.models.load import load_teacher
 from kava.models.nf4 import serve_any_shape
 
@@ -47,8 +48,8 @@ def test_a_product_is_that_of_the_rounded_weights(rows_columns: tuple[int, int],
 @torch.inference_mode()
 def test_a_teacher_of_odd_dimensions_answers_nearly_as_the_whole_one(width: int, quantization: str, tmp_path) -> None:
     folder = write_model(tmp_path, hidden_size=width, head_dim=width // 4, intermediate_size=width + 4)
-    source = {"model": str(folder), "revision": None, "dtype": "float32", "quantization": "none"}
+    source = Teacher(model=str(folder), dtype="float32", quantization="none")
     ids = torch.arange(3, 20)[None]
     whole = load_teacher(source, torch.device("cpu"))(ids).logits
-    answered = load_teacher(source | {"quantization": quantization}, torch.device("cpu"))(ids).logits
+    answered = load_teacher(source.model_copy(update={"quantization": quantization}), torch.device("cpu"))(ids).logits
     assert 0 < (answered - whole).norm() / whole.norm() < 0.2

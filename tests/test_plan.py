@@ -17,6 +17,7 @@ from kava.cli import main
 from kava.config.arms import Arm
 from kava.config.jobs import Jobs, Runtime
 from kava.config.load import REPOSITORY, load_config
+from kava.config.schema import Teacher
 from kava.device import GIB
 from kava.errors import UserError
 from kava.kv import Geometry
@@ -217,7 +218,7 @@ def test_a_stage_on_a_gpu_stops_at_its_start_and_one_on_a_cpu_does_not(monkeypat
     made = Jobs(config)
     job, runtime = made.distill("sft", 42), Runtime.of(config)
     job.inputs["tokens"].parent.mkdir(parents=True)
-    job.inputs["tokens"].write_text(json.dumps({"spec": made.tokenize.spec["key"]}))
+    job.inputs["tokens"].write_text(json.dumps({"spec": made.tokenize.spec.key.model_dump()}))
     check.check_fits(job, runtime)
     monkeypatch.setattr(check, "choose_device", lambda _: torch.device("cuda"))
     with pytest.raises(UserError, match=r"distill of sft needs .* capped at 0\.05 GiB .*`distill\.batch_size: 16"):
@@ -227,7 +228,9 @@ def test_a_stage_on_a_gpu_stops_at_its_start_and_one_on_a_cpu_does_not(monkeypat
 
 def test_every_stage_has_a_need(monkeypatch) -> None:
     made = Jobs(load_config(CONFIG))
-    monkeypatch.setattr(check, "read_json", lambda _: {"spec": made.tokenize.spec["key"] | made.extract.spec["key"]})
+    monkeypatch.setattr(
+        check, "read_json", lambda _: {"spec": made.tokenize.spec.key.model_dump() | made.extract.spec.key.model_dump()}
+    )
     jobs = [made.extract, made.pretrain("flat", 42), made.distill("flat", 42), made.evaluate("flat", 42)]
     jobs += [made.reference(role) for role in ("teacher", "student_base")]
     for job in jobs:
@@ -254,7 +257,7 @@ def test_planned_weights_of_a_quantised_teacher_are_those_that_bitsandbytes_make
     tiny_model(family, **wide).save_pretrained(tmp_path)
     source = {"model": str(tmp_path), "revision": None, "dtype": "bfloat16", **how}
     gc.collect()
-    teacher = load_teacher(source, torch.device("cpu"))
+    teacher = load_teacher(Teacher(**source), torch.device("cpu"))
     real = sum(p.nbytes for p in teacher.parameters())
     for module in teacher.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):

@@ -19,6 +19,7 @@ from kava.bench.evaluate import main as bench_evaluate
 from kava.cli import main
 from kava.config import Job, Jobs, Runtime, load_config
 from kava.config.load import REPOSITORY
+from kava.config.schema import ModelSettings
 from kava.data.fit import Longest, lack, longest_prompt
 from kava.data.fit import positions as positions_reached
 from kava.data.positions import Prompts, check_positions, look
@@ -56,7 +57,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def longest(cache: Path) -> Longest:
     asked, folder = read_prompt(task_of(cache)), task_of(cache)
-    tokenizer = load_tokenizer({"model": "kava:student"})
+    tokenizer = load_tokenizer(ModelSettings(model="kava:student"))
     prompts = [asked.fill(row["question"]) for row in read_rows(folder)]
     found = longest_prompt(tokenizer, prompts)
     assert found.tokens == max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
@@ -181,7 +182,7 @@ def test_a_reference_is_measured_by_its_own_positions_and_not_the_others(
     job = replace(plan.reference(role), output=tmp_path / "out" / "manifest.json")
     runtime = Runtime.of(plan.config)
     other = "student" if model == "teacher" else "teacher"
-    ours, theirs = ({name: getattr(runtime, name) | {"model": str(small)}} for name in (model, other))
+    ours, theirs = ({name: getattr(runtime, name).model_copy(update={"model": str(small)})} for name in (model, other))
     with pytest.raises(Loaded):
         evaluate.run(job, replace(runtime, **theirs))
     with pytest.raises(UserError, match="to 9 at most"):
@@ -230,7 +231,7 @@ def test_a_long_question_is_refused_with_the_shorter_of_teacher_and_student(
 
 
 def test_the_harness_itself_cannot_cut_a_prompt() -> None:
-    source = {"model": "kava:student"}
+    source = ModelSettings(model="kava:student")
     model, tokenizer = load_for_evaluation(source, torch.device("cpu")), load_tokenizer(source)
     model.config.max_position_embeddings = 60
     lm = RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=2)
@@ -257,7 +258,7 @@ def test_the_harness_itself_cannot_cut_a_prompt() -> None:
 
 
 def test_a_model_without_positions_reads_a_prompt_longer_than_its_tokenizer_speaks_of() -> None:
-    tokenizer = load_tokenizer({"model": "kava:student"})
+    tokenizer = load_tokenizer(ModelSettings(model="kava:student"))
     tokenizer.model_max_length = 8
     model = tiny_model("bloom", vocab_size=len(tokenizer), max_position_embeddings=None)
     lm = RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=1)

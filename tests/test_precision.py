@@ -8,7 +8,7 @@ import torch
 
 from kava.cli import main
 from kava.config.arms import Arm
-from kava.config.schema import Distill
+from kava.config.schema import Distill, ModelSettings
 from kava.data.tokens import TokenSet
 from kava.models.load import load_student, second_model_allowed
 from kava.training.batches import Batches
@@ -25,7 +25,7 @@ def losses(tokens: TokenSet, folder: Path, weights: torch.dtype, precision: str,
     settings |= {"precision": precision, "optimizer": optimizer}
     arm, cpu = Arm(aligner=None), torch.device("cpu")
     with second_model_allowed():
-        student = load_student({"model": "kava:student"}, cpu, weights)
+        student = load_student(ModelSettings(model="kava:student"), cpu, weights)
     model = DistillationModel(student, None, arm, True, "post_rope")
     train(model, Batches(tokens, "train"), Distill(**settings), TrainingRun(folder, "f", "sft", 1, cpu))
     return torch.tensor([json.loads(line)["ce"] for line in (folder / "metrics.jsonl").read_text().splitlines()])

@@ -13,6 +13,7 @@ from zoo import tokenizers as zoo
 from zoo.data import GSM8K
 
 import kava.demo
+from kava.config.schema import ModelSettings
 from kava.data.doubts import tokenizer_doubts
 from kava.data.prompt import prompt_ids, text_ids
 from kava.data.template import Template
@@ -35,7 +36,7 @@ MERGING = "tinystories-656k"
 
 def tokenizer_of(name: str, folder: Path) -> Any:
     if name == "demo":
-        return load_tokenizer({"model": str(Path(kava.demo.__file__).parent / "teacher")})
+        return load_tokenizer(ModelSettings(model=str(Path(kava.demo.__file__).parent / "teacher")))
     if name in REAL:
         path = SHARED / "models" / name
         if not path.exists():
@@ -43,7 +44,7 @@ def tokenizer_of(name: str, folder: Path) -> Any:
         loaded = (GPT2Tokenizer if name.startswith("gpt2") else AutoTokenizer).from_pretrained(path)
         loaded.pad_token = loaded.pad_token or loaded.eos_token
         return loaded
-    return load_tokenizer({"model": str(zoo.GOOD[name](folder))})
+    return load_tokenizer(ModelSettings(model=str(zoo.GOOD[name](folder))))
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +72,17 @@ def test_evaluation_asks_the_prompt_of_training(name: str, tmp_path: Path, model
 
 
 def test_a_start_token_that_the_text_spells_out_stands_once(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer({"model": str(zoo.bos_and_eos(tmp_path / "both"))})
+    tokenizer = load_tokenizer(ModelSettings(model=str(zoo.bos_and_eos(tmp_path / "both"))))
     ids, offsets = text_ids(tokenizer, "<s>5")
     assert ids == [tokenizer.bos_token_id, *text_ids(tokenizer, "5").ids[1:]]
     assert offsets[-1] == (3, 4)
-    plain = load_tokenizer({"model": str(zoo.byte_level(tmp_path / "plain"))})
+    plain = load_tokenizer(ModelSettings(model=str(zoo.byte_level(tmp_path / "plain"))))
     assert text_ids(plain, "<s>5</s>").ids[::2] == [plain.bos_token_id, plain.eos_token_id]
 
 
 def test_an_answer_that_spells_its_end_token_out_has_one(tmp_path: Path) -> None:
     for build in (zoo.byte_level, zoo.eos_appending):
-        tokenizer = load_tokenizer({"model": str(build(tmp_path / build.__name__))})
+        tokenizer = load_tokenizer(ModelSettings(model=str(build(tmp_path / build.__name__))))
         ids = encode_example(GSM8K, tokenizer, TEMPLATE, ROWS[0] | {"answer": "#### 6</s>"})["input_ids"]
         assert ids == encode_example(GSM8K, tokenizer, TEMPLATE, ROWS[0] | {"answer": "#### 6"})["input_ids"]
 
@@ -103,14 +104,14 @@ def test_a_tokenizer_that_can_write_answers_is_not_doubted(name: str, tmp_path: 
      (zoo.without_eights, "50.0%")],
 )  # fmt: skip
 def test_marks_that_do_not_come_back_are_said_with_their_share(build: Any, share: str, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer({"model": str(build(tmp_path))})
+    tokenizer = load_tokenizer(ModelSettings(model=str(build(tmp_path))))
     rows = [{"question": "How many?", "answer": f"1+{n}.\n#### {n + 1}"} for n in (1, 7)]
     (sentence,) = tokenizer_doubts(GSM8K, tokenizer, TEMPLATE, rows)
     assert f"in {share} of 2 rows they do not come back" in sentence
 
 
 def test_many_rows_are_read_evenly_spread(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer({"model": str(zoo.without_digits(tmp_path))})
+    tokenizer = load_tokenizer(ModelSettings(model=str(zoo.without_digits(tmp_path))))
     (sentence,) = tokenizer_doubts(GSM8K, tokenizer, TEMPLATE, ROWS * 400)
     assert "100.0% of 400 rows" in sentence
 

@@ -133,14 +133,14 @@ def test_data_of_the_hub_that_is_not_here_says_how_to_get_it() -> None:
         load_rows(Gsm8kData(path="org/rows", revision="b" * 40))
 
 
-def copy(model: Path, folder: Path, *without: str) -> dict[str, str]:
+def copy(model: Path, folder: Path, *without: str) -> ModelSettings:
     shutil.copytree(model, folder)
     for name in without:
         (folder / name).unlink()
-    return {"model": str(folder)}
+    return ModelSettings(model=str(folder))
 
 
-def student(source: dict[str, str]) -> None:
+def student(source: ModelSettings) -> None:
     load_student(source, torch.device("cpu"))
 
 
@@ -188,13 +188,13 @@ def test_code_of_a_repository_runs_only_where_the_configuration_says_so(monkeypa
     (tmp_path / "configuration_own.py").write_text(
         "from transformers import PreTrainedConfig\n\n\nclass Own(PreTrainedConfig):\n    model_type = 'own'\n"
     )
-    source = {"model": str(tmp_path), "revision": None}
+    source = ModelSettings(model=str(tmp_path))
     with pytest.raises(UserError, match="set `trust_remote_code: true` beside its name"):
         load_model_config(source)
-    assert type(load_model_config(source | {"trust_remote_code": True})).__name__ == "Own"
+    assert type(load_model_config(source.model_copy(update={"trust_remote_code": True}))).__name__ == "Own"
     (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["org/other--code.Own", null]}}')
     with pytest.raises(UserError, match=r"from another repository \(org/other--code\.Own in auto_map\)"):
-        load_model_config(source | {"trust_remote_code": True})
+        load_model_config(source.model_copy(update={"trust_remote_code": True}))
     plain, own = (model_identity(ModelSettings(model=str(tmp_path), trust_remote_code=t)) for t in (False, True))
     assert list(plain) == ["files"], "keys are as they were before there was the setting"
     assert own["trust_remote_code"]

@@ -99,13 +99,13 @@ def test_the_task_asks_what_was_trained(tmp_path: Path) -> None:
 def test_a_chat_is_in_the_key_with_its_template_and_no_chat_is_in_none(tmp_path: Path) -> None:
     teacher = {"model": talking(tmp_path / "model")}
     keys = [
-        Jobs(load_config(REPOSITORY / "config.yaml", {"teacher": teacher, "chat": chat})).tokenize.spec["key"]
+        Jobs(load_config(REPOSITORY / "config.yaml", {"teacher": teacher, "chat": chat})).tokenize.spec.key
         for chat in (None, {}, {"system": "Think."})
     ]
-    assert "chat" not in keys[0]
-    assert "chat_template.jinja" not in keys[0]["tokenizer"]["files"]
-    assert [key["chat"] for key in keys[1:]] == [{"system": None}, {"system": "Think."}]
-    assert "chat_template.jinja" in keys[1]["tokenizer"]["files"]
+    assert "chat" not in keys[0].model_dump()
+    assert "chat_template.jinja" not in keys[0].tokenizer["files"]
+    assert [key.model_dump()["chat"] for key in keys[1:]] == [{"system": None}, {"system": "Think."}]
+    assert "chat_template.jinja" in keys[1].tokenizer["files"]
 
 
 def talking(folder: Path) -> str:

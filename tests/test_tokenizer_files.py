@@ -11,6 +11,7 @@ from test_tokens import token_set
 from zoo import tokenizers as zoo
 
 import kava.demo
+from kava.config.schema import ModelSettings
 from kava.data.template import template_for
 from kava.data.tokens import require_same_tokenizer
 from kava.doctor.sources import _pair
@@ -73,7 +74,7 @@ def test_a_class_that_nobody_has_is_no_matter_beside_a_whole_tokenizer(tmp_path:
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     text = json.dumps(settings | {"tokenizer_class": "NoSuchTokenizer"})
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
-    assert load_tokenizer({"model": str(folder)}).eos_token == "</s>"
+    assert load_tokenizer(ModelSettings(model=str(folder))).eos_token == "</s>"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_a_class_that_nobody_has_is_no_matter_beside_a_whole_tokenizer(tmp_path:
 def test_a_chat_template_that_fails_is_one_sentence(template: str, error: str, tmp_path: Path) -> None:
     folder = zoo.byte_level(tmp_path / "model")
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    tokenizer = load_tokenizer({"model": str(folder)})
+    tokenizer = load_tokenizer(ModelSettings(model=str(folder)))
     with pytest.raises(UserError, match=rf"the chat template of .*({error}).*; set chat"):
         template_for(tokenizer, PLAIN, {"system": None})
     (found,) = _pair(config(**pair(folder), chat={}))
@@ -133,7 +134,7 @@ def test_the_doctor_says_what_a_model_cannot_read(
 def test_tokenizers_that_differ_are_counted_in_plain_numbers(
     build: Callable[[Path], Path], told: str, tmp_path: Path
 ) -> None:
-    ours, theirs = (load_tokenizer({"model": str(folder)}) for folder in (DEMO, build(tmp_path)))
+    ours, theirs = (load_tokenizer(ModelSettings(model=str(folder))) for folder in (DEMO, build(tmp_path)))
     shared = len(set(ours.get_vocab().items()) & set(theirs.get_vocab().items()))
     with pytest.raises(UserError, match=rf"tokenizers share {shared} {told} \(not, for example, '.*'\); choose two"):
         require_same_tokenizer(ours, theirs, [])

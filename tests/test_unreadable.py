@@ -13,6 +13,7 @@ from zoo.models import change_config, write_config, write_model
 
 from kava.cli import main
 from kava.config.load import REPOSITORY
+from kava.config.schema import ModelSettings
 from kava.errors import UserError
 from kava.models.capture import geometry
 from kava.models.families import unreadable_cache
@@ -65,20 +66,20 @@ FILES: dict[str, tuple[Any, str | None, str]] = {
 def test_a_family_without_such_a_cache_is_refused_by_its_settings(family: str, tmp_path: Path) -> None:
     folder = write_config(tmp_path, AutoConfig.for_model(family).to_dict())
     with pytest.raises(UserError, match=f"KV of {tmp_path} cannot be read: model type '{family}' .*{FAMILIES[family]}"):
-        check_model({"model": str(folder)})
+        check_model(ModelSettings(model=str(folder)))
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_settings_that_are_none_are_refused(name: str, tmp_path: Path) -> None:
     settings, text, message = FILES[name]
     with pytest.raises(UserError, match=message):
-        check_model({"model": str(write_config(tmp_path, settings, text))})
+        check_model(ModelSettings(model=str(write_config(tmp_path, settings, text))))
 
 
 def test_settings_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (write_config(tmp_path, {}) / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read as JSON"):
-        check_model({"model": str(tmp_path)})
+        check_model(ModelSettings(model=str(tmp_path)))
 
 
 @pytest.mark.parametrize("family", ["mamba", "t5", "bert", "deepseek_v3", "falcon", "made-up", "list"])
@@ -117,14 +118,14 @@ def test_an_extraction_that_was_given_tokens_says_it_too(tmp_path: Path, monkeyp
 def test_a_profile_of_an_unreadable_student_says_it_too(tmp_path: Path) -> None:
     folder = write_config(tmp_path, AutoConfig.for_model("mamba", **TINY).to_dict())
     with pytest.raises(UserError, match=r"KV of .* cannot be read"):
-        load_student({"model": str(folder)}, torch.device("cpu"))
+        load_student(ModelSettings(model=str(folder)), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "olmo2", "mixtral", "gpt_neox", "starcoder2"])
 def test_families_with_such_a_cache_are_not_refused(family: str, tmp_path: Path) -> None:
     changes = {"num_key_value_heads": 4} if family == "gpt_neox" else {}
     folder = write_model(tmp_path, family, **changes)
-    source = {"model": str(folder)}
+    source = ModelSettings(model=str(folder))
     assert check_model(source), "known without its weights"
     assert geometry(load_model_config(source)).layers == 1
     load_student(source, torch.device("cpu"))
@@ -141,7 +142,7 @@ def test_a_cache_of_another_shape_is_seen_by_running_two_tokens(device: str) -> 
 
 def test_a_model_that_lets_itself_be_run_only_with_weights_is_judged_when_it_has_them(tmp_path, monkeypatch) -> None:
     folder = write_model(tmp_path, "olmo2")
-    model = type(load_student({"model": str(folder)}, torch.device("cpu"))).base_model_prefix
+    model = type(load_student(ModelSettings(model=str(folder)), torch.device("cpu"))).base_model_prefix
     assert model == "model"
 
     from transformers.models.olmo2.modeling_olmo2 import Olmo2Model
@@ -157,7 +158,7 @@ def test_a_model_that_lets_itself_be_run_only_with_weights_is_judged_when_it_has
 
     monkeypatch.setattr(Olmo2Model, "forward", forward)
     change_config(folder, initializer_range=0.03)  # other settings than those that were looked at above
-    assert not check_model({"model": str(folder)})
+    assert not check_model(ModelSettings(model=str(folder)))
     with pytest.raises(UserError, match="keeps KV of 0 of 1 layers"):
-        load_student({"model": str(folder)}, torch.device("cpu"))
+        load_student(ModelSettings(model=str(folder)), torch.device("cpu"))
     assert json.loads((folder / "config.json").read_text())["initializer_range"] == 0.03

@@ -16,6 +16,7 @@ from kava.align.projector import Projector
 from kava.bench.workspace import BenchJobs, free, quiet
 from kava.config.jobs import Job, Runtime
 from kava.config.load import REPOSITORY, load_config
+from kava.config.schema import ModelSettings
 from kava.data import tokenize
 from kava.data.tokens import Segment, TokenSet
 from kava.errors import UserError
@@ -58,7 +59,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         demo = {"model": str(Path(kava.demo.__file__).parent / "teacher")}
-        tokenizer = load_tokenizer(demo)
+        tokenizer = load_tokenizer(ModelSettings(**demo))
         models = {}
         for role, layers in (("teacher", 3), ("student", 2)):
             shape = {"vocab_size": len(tokenizer), "num_hidden_layers": layers, "max_position_embeddings": 256}
@@ -265,7 +266,7 @@ def test_the_export_is_a_plain_model_in_its_dtype_that_stops_and_has_its_project
 
     exported, base = (
         load_file(folder / "model.safetensors"),
-        load_file(Path(world.runtime.student["model"]) / "model.safetensors"),
+        load_file(Path(world.runtime.student.model) / "model.safetensors"),
     )
     assert exported.keys() == base.keys()
     assert {tensor.dtype for tensor in exported.values()} == {torch.bfloat16}

@@ -45,4 +45,5 @@ def to_channels(tensor_BLHTD: Tensor) -> Tensor:
 def from_channels(tensor_BTC: Tensor, geometry: Geometry) -> Tensor:
     """The inverse of `to_channels` for a tensor of a geometry, `[B, L, H, T, D]`."""
     shape = (geometry.layers, geometry.kv_heads, geometry.head_dim)
-    return tensor_BTC.unflatten(-1, shape).permute(0, 2, 3, 1, 4)
+    tensor_BTLHD: Tensor = tensor_BTC.unflatten(-1, shape)
+    return tensor_BTLHD.permute(0, 2, 3, 1, 4)

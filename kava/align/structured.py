@@ -55,4 +55,5 @@ class Structured(Aligner[StructuredAligner]):
         # Student layers and heads lead, tokens of the batch in one row: the order in which nothing has to be copied.
         mixed = torch.einsum("lsh,blhtd->lsbtd", self.mixer, mapped)
         projected = mixed.flatten(2, 3) @ self.projection.mT + self.bias[:, :, None]
-        return projected.unflatten(2, mixed.shape[2:4]).permute(2, 0, 1, 3, 4)
+        tensor_LHBTD: Tensor = projected.unflatten(2, mixed.shape[2:4])
+        return tensor_LHBTD.permute(2, 0, 1, 3, 4)

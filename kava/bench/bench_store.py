@@ -20,7 +20,7 @@ log = logging.getLogger("kava")
 def run(job: Job, runtime: Runtime) -> None:
     if job.output.is_file():
         return  # made by the process that was waited for
-    key: dict[str, Any] = job.spec["key"]
+    key: dict[str, Any] = job.spec.key.model_dump()
     tokens = TokenSet(job.inputs["tokens"])
     shape = geometry(load_model_config(runtime.teacher))
     of_token = 2 * shape.channels * 4
@@ -29,8 +29,8 @@ def run(job: Job, runtime: Runtime) -> None:
     teacher = load_teacher(runtime.teacher, use_device(runtime))
     source = read_teacher(teacher, shape, input_ids, segments, key["read"])
     del teacher
-    setup = {**runtime.teacher, "model": display_name(runtime.teacher["model"]), "data": runtime.data["kind"]}
-    left_out = too_wide(key["codecs"], shape.channels, key["rotated_channels"])
+    setup = {**runtime.teacher.model_dump(), "model": display_name(runtime.teacher.model), "data": runtime.data.kind}
+    left_out = too_wide(job.spec.key.codecs, shape.channels, key["rotated_channels"])
     codecs = {name: settings for name, settings in key["codecs"].items() if name not in left_out}
     figures = measure(source, codecs, setup, log.info)
     figures["skipped"] |= left_out

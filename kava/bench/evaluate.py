@@ -42,15 +42,15 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
 
     rows = load_rows(config.data).splits["test"][: arguments.questions]
     chat = config.chat.model_dump() if config.chat else None
-    template = template_for(load_tokenizer(config.teacher.model_dump()), config.template, chat)
+    template = template_for(load_tokenizer(config.teacher), config.template, chat)
     harness = task_of(config.data.kind).harness
     assert harness is not None, "data whose answers are not generated is refused before"
     write_task(folder / "task", rows, template, harness)
-    source, settings = config.student.model_dump(), config.evaluation.model_dump()
+    source, settings = config.student, config.evaluation.model_dump()
     device = choose_device(config.device)
     tokenizer = load_tokenizer(source)
     prompts = [template.prompt(row["question"]) for row in rows]
-    check_prompts(tokenizer, prompts, {source["model"]: source}, settings["max_new_tokens"])
+    check_prompts(tokenizer, prompts, {source.model: source}, settings["max_new_tokens"])
     model = load_for_evaluation(source, device)
 
     ways = {

@@ -45,7 +45,7 @@ def measure_extraction(job: Job, runtime: Runtime, rounds: int) -> dict[str, Any
         """Its codec is calibrated, and no shard is written."""
         nonlocal writer
         shutil.rmtree(folder, ignore_errors=True)
-        contents = Contents(job.spec["key"], geometry(model_config), model_config.hidden_size)
+        contents = Contents(job.spec.key, geometry(model_config), model_config.hidden_size)
         writer = StoreWriter(folder, contents, segments, device)
         none = len(writer.shards) + 1  # of so many parts the last has no shard
         fill(writer, lambda _: Extractor(teacher, contents, input_ids, segments), (none, none))
@@ -58,7 +58,7 @@ def measure_extraction(job: Job, runtime: Runtime, rounds: int) -> dict[str, Any
     def forward(shards: int | None = None) -> None:
         for split, shard in writer.shards[:shards]:
             lengths = [len(ids) for ids in input_ids[split]]
-            for batch in batches(writer.packings[split].members(shard), lengths, job.spec["key"]["batch_tokens"]):
+            for batch in batches(writer.packings[split].members(shard), lengths, job.spec.key.batch_tokens):
                 ids, mask = pad_ids([input_ids[split][example] for example in batch])
                 teacher.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
 

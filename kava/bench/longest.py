@@ -24,7 +24,7 @@ def longest_rows(config: Config, examples: int, held_out: int, questions: int) -
     UserError
         No training example is short enough.
     """
-    tokenizer, task = load_tokenizer(config.teacher.model_dump()), task_of(config.data.kind)
+    tokenizer, task = load_tokenizer(config.teacher), task_of(config.data.kind)
     template = template_for(tokenizer, config.template, config.chat.model_dump() if config.chat else None)
 
     def lengths(rows: Rows) -> list[int]:

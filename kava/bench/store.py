@@ -78,7 +78,7 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from kava.bench.source import first_tokens, read_teacher
     from kava.config.data import DemoData, Gsm8kData
     from kava.config.identity import display_name
-    from kava.config.schema import Config
+    from kava.config.schema import Config, Teacher
     from kava.data.rows import load_rows
     from kava.data.template import Template
     from kava.data.tokens import encode_example
@@ -86,7 +86,7 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from kava.models.load import load_model_config, load_teacher, load_tokenizer
     from kava.tasks import task_of
 
-    teacher = {name: getattr(arguments, name) for name in ("model", "quantization", "dtype")}
+    teacher = Teacher(model=arguments.model, quantization=arguments.quantization, dtype=arguments.dtype)
     data = Gsm8kData(path=arguments.data) if arguments.data else DemoData(train=5000, validation=500, test=1)
     tokenizer, template = load_tokenizer(teacher), Template(data.template)
     task = task_of(data.kind)
@@ -111,5 +111,5 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     with tqdm(total=total, unit="tok", desc="teacher", delay=1e-9) as bar:
         model = load_teacher(teacher, torch.device("cpu"))
         source = read_teacher(model, geometry(load_model_config(teacher)), input_ids, segments, on_tokens=bar.update)
-    setup = {**teacher, "model": display_name(arguments.model)}
+    setup = {"quantization": teacher.quantization, "dtype": teacher.dtype, "model": display_name(arguments.model)}
     return source, {**setup, "data": display_name(arguments.data) if arguments.data else "the demo"}

@@ -89,7 +89,7 @@ def measure_ways(job: Job, runtime: Runtime, rounds: int, tell: Callable[[str], 
     for number in range(rounds):
         first = number % len(WAYS)
         for way in (*WAYS[first:], *WAYS[:first]):
-            tell(f"round {number + 1} of {rounds}: {job.spec['distill']['steps']} steps, {way.replace('_', ', ')}")
+            tell(f"round {number + 1} of {rounds}: {job.spec.distill.steps} steps, {way.replace('_', ', ')}")
             output = job.output.parent / f"{way}-{number}" / "manifest.json"
             runs[way].append(_run(way, replace(job, output=output), runtime))
     found = {way: _figures(of_way) for way, of_way in runs.items()}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.commandline import option, run_command
-from kava.config.schema import Evaluation
+from kava.config.schema import Evaluation, ModelSettings
 from kava.data.prompt_format import PromptFormat
 from kava.errors import UserError
 from kava.files import read_json
@@ -94,7 +94,7 @@ def _replying(arguments: argparse.Namespace, prompt: PromptFormat, max_new_token
     from kava.evaluation.harness import answer, answering
     from kava.models.load import load_for_evaluation, load_model_config, load_tokenizer
 
-    source = {"model": str(arguments.student), "trust_remote_code": False}
+    source = ModelSettings(model=str(arguments.student))
     tokenizer, limit = load_tokenizer(source), positions(load_model_config(source))
     loaded: list[Any] = []
 

@@ -31,9 +31,10 @@ def _make(arguments: argparse.Namespace) -> None:
 
     import torch
 
+    from kava.config.schema import ModelSettings
     from kava.models.load import build, load_model_config, load_tokenizer
 
-    source = {"model": arguments.like}
+    source = ModelSettings(model=arguments.like)
     config = load_model_config(source)
     config.update(
         {

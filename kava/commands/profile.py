@@ -49,7 +49,7 @@ def _profile(arguments: argparse.Namespace) -> None:
     config = jobs.config
     device = choose_device(config.device)
     store = StoreReader(jobs.extract.output, device)
-    student = config.student.model_dump()
+    student = config.student
     log.info("reading %d training tokens with the student %s", arguments.tokens, display_name(config.student.model))
     sample = gather(jobs.tokenize.output, store, student, arguments.tokens, config.pretrain.batch_size, device)
     profile = measure(sample)

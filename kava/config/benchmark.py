@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from kava.config.kv import TransformCodec
+from pydantic import TypeAdapter
+
+from kava.config.kv import Codec, TransformCodec
 
 LIKE_INT4: Final = "transform-int4"
 # Name → settings; those of LIKE_INT4 are searched for, so that it is as faithful as int4.
@@ -24,15 +26,20 @@ REPORT_BYTES: Final = 2**27
 REPORT_ROTATED: Final = 1024
 
 
-def codecs_for_report(configured: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def codecs_for_report(configured: Codec) -> dict[str, Codec]:
     """All but the one that takes a search, and the configured codec where it is none of them."""
-    codecs = {name: settings for name, settings in CODECS.items() if name != LIKE_INT4}
-    return codecs if configured in codecs.values() else codecs | {f"{configured['kind']}, as configured": configured}
+    codecs = {name: _parsed(settings) for name, settings in CODECS.items() if name != LIKE_INT4}
+    return codecs if configured in codecs.values() else codecs | {f"{configured.kind}, as configured": configured}
 
 
-def too_wide(codecs: Mapping[str, dict[str, Any]], channels: int, most: int) -> dict[str, str]:
+def _parsed(settings: dict[str, Any]) -> Codec:
+    codec: Codec = TypeAdapter(Codec).validate_python(settings)
+    return codec
+
+
+def too_wide(codecs: Mapping[str, Codec], channels: int, most: int) -> dict[str, str]:
     """Name → why it is left out, for each transform of a teacher with more than `most` channels of K (or V)."""
     if channels <= most:
         return {}
     why = f"rotates all {channels:,} channels together, which takes minutes; `kava bench store` measures it"
-    return {name: why for name, settings in codecs.items() if settings["kind"] == "transform"}
+    return {name: why for name, settings in codecs.items() if settings.kind == "transform"}

@@ -71,7 +71,8 @@ class _Numeric(ast.NodeTransformer):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             body[0] = ast.Pass()
-        return super().visit(node)
+        numeric: ast.AST = super().visit(node)
+        return numeric
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         called = node.value.func if isinstance(node.value, ast.Call) else None

@@ -118,7 +118,7 @@ def _cached_sha256(path: Path) -> str:
     if stat.st_size < LARGE:
         return sha256_file(path)
     cache = _cache_of_hashes()
-    known = {}
+    known: dict[str, str] = {}
     # The cache only saves time; a home that is not there, or cannot be read or written, is no error.
     with suppress(OSError, UserError):
         known = read_json(cache) if cache else {}

@@ -3,20 +3,41 @@
 Snakemake's rules and `kava STAGE` at a prompt take their paths and parameters from here, so both do the same.
 """
 
-import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kava.config.base import Settings
 from kava.config.benchmark import REPORT_BYTES, REPORT_ROTATED, REPORT_TOKENS, codecs_for_report
 from kava.config.code import code_digest, metrics_digest
 from kava.config.identity import ANSWERS, TOKENIZER, data_identity, display_name, model_identity
+from kava.config.job import Job, Runtime, for_another_process, from_another_process, processes
 from kava.config.schema import Config, ModelSettings
-from kava.config.training import Distill, Pretrain
+from kava.config.specs import (
+    BenchKey,
+    BenchSpec,
+    DataIdentity,
+    DistillSpec,
+    EvaluateSpec,
+    EvaluationKey,
+    ExtractSpec,
+    MeasureSpec,
+    NoPretraining,
+    PretrainSpec,
+    ReportSpec,
+    StoreKey,
+    TeacherReading,
+    TeacherTokens,
+    TokenizeSpec,
+    TokensKey,
+)
+from kava.config.training import Pretrain
 from kava.errors import UserError
 from kava.files import canonical_json, read_json, sha256_json
+
+__all__ = ["Job", "Jobs", "Runtime", "for_another_process", "from_another_process", "processes"]
 
 TOKENS_FORMAT = 3
 STORE_FORMAT = 2
@@ -26,103 +47,6 @@ BENCH_FORMAT = 1
 # Bytes; file systems take 255, of which kind, codec and key need some.
 LONGEST_NAME = 200
 REFERENCES = ("teacher", "student_base")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of one stage.
-
-    Attributes
-    ----------
-    stage
-        Module of `kava.stages`.
-    spec
-        Everything the result depends on, as JSON values; a change of it is a reason to run again.
-    inputs
-        Option name → file made by an earlier stage.
-    output
-        The file that is written last and atomically: the manifest, or the report.
-    """
-
-    stage: str
-    spec: dict[str, Any]
-    output: Path
-    inputs: dict[str, Path] = field(default_factory=dict)
-
-    @property
-    def params(self) -> str:
-        """The spec as one canonical JSON string, for Snakemake's `params`."""
-        return canonical_json(self.spec)
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """What changes how a stage runs, or where it finds what its spec names by content, and not what it makes.
-
-    It never is a reason to run again, so it reaches stages through the environment and not through `params`: rules
-    that are read through `ancient()` would otherwise run alone, and what depends on them would be left as it is.
-
-    Attributes
-    ----------
-    device, tracker
-        As configured.
-    teacher, student, data
-        Settings with the places where models and data lie.
-    execution
-        Stage → those of its settings that are marked `How`: checkpoints on disk and of activations, compiled layers.
-    vram_budget_gib
-        GPU memory that a stage may take.
-    evaluation
-        As configured, for stages that look ahead; what an evaluation does stands in its spec.
-    """
-
-    device: str
-    tracker: str
-    teacher: dict[str, Any]
-    student: dict[str, Any]
-    data: dict[str, Any]
-    execution: dict[str, dict[str, Any]]
-    vram_budget_gib: float
-    evaluation: dict[str, Any]
-
-    @classmethod
-    def of(cls, config: Config) -> "Runtime":
-        return cls(
-            device=config.device,
-            tracker=config.tracker,
-            teacher=config.teacher.model_dump(),
-            student=config.student.model_dump(),
-            data=config.data.model_dump(),
-            execution={
-                stage: settings.model_dump(include=settings.how())
-                for stage, settings in (("pretrain", config.pretrain), ("distill", config.distill))
-            },
-            vram_budget_gib=config.vram_budget_gib,
-            evaluation=config.evaluation.model_dump(),
-        )
-
-    @property
-    def sources(self) -> dict[str, dict[str, Any]]:
-        """Settings of the teacher, of the student before distillation and of the data, for a model card."""
-        return {"teacher": self.teacher, "student": self.student, "data": self.data}
-
-    def processes(self, job: Job) -> int:
-        """In how many processes a job runs: several only in training, and only where there are steps."""
-        settings = job.spec[job.stage] if job.stage in self.execution else {}
-        return settings["num_processes"] if settings.get("steps") else 1
-
-
-def for_another_process(job: Job, runtime: Runtime) -> str:
-    """A job and how to run it as JSON; `from_another_process` reads it."""
-    return json.dumps({"job": asdict(job), "runtime": asdict(runtime)}, default=str)
-
-
-def from_another_process(text: str) -> tuple[Job, Runtime]:
-    """What `for_another_process` wrote."""
-    given = json.loads(text)
-    job = given["job"]
-    inputs = {name: Path(path) for name, path in job["inputs"].items()}
-    return Job(job["stage"], job["spec"], Path(job["output"]), inputs), Runtime(**given["runtime"])
 
 
 class Jobs:
@@ -135,72 +59,73 @@ class Jobs:
         self.cache = Path(config.cache_dir)
 
     @cached_property
-    def tokenize(self) -> Job:
+    def tokenize(self) -> Job[TokenizeSpec]:
         config = self.config
-        key = {
-            "format_version": TOKENS_FORMAT,
-            "data": data_identity(config.data),
-            "template": config.template,
-            "max_length": config.max_length,
-            "student_reasoning": config.student_reasoning,
-            "tokenizer": model_identity(config.teacher, TOKENIZER),
-        }
-        if config.chat or config.data.may_be_chat:
-            tokenizer = model_identity(config.teacher, (*TOKENIZER, "chat_template.jinja"))
-            key |= {"chat": config.chat and config.chat.model_dump(), "tokenizer": tokenizer}
+        with_chat = config.chat or config.data.may_be_chat
+        key = TokensKey(
+            format_version=TOKENS_FORMAT,
+            data=DataIdentity(**data_identity(config.data)),
+            template=config.template,
+            max_length=config.max_length,
+            student_reasoning=config.student_reasoning,
+            tokenizer=model_identity(config.teacher, (*TOKENIZER, "chat_template.jinja") if with_chat else TOKENIZER),
+            chat=config.chat,
+        )
         folder = _keyed(self.cache / "tokens", config.data.kind, key)
-        return Job("tokenize", {"key": key}, folder / "manifest.json")
+        return Job("tokenize", TokenizeSpec(key=key), folder / "manifest.json")
 
     @cached_property
-    def extract(self) -> Job:
+    def extract(self) -> Job[ExtractSpec]:
         config = self.config
-        key = {"format_version": STORE_FORMAT, **self._teacher_and_tokens, **config.kv.model_dump()}
-        if config.kv.signals.topk_logits:
-            key["topk_format"] = TOPK_FORMAT
+        key = StoreKey(
+            **config.kv.model_dump(),
+            format_version=STORE_FORMAT,
+            teacher=self._teacher,
+            tokens=self._training_tokens,
+            topk_format=TOPK_FORMAT if config.kv.signals.topk_logits else None,
+        )
         name = f"{_short_name(config.teacher)}-{config.kv.codec.kind}"
         folder = _keyed(self.cache / "teacher_kv", name, key)
-        return Job(
-            "extract",
-            {"key": key},
-            folder / "manifest.json",
-            {"tokens": self.tokenize.output},
-        )
+        return Job("extract", ExtractSpec(key=key), folder / "manifest.json", {"tokens": self.tokenize.output})
 
-    def extract_part(self, part: int | str) -> Job:
+    def extract_part(self, part: int | str) -> Job[ExtractSpec]:
         """Every n-th shard of the store, for n = `extract_jobs` jobs beside each other; `extract` then seals it."""
         job = self.extract
-        output = job.output.parent / "parts" / f"{part}-of-{self.config.extract_jobs}.json"
-        return Job("extract", job.spec, output, job.inputs)
+        return replace(job, output=job.output.parent / "parts" / f"{part}-of-{self.config.extract_jobs}.json")
 
-    def pretrain(self, arm: str, seed: int) -> Job:
-        settings = self.config.pretrain.model_dump(exclude=Pretrain.how())
-        if not self.config.arms[arm].pretrain_projector:
-            settings = {"steps": 0} | {name: settings[name] for name in ("batch_size", "log_every")}
-        spec = self._training(arm, seed, "pretrain") | {"pretrain": settings}
+    def pretrain(self, arm: str, seed: int) -> Job[PretrainSpec]:
+        settings: Pretrain | NoPretraining = self.config.pretrain
+        if not self.config.arms[self._known(arm, seed)].pretrain_projector:
+            settings = NoPretraining(batch_size=settings.batch_size, log_every=settings.log_every)
+        spec = PretrainSpec(**self._training(arm, seed, "pretrain"), pretrain=settings)
         folder = self._folder(arm, seed) / "projector"
         inputs = {"tokens": self.tokenize.output, "store": self.extract.output}
         return Job("pretrain", spec, folder / "manifest.json", inputs)
 
-    def distill(self, arm: str, seed: int) -> Job:
-        spec = self._training(arm, seed, "distill") | {
-            "distill": self.config.distill.model_dump(exclude=Distill.how()),
-            **self.config.student.model_dump(include={"export_dtype", "lora"}),
-        }
+    def distill(self, arm: str, seed: int) -> Job[DistillSpec]:
+        student = self.config.student
+        spec = DistillSpec(
+            **self._training(arm, seed, "distill"),
+            distill=self.config.distill,
+            export_dtype=student.export_dtype,
+            lora=student.lora,
+        )
         folder = self._folder(arm, seed) / "student"
         inputs = {"tokens": self.tokenize.output}
-        if self.config.arms[arm].reads_store:
+        if spec.arm.reads_store:
             inputs["store"] = self.extract.output
-        if self.config.arms[arm].aligner:
+        if spec.arm.aligner:
             inputs["projector"] = self.pretrain(arm, seed).output
         return Job("distill", spec, folder / "manifest.json", inputs)
 
-    def measure(self, arm: str, seed: int) -> Job:
+    def measure(self, arm: str, seed: int) -> Job[MeasureSpec]:
         """Alignment of a finished student by today's metrics."""
         student = self.distill(arm, seed)
         if "projector" not in student.inputs:
             raise UserError(f"arm {arm} has no aligner, so that there is no alignment to measure")
         inputs = {"tokens": self.tokenize.output, "store": self.extract.output, "student": student.output}
-        return Job("measure", {"metrics": metrics_digest()}, student.output.with_name("alignment.json"), inputs)
+        spec = MeasureSpec(metrics=metrics_digest())
+        return Job("measure", spec, student.output.with_name("alignment.json"), inputs)
 
     def is_measured_otherwise(self, arm: str, seed: int) -> bool:
         """Whether a student that will not be trained anew has figures by other metrics than today's."""
@@ -211,46 +136,46 @@ class Jobs:
         measured = manifest.get("measured", {}).get("metrics", metrics_digest())
         return canonical_json(manifest["spec"]) == job.params and measured != metrics_digest()
 
-    def evaluate(self, arm: str, seed: int) -> Job:
-        spec = {"key": {"evaluation": self.config.evaluation.model_dump()}}
+    def evaluate(self, arm: str, seed: int) -> Job[EvaluateSpec]:
+        spec = EvaluateSpec(key=EvaluationKey(evaluation=self.config.evaluation))
         inputs = {"tokens": self.tokenize.output, "student": self.distill(arm, seed).output}
         return Job("evaluate", spec, self._folder(arm, seed) / "evaluation" / "manifest.json", inputs)
 
-    def reference(self, role: str) -> Job:
+    def reference(self, role: str) -> Job[EvaluateSpec]:
         """Evaluation of the untrained `teacher` or `student_base`; it depends on no arm, so it is shared."""
         if role not in REFERENCES:
             raise UserError(f"unknown reference {role!r}; allowed: {', '.join(REFERENCES)}")
         settings: ModelSettings = self.config.teacher if role == "teacher" else self.config.student
         how = self.config.teacher.precision if role == "teacher" else {}
-        key = {
-            "model": model_identity(settings, ANSWERS) | how,
-            "tokens": as_the_teacher_reads(self.tokenize.spec["key"]),
-            "evaluation": self.config.evaluation.model_dump(),
-        }
-        folder = _keyed(self.cache / "references", f"{role}-{_short_name(settings)}", key)
-        return Job(
-            "evaluate", {"key": key, "reference": role}, folder / "manifest.json", {"tokens": self.tokenize.output}
+        key = EvaluationKey(
+            model=model_identity(settings, ANSWERS) | how,
+            tokens=self.tokenize.spec.key.as_the_teacher_reads(),
+            evaluation=self.config.evaluation,
         )
+        folder = _keyed(self.cache / "references", f"{role}-{_short_name(settings)}", key)
+        spec = EvaluateSpec(key=key, reference=role)
+        return Job("evaluate", spec, folder / "manifest.json", {"tokens": self.tokenize.output})
 
     @cached_property
-    def bench(self) -> Job:
+    def bench(self) -> Job[BenchSpec]:
         """Size and fidelity of every codec on a few of the run's tokens; it depends on no arm, so it is shared."""
-        kv = self.config.kv.model_dump()
-        key = {
-            "format_version": BENCH_FORMAT,
-            "store_format": STORE_FORMAT,
-            **self._teacher_and_tokens,
-            "read": {name: kv[name] for name in ("keys", "batch_tokens")},
-            "codecs": codecs_for_report(kv["codec"]),
-            "measured_tokens": REPORT_TOKENS,
-            "measured_bytes": REPORT_BYTES,
-            "rotated_channels": REPORT_ROTATED,
-        }
+        kv = self.config.kv
+        key = BenchKey(
+            format_version=BENCH_FORMAT,
+            store_format=STORE_FORMAT,
+            teacher=self._teacher,
+            tokens=self._training_tokens,
+            read=TeacherReading(keys=kv.keys, batch_tokens=kv.batch_tokens),
+            codecs=codecs_for_report(kv.codec),
+            measured_tokens=REPORT_TOKENS,
+            measured_bytes=REPORT_BYTES,
+            rotated_channels=REPORT_ROTATED,
+        )
         folder = _keyed(self.cache / "bench", _short_name(self.config.teacher), key)
-        return Job("bench_store", {"key": key}, folder / "store.json", {"tokens": self.tokenize.output})
+        return Job("bench_store", BenchSpec(key=key), folder / "store.json", {"tokens": self.tokenize.output})
 
     @cached_property
-    def report(self) -> Job:
+    def report(self) -> Job[ReportSpec]:
         config = self.config
         inputs: dict[str, Path] = {role: self.reference(role).output for role in REFERENCES}
         inputs["tokens"] = self.tokenize.output
@@ -266,9 +191,8 @@ class Jobs:
                     inputs[f"{run}/projector"] = self.pretrain(arm, seed).output
                 if self.is_measured_otherwise(arm, seed):
                     inputs[f"{run}/alignment"] = self.measure(arm, seed).output
-        spec = config.model_dump(exclude=Config.how())
-        spec |= {"comparisons": [list(pair) for pair in config.declared_comparisons], "controls": config.controls}
-        return Job("report", spec, self.results / "ab_report.html", inputs)
+        declared = {"comparisons": config.declared_comparisons, "controls": config.control_arms}
+        return Job("report", ReportSpec(**dict(config) | declared), self.results / "ab_report.html", inputs)
 
     def _folder(self, arm: str, seed: int) -> Path:
         return self.experiment / arm / f"seed-{seed}"
@@ -277,32 +201,33 @@ class Jobs:
     def _student(self) -> dict[str, Any]:
         return model_identity(self.config.student, ANSWERS)
 
-    @property
-    def _teacher_and_tokens(self) -> dict[str, Any]:
-        """What the teacher's KV of the training data depends on; not the test questions."""
-        teacher, tokens = self.config.teacher, as_the_teacher_reads(self.tokenize.spec["key"])
-        return {
-            "teacher": model_identity(teacher) | teacher.precision,
-            "tokens": tokens | {"data": {name: tokens["data"][name] for name in ("source", "train")}},
-        }
+    @cached_property
+    def _teacher(self) -> dict[str, Any]:
+        """What the teacher's KV depends on besides the tokens."""
+        return model_identity(self.config.teacher) | self.config.teacher.precision
 
-    def _training(self, arm: str, seed: int, stage: str) -> dict[str, Any]:
+    @property
+    def _training_tokens(self) -> TeacherTokens:
+        """What the teacher reads of the training data, on which test questions have no bearing."""
+        tokens = self.tokenize.spec.key.as_the_teacher_reads()
+        return tokens.model_copy(update={"data": tokens.data.model_copy(update={"test": None})})
+
+    def _known(self, arm: str, seed: int) -> str:
+        """The arm, which is configured, as the seed is."""
         if arm not in self.config.arms:
             raise UserError(f"unknown arm {arm!r}; arms are: {', '.join(self.config.arms)}")
         if seed not in self.config.seeds:
             raise UserError(f"seed {seed} is not configured; seeds are: {', '.join(map(str, self.config.seeds))}")
+        return arm
+
+    def _training(self, arm: str, seed: int, stage: str) -> dict[str, Any]:
         return {
-            "name": arm,
-            "arm": self.config.arms[arm].model_dump(),
+            "name": self._known(arm, seed),
+            "arm": self.config.arms[arm],
             "seed": seed,
             "student": self._student,
             "code": code_digest(stage),
         }
-
-
-def as_the_teacher_reads(tokens: dict[str, Any]) -> dict[str, Any]:
-    """Key of a token set without the setting that changes neither the teacher's ids nor the test questions."""
-    return {name: value for name, value in tokens.items() if name != "student_reasoning"}
 
 
 def _short_name(settings: ModelSettings) -> str:
@@ -311,5 +236,5 @@ def _short_name(settings: ModelSettings) -> str:
     return re.sub(r"[{}]", "_", name).encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
-def _keyed(parent: Path, name: str, key: dict[str, Any]) -> Path:
-    return parent / f"{name}-{sha256_json(key)[:16]}"
+def _keyed(parent: Path, name: str, key: Settings) -> Path:
+    return parent / f"{name}-{sha256_json(key.model_dump())[:16]}"

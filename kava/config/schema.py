@@ -174,9 +174,7 @@ class Config(Settings):
     comparisons: list[tuple[str, str]] | None = Field(
         None, description="declared pairs [a, b]; null: structured against flat, then every KV arm against controls"
     )
-    tracker: Annotated[Tracker, How] = Field(
-        "none", description="metrics.jsonl is written always; a tracker is an optional package"
-    )
+    tracker: Annotated[Tracker, How] = Field("none", description="besides metrics.jsonl; an optional package")
     device: Annotated[Literal["auto", "cpu", "cuda"], How] = "auto"
     vram_budget_gib: Annotated[float, How] = Field(
         8, gt=1, description="memory of the GPU that a stage may take; torch's allocator gets 1 GiB less"
@@ -284,7 +282,7 @@ class Config(Settings):
                 raise ValueError(f"{where}.loss.weights: importance is not defined for student_reasoning: equations")
 
     @property
-    def controls(self) -> list[str]:
+    def control_arms(self) -> list[str]:
         """Arms that a KV arm has to beat."""
         return [name for name, arm in self.arms.items() if arm.is_control]
 
@@ -293,7 +291,7 @@ class Config(Settings):
         """Pairs (a, b) that the report tests, the primary one first."""
         if self.comparisons is not None:
             return self.comparisons
-        controls = self.controls
+        controls = self.control_arms
         treated = [name for name in self.arms if name not in controls]
         kinds = {name: aligner.kind for name in treated if (aligner := self.arms[name].aligner)}
         structured = [name for name, kind in kinds.items() if kind in STRUCTURED]

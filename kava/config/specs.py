@@ -3,13 +3,15 @@
 Content keys of token sets, stores, reference evaluations and benchmarks are parts of it.
 """
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, field_serializer, model_serializer
 
+from kava.config.arms import Arm
 from kava.config.base import Settings
-from kava.config.kv import KvStore
-from kava.config.schema import Chat
+from kava.config.kv import Codec, KvStore
+from kava.config.schema import Chat, Config, Evaluation, Lora
+from kava.config.training import Distill, Pretrain
 
 # What a model, tokenizer or data set is: a revision, or hashes of files.
 Identity = dict[str, JsonValue]
@@ -56,3 +58,124 @@ class StoreKey(KvStore):
     teacher: Identity
     tokens: TeacherTokens
     topk_format: int | None = left_out()
+
+
+class TokenizeSpec(Settings):
+    key: TokensKey
+
+
+class ExtractSpec(Settings):
+    key: StoreKey
+
+
+class TeacherReading(Settings):
+    """How the teacher reads for a benchmark, as in `KvStore`."""
+
+    keys: Literal["pre_rope", "post_rope"]
+    batch_tokens: int
+
+
+class BenchKey(Settings):
+    """What size and fidelity of codecs depend on."""
+
+    format_version: int
+    store_format: int
+    teacher: Identity
+    tokens: TeacherTokens
+    read: TeacherReading
+    codecs: dict[str, Codec]
+    measured_tokens: int
+    measured_bytes: int
+    rotated_channels: int
+
+
+class BenchSpec(Settings):
+    key: BenchKey
+
+
+class NoPretraining(Settings):
+    """Of an arm whose projector stays as it was drawn: alignment is measured in batches, and nothing is trained."""
+
+    steps: Literal[0] = 0
+    batch_size: int
+    log_every: int
+
+    @property
+    def num_processes(self) -> int:
+        """One: there are no steps to share."""
+        return 1
+
+
+class TrainingSpec(Settings):
+    name: str
+    arm: Arm
+    seed: int
+    student: Identity
+    code: str
+
+
+class PretrainSpec(TrainingSpec):
+    pretrain: Pretrain | NoPretraining
+
+    @property
+    def settings(self) -> Pretrain | NoPretraining:
+        """Of the phase."""
+        return self.pretrain
+
+    @field_serializer("pretrain")
+    def _without_how(self, settings: Settings) -> dict[str, Any]:
+        return settings.model_dump(exclude=settings.how())
+
+
+class DistillSpec(TrainingSpec):
+    distill: Distill
+    export_dtype: Literal["float32", "bfloat16"]
+    lora: Lora | None
+
+    @property
+    def settings(self) -> Distill:
+        """Of the phase."""
+        return self.distill
+
+    @field_serializer("distill")
+    def _without_how(self, settings: Settings) -> dict[str, Any]:
+        return settings.model_dump(exclude=settings.how())
+
+
+class MeasureSpec(Settings):
+    metrics: str
+
+
+class EvaluationKey(Settings):
+    """What answers depend on besides a trained student, which is an input."""
+
+    evaluation: Evaluation
+    model: Identity | None = left_out()
+    tokens: TeacherTokens | None = left_out()
+
+
+class EvaluateSpec(Settings):
+    key: EvaluationKey
+    reference: Literal["teacher", "student_base"] | None = left_out()
+
+
+class ReportSpec(Config):
+    """The configuration with its declared comparisons, but for where and beside what jobs run."""
+
+    controls: list[str]
+
+    @model_serializer(mode="wrap")
+    def _without_how(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name not in self.how()}
+
+
+SPECS: Final[dict[str, type[Settings]]] = {
+    "tokenize": TokenizeSpec,
+    "extract": ExtractSpec,
+    "bench_store": BenchSpec,
+    "pretrain": PretrainSpec,
+    "distill": DistillSpec,
+    "measure": MeasureSpec,
+    "evaluate": EvaluateSpec,
+    "report": ReportSpec,
+}

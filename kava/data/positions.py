@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kava.config.jobs import Job, Runtime
-from kava.config.schema import Config
+from kava.config.schema import Config, ModelSettings
 from kava.data.fit import Reach, lack, longest_prompt, positions, require_fit
 from kava.data.task import PROMPT, read_prompts
 from kava.errors import UserError
@@ -40,11 +40,11 @@ def check_positions(job: Job, runtime: Runtime) -> None:
 
 def check_before_a_run(tokenizer: Any, prompts: Sequence[str], runtime: Runtime) -> None:
     """As `check_positions`, for prompts that have no token set yet; says so where a configuration is not at hand."""
-    check_prompts(tokenizer, prompts, _models(runtime), runtime.evaluation["max_new_tokens"])
+    check_prompts(tokenizer, prompts, _models(runtime), runtime.evaluation.max_new_tokens)
 
 
 def check_prompts(
-    tokenizer: Any, prompts: Sequence[str], models: Mapping[str, Mapping[str, Any]], max_new_tokens: int
+    tokenizer: Any, prompts: Sequence[str], models: Mapping[str, ModelSettings], max_new_tokens: int
 ) -> None:
     """Raise `UserError` unless every prompt and an answer fit each model (name → source) that has a configuration."""
     from kava.models.load import load_model_config
@@ -101,12 +101,12 @@ def _lack_of(config: Config) -> str | None:
     longest = max((tokens for tokens in lengths if tokens <= config.max_length), default=0)
     try:
         for role, source in (("teacher", runtime.teacher), ("student", runtime.student)):
-            require_fit(role, source["model"], load_model_config(source), Reach(-1, longest))
+            require_fit(role, source.model, load_model_config(source), Reach(-1, longest))
     except UserError as error:
         return str(error)
     return None
 
 
-def _models(runtime: Runtime) -> dict[str, dict[str, Any]]:
-    return {f"the {role} {source['model']}": source for role, source in
+def _models(runtime: Runtime) -> dict[str, ModelSettings]:
+    return {f"the {role} {source.model}": source for role, source in
             (("teacher", runtime.teacher), ("student", runtime.student))}  # fmt: skip

@@ -5,10 +5,9 @@ import shutil
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, List, Value
-from pydantic import TypeAdapter
 
-from kava.config.data import Data
 from kava.config.jobs import Job, Runtime
+from kava.config.schema import ModelSettings
 from kava.data.doubts import tokenizer_doubts
 from kava.data.fit import Reach, reach, require_end_after_answer, require_fit
 from kava.data.overlap import find_overlap
@@ -37,9 +36,8 @@ log = logging.getLogger("kava")
 def run(job: Job, runtime: Runtime) -> None:
     models = (runtime.teacher, runtime.student)
     for source in models:
-        require_readable_model(load_model_config(source), source["model"])
-    key = job.spec["key"]
-    data = TypeAdapter(Data).validate_python(runtime.data)
+        require_readable_model(load_model_config(source), source.model)
+    key, data = job.spec.key.model_dump(), runtime.data
     task, loaded = task_of(data.kind), load_rows(data)
     for note in loaded.notes:
         log.info("%s", note)
@@ -104,16 +102,16 @@ def run(job: Job, runtime: Runtime) -> None:
     )
 
 
-def _check_model(role: str, source: dict[str, Any], tokenizer: Any, examples: Any, asked: Reach) -> None:
+def _check_model(role: str, source: ModelSettings, tokenizer: Any, examples: Any, asked: Reach) -> None:
     """Check that a model has a row for every id, a position for every token, and ends where right answers end."""
     own = f"{role}_input_ids"  # the student's, where it reads less than the teacher
     column = own if own in examples["train"].column_names else "input_ids"
     arrays = examples.with_format("numpy")
     read = reach(ids for split in arrays.values() for ids in split[column])
     largest = max(read.largest_id, asked.largest_id)
-    require_fit(role, source["model"], load_model_config(source), Reach(largest, read.longest))
+    require_fit(role, source.model, load_model_config(source), Reach(largest, read.longest))
     right = answers(arrays["train"][column], arrays["train"][column.replace("input_ids", "segments")])
-    require_end_after_answer(role, source["model"], load_ends(source, tokenizer), right)
+    require_end_after_answer(role, source.model, load_ends(source, tokenizer), right)
 
 
 def encode_split(

@@ -101,7 +101,7 @@ def _unusable(config: Config, role: str) -> Check | None:
     """What keeps a model that is here from its part, by its settings and the headers of its weights."""
     settings = config.teacher if role == "teacher" else config.student
     try:
-        check_model(settings.model_dump())
+        check_model(settings)
     except UserError as error:
         return refused(role, error)
     return None
@@ -109,7 +109,7 @@ def _unusable(config: Config, role: str) -> Check | None:
 
 def _pair(config: Config) -> list[Check]:
     """Whether teacher and student are of families that KAVA knows, with one tokenizer, and can read the data."""
-    teacher, student = config.teacher.model_dump(), config.student.model_dump()
+    teacher, student = config.teacher, config.student
     try:
         configs = {role: load_model_config(of) for role, of in (("teacher", teacher), ("student", student))}
         for role, settings in (("teacher", config.teacher), ("student", config.student)):

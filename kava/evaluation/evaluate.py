@@ -9,6 +9,7 @@ from typing import Any
 from kava.card import write_card
 from kava.config.identity import display_name
 from kava.config.jobs import Job, Runtime
+from kava.config.schema import ModelSettings
 from kava.data.fit import Reach, require_end_after_answer, require_fit
 from kava.data.positions import check_prompts
 from kava.data.task import read_prompts, read_rows
@@ -28,26 +29,26 @@ log = logging.getLogger("kava")
 def run(job: Job, runtime: Runtime) -> None:
     device = use_device(runtime)
     tokens = TokenSet(job.inputs["tokens"])
-    role, settings = job.spec.get("reference"), job.spec["key"]["evaluation"]
+    role, settings = job.spec.reference, job.spec.key.evaluation.model_dump()
     folder = job.output.parent
     if role is None:
         student = job.inputs["student"].parent
-        source = {"model": str(student), "trust_remote_code": runtime.student["trust_remote_code"]}
+        source = ModelSettings(model=str(student), trust_remote_code=runtime.student.trust_remote_code)
         distilled = read_json(job.inputs["student"])
         # An evaluation that goes elsewhere is a trial, and no fact about the student.
         own = folder.resolve() == (student.parent / "evaluation").resolve()
     else:
-        source = {"teacher": runtime.teacher, "student_base": runtime.student}[role]
+        source = runtime.teacher if role == "teacher" else runtime.student
     harness = tokens.task.harness
     longest = 0 if harness else max(map(len, tokens.test_ids or []))
     of_tokens = Reach(tokens.reach.largest_id, longest)
-    require_fit(role or "student", source["model"], load_model_config(source), of_tokens)
+    require_fit(role or "student", source.model, load_model_config(source), of_tokens)
     tokenizer = load_tokenizer(source)
     if harness:
         prompts = read_prompts(tokens.task_folder)
-        check_prompts(tokenizer, prompts, {source["model"]: source}, settings["max_new_tokens"])
+        check_prompts(tokenizer, prompts, {source.model: source}, settings["max_new_tokens"])
     right = answers(tokens.input_ids["train"], tokens.segments["train"])
-    require_end_after_answer(role or "student", source["model"], load_ends(source, tokenizer), right)
+    require_end_after_answer(role or "student", source.model, load_ends(source, tokenizer), right)
     job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     folder.mkdir(parents=True, exist_ok=True)
     if role is None and own:
@@ -63,8 +64,8 @@ def run(job: Job, runtime: Runtime) -> None:
     means = {metric.name: fmean(line[metric.name] for line in lines) for metric in tokens.task.metrics}
     manifest = {
         "stage": "evaluate",
-        "spec": job.spec,
-        "model": display_name(source["model"]) if role else source["model"],
+        "spec": job.spec.model_dump(),
+        "model": display_name(source.model) if role else source.model,
         **means,
         "n": len(lines),
         "questions_sha256": tokens.questions_sha256,

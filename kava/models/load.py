@@ -4,7 +4,7 @@ import gc
 import logging
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from kava.config.identity import model_path
+from kava.config.schema import ModelSettings, Teacher
 from kava.errors import UserError
 from kava.files import read_json
 from kava.models.capture import NO_ROPE, ROTATE_HALF, geometry
@@ -31,30 +32,29 @@ _guarded = True
 _looked_at: dict[str, bool] = {}
 
 
-def load_teacher(source: Mapping[str, Any], device: torch.device) -> Any:
+def load_teacher(source: Teacher, device: torch.device) -> Any:
     """Load the frozen teacher.
 
     Parameters
     ----------
     source
-        `model`, `revision`, `quantization` (`nf4`, `int8` or `none`), `double_quantization` and `dtype`, as in the
-        configuration.
+        As in the configuration.
     device
         Where it runs; bitsandbytes computes NF4 and LLM.int8 on the CPU too.
     """
-    dtype = getattr(torch, source["dtype"])
+    dtype = getattr(torch, source.dtype)
     model = _load(source, device, dtype=dtype, quantization_config=_quantization(source, dtype))
     return model.eval().requires_grad_(False)
 
 
-def load_student(source: Mapping[str, Any], device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+def load_student(source: ModelSettings, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
     """Load the student; what is trained needs fp32 weights, since updates of 5e-5 are lost to rounding in bf16."""
     return _load(source, device, dtype=dtype)
 
 
-def load_for_evaluation(source: Mapping[str, Any], device: torch.device) -> Any:
+def load_for_evaluation(source: ModelSettings, device: torch.device) -> Any:
     """Load any model as a user would: in the dtype of its checkpoint, or quantised if it is a teacher."""
-    model = load_teacher(source, device) if "quantization" in source else _load(source, device, dtype="auto").eval()
+    model = load_teacher(source, device) if isinstance(source, Teacher) else _load(source, device, dtype="auto").eval()
     model.generation_config = plain_greedy(model.generation_config)
     return model
 
@@ -68,10 +68,10 @@ def plain_greedy(own: GenerationConfig) -> GenerationConfig:
     return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=pad)
 
 
-def load_ends(source: Mapping[str, Any], tokenizer: Any) -> dict[int, str]:
+def load_ends(source: ModelSettings, tokenizer: Any) -> dict[int, str]:
     """Ids at which a model's answers end, with their text: its own, and its tokenizer's end token."""
     try:
-        own = GenerationConfig.from_pretrained(path_of(source), revision=source.get("revision"))
+        own = GenerationConfig.from_pretrained(path_of(source), revision=source.revision)
     except OSError:  # without that file, `config.json` says it
         own = GenerationConfig.from_model_config(load_model_config(source))
     return {end: tokenizer.decode([end]) for end in ends_of(own, tokenizer)}
@@ -83,7 +83,7 @@ def ends_of(own: GenerationConfig, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(end for end in [*ends, tokenizer.eos_token_id] if end is not None))
 
 
-def load_model_config(source: Mapping[str, Any]) -> Any:
+def load_model_config(source: ModelSettings) -> Any:
     """The configuration of a model, without its weights; `UserError` for weights that are quantised already."""
     path = path_of(source)
     if folder := folder_of(source):
@@ -97,7 +97,7 @@ def load_model_config(source: Mapping[str, Any]) -> Any:
     return config
 
 
-def check_model(source: Mapping[str, Any]) -> bool:
+def check_model(source: ModelSettings) -> bool:
     """Read a model's settings, and the headers of its weights where they are on this machine; takes a second.
 
     Returns
@@ -111,13 +111,13 @@ def check_model(source: Mapping[str, Any]) -> bool:
         It keeps no KV that KAVA can read, is quantised already, or its files are not the weights of its `config.json`.
     """
     config = load_model_config(source)
-    known = require_readable_model(config, source["model"])
+    known = require_readable_model(config, source.model)
     if folder := folder_of(source):
         fault = weights_fault(folder, f"copy the file to {folder}")
-        if fault and folder != Path(model_path(source["model"])):
+        if fault and folder != Path(model_path(source.model)):
             fault = adapter_fault(folder)  # what else is missing comes from the hub
         elif fault is None:
-            fault = headers_fault(folder, _empty(config, source["model"]))
+            fault = headers_fault(folder, _empty(config, source.model))
         require_sound("model", source, fault)
     return known
 
@@ -133,7 +133,7 @@ def require_readable_model(config: Any, name: str) -> bool:
     return _looked_at[settings]
 
 
-def load_tokenizer(source: Mapping[str, Any]) -> Any:
+def load_tokenizer(source: ModelSettings) -> Any:
     """Load a fast tokenizer; `UserError` if it cannot be read, is slow, or has no vocabulary or no end token."""
     path = path_of(source)
     require_vocabulary(source)
@@ -144,11 +144,11 @@ def load_tokenizer(source: Mapping[str, Any]) -> Any:
     require_vocabulary(source)  # it may have come only now
     if not tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer of {source['model']} ({type(tokenizer).__name__}) does not say which characters a token "
+            f"the tokenizer of {source.model} ({type(tokenizer).__name__}) does not say which characters a token "
             "stands for, and segments need that; choose a model with a tokenizer.json"
         )
     if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {source['model']} has no end token; set eos_token in its files")
+        raise UserError(f"the tokenizer of {source.model} has no end token; set eos_token in its files")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -183,28 +183,28 @@ def second_model_allowed() -> Iterator[None]:
         _guarded = True
 
 
-def _quantization(source: Mapping[str, Any], dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    if source["quantization"] == "nf4":
+def _quantization(source: Teacher, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if source.quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=source.get("double_quantization", True),
+            bnb_4bit_use_double_quant=source.double_quantization,
             bnb_4bit_compute_dtype=dtype,
         )
-    if source["quantization"] == "int8":
+    if source.quantization == "int8":
         # It says with every multiplication that it rounds inputs to fp16 on their way to 8 bits.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return None
 
 
-def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> Any:
+def _load(source: ModelSettings, device: torch.device, **options: Any) -> Any:
     if _guarded and _resident:
         gc.collect()  # one that only a cycle of references holds is gone
     if _guarded and (resident := next(iter(_resident), None)) is not None:
         raise RuntimeError(
             f"{resident.name_or_path} is resident: one process holds one pretrained model, or two would have to share "
-            f"8 GB; free it before loading {source['model']}"
+            f"8 GB; free it before loading {source.model}"
         )
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
@@ -226,15 +226,15 @@ def _load(source: Mapping[str, Any], device: torch.device, **options: Any) -> An
     except RuntimeError as error:
         if "automatic conversion" not in str(error):
             raise
-        raise UserError(f"cannot load the model {source['model']}: {CONVERSION}") from None
+        raise UserError(f"cannot load the model {source.model}: {CONVERSION}") from None
     folder = folder_of(source)
     assert folder is not None, "what was loaded is on this machine"
     require_sound("model", source, loaded_fault(folder, model, report))
-    if device.type == "cpu" and options.get("quantization_config") and source["quantization"] == "nf4":
+    if device.type == "cpu" and isinstance(source, Teacher) and source.quantization == "nf4":
         from kava.models.nf4 import serve_any_shape  # imports bitsandbytes
 
         serve_any_shape(model)
     if not without_weights:
-        require_readable_cache(model, source["model"], geometry(model.config))
+        require_readable_cache(model, source.model, geometry(model.config))
     _resident.add(model)
     return model

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kava.config.schema import ModelSettings, Teacher
 from kava.errors import UserError
 
 # Where a configuration says it: `compression_config` is the older name of compressed-tensors.
@@ -33,7 +34,7 @@ def quantised_by(settings: Mapping[str, Any]) -> str | None:
     return None
 
 
-def require_unquantised(source: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def require_unquantised(source: ModelSettings, settings: Mapping[str, Any]) -> None:
     """Raise `UserError` for a checkpoint that is quantised already, by the settings of its `config.json`.
 
     As a teacher it would win over the configuration's `quantization`, which is what a store's key says; a student is
@@ -41,10 +42,10 @@ def require_unquantised(source: Mapping[str, Any], settings: Mapping[str, Any]) 
     """
     if (by := quantised_by(settings)) is None:
         return
-    start = f"{source['model']} is quantised already ({by})"
-    if "quantization" in source:
+    start = f"{source.model} is quantised already ({by})"
+    if isinstance(source, Teacher):
         raise UserError(
-            f"{start}, and would stay so whatever teacher.quantization ({source['quantization']}) and the key of its "
+            f"{start}, and would stay so whatever teacher.quantization ({source.quantization}) and the key of its "
             "store say; take the checkpoint that was not quantised, and let teacher.quantization (nf4, int8 or none) "
             "quantise it"
         )

@@ -49,16 +49,16 @@ def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
     data = tokens["data"]["source"]
     task = task_of(data["kind"])
     if job.stage == "extract":
-        return "extract", ExtractionNeed(runtime.teacher, longest, job.spec["key"])
+        return "extract", ExtractionNeed(runtime.teacher.model_dump(), longest, job.spec.key.model_dump())
     if job.stage == "evaluate":
-        role = job.spec.get("reference")
-        source = runtime.teacher if role == "teacher" else runtime.student
+        role = job.spec.reference
+        source = (runtime.teacher if role == "teacher" else runtime.student).model_dump()
         if role == "student_base":  # as it comes
             source = source | {"dtype": str(read_geometry(source).dtype or torch.float32).removeprefix("torch.")}
-        need = evaluation_of(task, source, job.spec["key"]["evaluation"], data.get("hub"), longest)
+        need = evaluation_of(task, source, job.spec.key.evaluation.model_dump(), data.get("hub"), longest)
         return f"evaluate of {role or 'the student'}", need
-    arm: dict[str, Any] = job.spec["arm"]
+    arm: dict[str, Any] = job.spec.arm.model_dump()
     kv = read_json(job.inputs["store"])["spec"] if "store" in job.inputs else NO_STORE
-    name, settings = job.spec["name"], job.spec[job.stage] | runtime.execution[job.stage]
-    models = runtime.student, runtime.teacher
+    name, settings = job.spec.name, runtime.settings(job).model_dump()
+    models = runtime.student.model_dump(), runtime.teacher.model_dump()
     return f"{job.stage} of {name}", TrainingNeed(job.stage, name, *models, arm, settings, longest, kv, task.lengths)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.config.identity import model_path
+from kava.config.schema import ModelSettings
 from kava.errors import UserError
 from kava.files import read_json
 
@@ -53,6 +54,7 @@ def read_geometry(source: Mapping[str, Any]) -> Any:
                 f"the geometry of {model} is not known: it is not in the hub's cache, and `kava plan` downloads "
                 f"nothing; fetch its config.json with `{known}`, or give a local directory"
             )
-    config = load_model_config(source)
+    which = {name: source[name] for name in ModelSettings.model_fields if source.get(name) is not None}
+    config = load_model_config(ModelSettings(**which))
     require_readable_model(config, model)
     return config

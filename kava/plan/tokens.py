@@ -85,10 +85,10 @@ def _from_sample(jobs: Jobs, data: FolderData) -> TokenCount:
     task, loaded = task_of(data.kind), load_rows(data)
     rows = loaded.splits["train"] + loaded.splits["validation"]
     sample = rows[:: -(-len(rows) // SAMPLE)]
-    key: dict[str, Any] = jobs.tokenize.spec["key"]
+    key: dict[str, Any] = jobs.tokenize.spec.key.model_dump()
     teacher = jobs.config.teacher
     if _folder(jobs.config, "teacher", model_path(teacher.model)):
-        tokenizer = load_tokenizer(teacher.model_dump())
+        tokenizer = load_tokenizer(teacher)
         tokenizer.model_max_length = sys.maxsize  # too long a row is left out below, and no reason for a warning
         wording = Wording(tokenizer, key["template"], key.get("chat"), loaded.conversations)
         text = wording.rows(sample, "train")

@@ -1,10 +1,10 @@
 """The tokens of a profile: the teacher's KV from a store, the student's from one run over the same examples."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from kava.config.schema import ModelSettings
 from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.errors import UserError
 from kava.kv import KeysValues
@@ -17,7 +17,7 @@ from kava.training.batches import stored_batches, teacher_kv
 
 @torch.inference_mode()
 def gather(
-    tokens: Path, store: StoreReader, student: dict[str, Any], count: int, batch_size: int, device: torch.device
+    tokens: Path, store: StoreReader, student: ModelSettings, count: int, batch_size: int, device: torch.device
 ) -> Sample:
     """KV of the first training examples in both models, on the CPU; only the student is loaded.
 
@@ -32,7 +32,7 @@ def gather(
     token_set = TokenSet(tokens)
     if vocabulary_sha256(load_tokenizer(student)) != token_set.manifest["vocabulary_sha256"]:
         raise UserError(
-            f"the student's tokenizer {student['model']} is not the one of the token set {tokens}; choose a student "
+            f"the student's tokenizer {student.model} is not the one of the token set {tokens}; choose a student "
             "with the teacher's tokenizer"
         )
     batches = stored_batches(token_set, "train", store)

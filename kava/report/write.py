@@ -31,9 +31,10 @@ log = logging.getLogger("kava")
 def run(job: Job, runtime: Runtime) -> None:
     """Write `ab_report.html`, `ab_report.json` and the experiment's `record.yaml`."""
     del runtime
-    report = build_report(report_inputs(job.spec, job.inputs, provenance(job.inputs["store"])))
+    spec = job.spec.model_dump(mode="json")
+    report = build_report(report_inputs(spec, job.inputs, provenance(job.inputs["store"])))
     write_json(job.output.with_suffix(".json"), report.to_dict())
-    record = write_record(job.spec, job.inputs, report)
+    record = write_record(spec, job.inputs, report)
     write_atomic(job.output, render_html(report))
     log.info("%s", report.verdict.sentence)
     log.info("%s, %s", job.output, record)

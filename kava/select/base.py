@@ -67,7 +67,8 @@ class Selector(ABC, Generic[S]):
             Sorted int32, `[M]` for scope example, `[M, L, H]` for scope head, with M = `rows(n)`.
         """
         chosen = self.choose(len(candidates), scores, example, geometry)
-        return candidates.astype(np.int32)[np.sort(chosen, axis=0)]
+        kept: np.ndarray = candidates.astype(np.int32)[np.sort(chosen, axis=0)]
+        return kept
 
     @abstractmethod
     def choose(self, candidates: int, scores: Scores | None, example: int, geometry: Geometry) -> np.ndarray:

@@ -6,13 +6,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from kava.commandline import CONFIGURATION, command_parser, load_jobs, option
-from kava.config.jobs import Job, Jobs, Runtime
+from kava.config.jobs import Job, Jobs, Runtime, processes
 from kava.config.schema import Tracker
+from kava.config.specs import SPECS
 from kava.errors import UserError
 from kava.exits import exit_status, log_to_stderr
 from kava.faults import not_writable
@@ -93,15 +93,16 @@ def _job(
     if arguments.spec:
         if not arguments.output or RUNTIME_VARIABLE not in os.environ:
             raise UserError(f"--spec needs --output, --input for what the stage reads, and ${RUNTIME_VARIABLE}")
-        job = Job(stage, json.loads(from_outside(arguments.spec)), arguments.output, inputs)
-        runtime = Runtime(**json.loads(from_outside(os.environ[RUNTIME_VARIABLE])))
+        spec = SPECS[stage].model_validate(json.loads(from_outside(arguments.spec)))
+        job = Job(stage, spec, arguments.output, inputs)
+        runtime = Runtime.model_validate(json.loads(from_outside(os.environ[RUNTIME_VARIABLE])))
     else:
         plan = load_jobs(arguments)
         job = select(plan, arguments)
         job = Job(stage, job.spec, arguments.output or job.output, job.inputs | inputs)
         runtime = Runtime.of(plan.config)
     given = {name: value for name in ("device", "tracker") if (value := getattr(arguments, name))}
-    return job, replace(runtime, **given)
+    return job, runtime.model_copy(update=given)
 
 
 def _mark_shared(job: Job) -> None:
@@ -168,9 +169,9 @@ def _work(
     load_run: Callable[[argparse.Namespace], Run],
     beside_others: BesideOthers,
 ) -> None:
-    processes = runtime.processes(job)
+    count = processes(job)
     with _admitted(job.output.parent, beside_others) as lock:
-        if processes == 1:
+        if count == 1:
             load_run(arguments)(job, runtime)
         else:
             from kava.plan.check import check_fits
@@ -178,4 +179,4 @@ def _work(
 
             check_fits(job, runtime)
             assert lock is not None, "training refuses to start beside others"
-            run_in_processes(job, runtime, processes, lock.fileno())
+            run_in_processes(job, runtime, count, lock.fileno())

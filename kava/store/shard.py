@@ -24,7 +24,7 @@ class ShardContent(NamedTuple):
     info: TokenInfo
     signals: dict[str, Tensor]
 
-    def encoded(self, codec: Codec, device: torch.device) -> dict[str, np.ndarray]:
+    def encoded(self, codec: Codec[Any], device: torch.device) -> dict[str, np.ndarray]:
         """Rows of every array of the shard, encoded on a device."""
         parts: dict[str, list[np.ndarray]] = {name: [] for name in codec.arrays}
         for first in range(0, len(self.kv.keys), ENCODE_TOKENS):

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kava.config.jobs import Job, Runtime
-from kava.config.specs import StoreKey
+from kava.config.specs import ExtractSpec
 from kava.data.fit import embedding_rows, no_tokens, require_fit, require_more_tokens
 from kava.data.positions import check_positions
 from kava.data.tokens import TokenSet
@@ -29,7 +29,7 @@ from kava.teacher.extractor import Extractor
 from kava.teacher.fill import fill
 
 
-def unchecked(_job: Job, _runtime: Runtime) -> None:
+def unchecked(_job: Job[ExtractSpec], _runtime: Runtime) -> None:
     """Refuse nothing."""
 
 
@@ -37,7 +37,10 @@ log = logging.getLogger("kava")
 
 
 def run(
-    job: Job, runtime: Runtime, part: str | None = None, before_loading: Callable[[Job, Runtime], None] = unchecked
+    job: Job[ExtractSpec],
+    runtime: Runtime,
+    part: str | None = None,
+    before_loading: Callable[[Job[ExtractSpec], Runtime], None] = unchecked,
 ) -> None:
     """Write the shards of a store that are lacking, and seal it.
 
@@ -56,10 +59,10 @@ def run(
     device = use_device(runtime, own[0] if part else None)
     tokens = TokenSet(job.inputs["tokens"])
     model_config = load_model_config(runtime.teacher)
-    require_fit("teacher", runtime.teacher["model"], model_config, tokens.reach)
-    top = job.spec["key"]["signals"]["topk_logits"]
+    require_fit("teacher", runtime.teacher.model, model_config, tokens.reach)
+    top = job.spec.key.signals.topk_logits
     left_out = _no_tokens(load_tokenizer(runtime.teacher), model_config, top) if top else None
-    contents = Contents(StoreKey.model_validate(job.spec["key"]), geometry(model_config), model_config.hidden_size)
+    contents = Contents(job.spec.key, geometry(model_config), model_config.hidden_size)
     splits = ("train", "validation")
     segments = {split: tokens.segments[split] for split in splits}
     writer = StoreWriter(folder, contents, segments, device)

@@ -34,9 +34,9 @@ def run(job: Job, runtime: Runtime) -> None:
         files.append("projector/projector.safetensors")
     manifest |= {"prompt": prompt.to_dict()}
     stop_at(model.student, tokens["end_token_id"])
-    if job.spec["lora"]:
+    if job.spec.lora:
         merge_lora(model.student)
-    student = model.student.to(getattr(torch, job.spec["export_dtype"]))
+    student = model.student.to(getattr(torch, job.spec.export_dtype))
     export(student, tokenizer, prompt, tokens["spec"], folder)
     write_card(folder, manifest, runtime.sources)
     finish(job.output, manifest, files, model)

@@ -18,12 +18,13 @@ def run(job: Job, runtime: Runtime) -> None:
     spec = read_json(manifest)["spec"]
     device = use_device(runtime)
     tokens, store = TokenSet(job.inputs["tokens"]), StoreReader(job.inputs["store"], device)
-    student = load_student(runtime.student | {"model": str(folder)}, device)
-    model = DistillationModel(
-        student, Projector.load(folder / "projector"), Arm.model_validate(spec["arm"]), False, store.keys_form
-    )
+    student = load_student(runtime.student.model_copy(update={"model": str(folder)}), device)
+    projector, arm = Projector.load(folder / "projector"), Arm.model_validate(spec["arm"])
+    model = DistillationModel(student, projector, arm, False, store.keys_form)
     training, held_out = (stored_batches(tokens, split, store) for split in ("train", "validation"))
     alignment = measure_alignment(model.to(device), training, held_out, spec["distill"]["batch_size"])
     warnings = judge(alignment, spec["arm"])
-    measured = {"alignment": alignment, "measured": {"metrics": job.spec["metrics"], "warnings": warnings}}
-    write_json(job.output, {"stage": "measure", "spec": job.spec, "student": sha256_file(manifest), **measured})
+    measured = {"alignment": alignment, "measured": {"metrics": job.spec.metrics, "warnings": warnings}}
+    write_json(
+        job.output, {"stage": "measure", "spec": job.spec.model_dump(), "student": sha256_file(manifest), **measured}
+    )

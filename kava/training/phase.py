@@ -11,9 +11,10 @@ import torch
 
 from kava.align.projector import Projector
 from kava.config.arms import Arm
+from kava.config.base import Settings
 from kava.config.code import metrics_digest
 from kava.config.jobs import Job, Runtime
-from kava.config.schema import Lora
+from kava.config.specs import DistillSpec, NoPretraining, PretrainSpec
 from kava.config.training import Distill, Pretrain
 from kava.data.fit import embedding_rows, no_tokens, require_a_row_for_each_token, require_fit
 from kava.data.tokens import TokenSet, vocabulary_sha256
@@ -48,7 +49,7 @@ def stored_teacher(_model: DistillationModel, stored: StoredSplit) -> TeacherSig
 
 
 def run_phase(
-    job: Job, runtime: Runtime, make_teacher: MakeTeacher = stored_teacher
+    job: Job[PretrainSpec] | Job[DistillSpec], runtime: Runtime, make_teacher: MakeTeacher = stored_teacher
 ) -> tuple[DistillationModel, Any, dict[str, Any]]:
     """Train and measure.
 
@@ -67,15 +68,14 @@ def run_phase(
         The trained model, the student's tokenizer, and the manifest without the hashes of exported files.
     """
     stage, spec, inputs = job.stage, job.spec, job.inputs
-    arm, seed = Arm.model_validate(spec["arm"]), spec["seed"]
-    lora = Lora.model_validate(spec["lora"]) if spec.get("lora") else None
-    settings = phase_settings(stage, spec[stage] | runtime.execution[stage])
+    arm, seed = spec.arm, spec.seed
+    settings, lora = phase_settings(runtime.settings(job)), spec.lora if isinstance(spec, DistillSpec) else None
     device = use_device(runtime)
     tokens = TokenSet(inputs["tokens"])
     tokenizer = load_tokenizer(runtime.student)
     if vocabulary_sha256(tokenizer) != tokens.manifest["vocabulary_sha256"]:
         raise UserError(
-            f"the student's tokenizer {runtime.student['model']} is not the one of the token set {inputs['tokens']}; "
+            f"the student's tokenizer {runtime.student.model} is not the one of the token set {inputs['tokens']}; "
             "choose a student with the teacher's tokenizer"
         )
     left_out = _rows_left_out(runtime, tokens, tokenizer, arm)
@@ -105,20 +105,20 @@ def run_phase(
         first = range(min(CALIBRATION_EXAMPLES, len(measured["train"])))
         read = partial(measured["train"].slice, first, settings.batch_size)
         calibrate(projector, student, read, keys, base_student=not trained)
-    run = TrainingRun(job.output.parent, run_fingerprint(spec, inputs), spec["name"], seed, device, runtime.tracker)
+    run = TrainingRun(job.output.parent, run_fingerprint(spec, inputs), spec.name, seed, device, runtime.tracker)
     facts = train(model, batches, settings, run)
     alignment, warnings = None, facts.pop("warnings")
     if projector is not None:
         alignment = measure_alignment(model, measured["train"], measured["validation"], settings.batch_size)
-        said = judge(alignment, spec["arm"] if trained else None)
+        said = judge(alignment, arm.model_dump() if trained else None)
         facts["measured"], warnings = {"metrics": metrics_digest(), "warnings": said}, warnings + said
         facts["cka"] = dict(zip(TENSORS, projector.cka.tolist(), strict=True))
     manifest = {
         "stage": stage,
-        "spec": spec,
+        "spec": spec.model_dump(),
         # By name, which holds the key: `kava store prune` asks who uses what.
         "inputs": {name: inputs[name].parent.name for name in ("tokens", "store") if name in inputs},
-        "initial_student_sha256": sha256_json(spec["student"]),
+        "initial_student_sha256": sha256_json(spec.student),
         "alignment": alignment,
         "warnings": warnings,
         **facts,
@@ -126,11 +126,9 @@ def run_phase(
     return model, tokenizer, manifest
 
 
-def phase_settings(stage: str, given: dict[str, Any]) -> Pretrain | Distill:
+def phase_settings(settings: Pretrain | Distill | NoPretraining) -> Pretrain | Distill:
     """Settings of a phase; one without steps, which only measures, has no more than a batch size."""
-    if not given["steps"]:
-        return Pretrain().model_copy(update=given)
-    return (Distill if stage == "distill" else Pretrain).model_validate(given)
+    return Pretrain().model_copy(update=dict(settings)) if isinstance(settings, NoPretraining) else settings
 
 
 def measure_alignment(
@@ -149,14 +147,14 @@ def measure_alignment(
     )
 
 
-def run_fingerprint(spec: dict[str, Any], inputs: dict[str, Path]) -> str:
+def run_fingerprint(spec: Settings, inputs: dict[str, Path]) -> str:
     """Hash of a stage's spec and of the manifests that it reads."""
-    return sha256_json([spec, {name: sha256_file(path) for name, path in inputs.items()}])[:16]
+    return sha256_json([spec.model_dump(), {name: sha256_file(path) for name, path in inputs.items()}])[:16]
 
 
 def _rows_left_out(runtime: Runtime, tokens: TokenSet, tokenizer: Any, arm: Arm) -> torch.Tensor | None:
     """Check that the student can read the data; rows of its head that losses on logits leave out, None for none."""
-    name, config = runtime.student["model"], load_model_config(runtime.student)
+    name, config = runtime.student.model, load_model_config(runtime.student)
     require_fit("student", name, config, tokens.student_reach)
     rows = embedding_rows(config)
     if rows is None or "topk_logits" not in signals_read(arm):

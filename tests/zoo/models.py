@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kava.config.load import REPOSITORY
+from kava.config.schema import ModelSettings, Teacher
 
 Tensors = dict[str, Tensor]
 DEMO_TOKENS = 417
@@ -171,11 +172,11 @@ def _each_projection(tensors: Tensors, make: Callable[[int, int], Tensors]) -> T
     return made
 
 
-def teacher(folder: Path, **changes: Any) -> dict[str, Any]:
+def teacher(folder: Path, **changes: Any) -> Teacher:
     """Settings of a folder's model as teacher."""
-    return {"model": str(folder), "revision": None, "quantization": "none", "dtype": "float32"} | changes
+    return Teacher(**{"model": str(folder), "quantization": "none", "dtype": "float32"} | changes)
 
 
-def student(folder: Path) -> dict[str, Any]:
+def student(folder: Path) -> ModelSettings:
     """Settings of a folder's model as student."""
-    return {"model": str(folder), "revision": None}
+    return ModelSettings(model=str(folder))

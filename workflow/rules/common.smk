@@ -4,7 +4,6 @@ import os
 import re
 import sys
 import time
-from dataclasses import asdict
 from shlex import join, quote
 
 from snakemake.exceptions import WorkflowError
@@ -12,6 +11,7 @@ from snakemake.logging import logger
 
 from kava.commandline import print_whatever_the_locale
 from kava.config import Jobs, Runtime, load_config
+from kava.config.jobs import processes
 from kava.config.load import check_typed
 from kava.errors import UserError
 from kava.faults import faults_as_sentences, user_name
@@ -48,7 +48,9 @@ workflow.global_resources.setdefault(
 if workflow.is_main_process:
     from kava.report.changed import changed_settings
 
-    if told := changed_settings(PLAN.experiment, PLAN.report.spec):
+    if told := changed_settings(
+        PLAN.experiment, PLAN.report.spec.model_dump(mode="json")
+    ):
         print(told, file=sys.stderr)
 
 
@@ -81,7 +83,7 @@ envvars:
 # How a stage runs, not what it makes: in the environment, so that a change of it reruns nothing.
 os.environ.update(
     PATH=os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
-    KAVA_RUNTIME=canonical_json(asdict(RUNTIME)),
+    KAVA_RUNTIME=canonical_json(RUNTIME.model_dump()),
 )
 # In a cluster's job Snakemake runs again; what a person typed came there with the environment.
 if workflow.is_main_process:
@@ -96,7 +98,7 @@ def arm_job(stage, wildcards):
 
 def arm_gpus(stage):
     """Resource function: the GPUs of the job of one arm and seed, one per process."""
-    return lambda wildcards: RUNTIME.processes(arm_job(stage, wildcards))
+    return lambda wildcards: processes(arm_job(stage, wildcards))
 
 
 # What a scheduler is asked for; without one it limits nothing, and threads stay 1, since other sums would give other

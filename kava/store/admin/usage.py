@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kava.config.jobs import REFERENCES, Jobs, as_the_teacher_reads
+from kava.config.jobs import REFERENCES, Jobs
 from kava.errors import UserError
 from kava.files import paths_below, read_json, sha256_json
 from kava.store.admin.describe import read_begun
@@ -77,8 +77,11 @@ def token_sets_of_stores(cache: Path) -> set[str]:
 def token_set(entry: Entry) -> str | None:
     """Hash of a token set without the test questions and the student's reasoning, on which no store depends."""
     try:
-        spec = as_the_teacher_reads(read_json(entry.folder / "manifest.json")["spec"])
-        return sha256_json(spec | {"data": {name: spec["data"][name] for name in ("source", "train")}})
+        spec = read_json(entry.folder / "manifest.json")["spec"]
+        data = {name: spec["data"][name] for name in ("source", "train")}
+        return sha256_json(
+            {name: value for name, value in spec.items() if name != "student_reasoning"} | {"data": data}
+        )
     except (UserError, KeyError):
         return None
 

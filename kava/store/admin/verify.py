@@ -81,7 +81,7 @@ def _manifest(folder: Path, found: Verification) -> dict[str, Any] | None:
 def _begun(folder: Path, found: Verification) -> dict[str, Any] | None:
     """What an unsealed store says of itself."""
     try:
-        begun = read_json(folder / "store.zarr" / "zarr.json")["attributes"]["kava"]
+        begun: dict[str, Any] = read_json(folder / "store.zarr" / "zarr.json")["attributes"]["kava"]
         wanted = {shard_name(split, shard) for split, shards in begun["shards"].items() for shard in range(shards)}
     except (UserError, KeyError, TypeError, AttributeError) as error:
         found.problems.append(Problem("store.zarr", "", f"does not say what store it is ({error})"))

@@ -128,7 +128,8 @@ def group_rows(block: Tensor) -> Tensor:
     """`[T, …]` → `[groups, TOKENS_PER_GROUP, …]`, the last group filled with copies of the last token."""
     missing = -len(block) % TOKENS_PER_GROUP
     whole = torch.cat((block, block[-1:].expand(missing, *block.shape[1:])))
-    return whole.unflatten(0, (-1, TOKENS_PER_GROUP))
+    grouped: Tensor = whole.unflatten(0, (-1, TOKENS_PER_GROUP))
+    return grouped
 
 
 def dequantise_groups(codes: Tensor, scale: Tensor, minimum: Tensor, offset: int) -> Tensor:

@@ -118,7 +118,7 @@ class Components:
         return decoders
 
     def _parts(self, channels: Tensor) -> tuple[Tensor, ...]:
-        return channels.split([len(basis) for basis in self.bases], dim=1)
+        return torch.split(channels, [len(basis) for basis in self.bases], dim=1)
 
 
 def _name(alphabet: Alphabet) -> str:

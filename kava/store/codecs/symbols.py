@@ -31,7 +31,8 @@ class Alphabet:
         missing = -symbols.shape[1] % self.per_byte
         digits = torch.nn.functional.pad(symbols.long() + self.limit, (0, missing), value=self.limit)
         weights = self.size ** torch.arange(self.per_byte, device=symbols.device)
-        return (digits.unflatten(1, (-1, self.per_byte)) * weights).sum(-1).to(torch.uint8)
+        packed: Tensor = (digits.unflatten(1, (-1, self.per_byte)) * weights).sum(-1).to(torch.uint8)
+        return packed
 
     def unpack(self, packed: Tensor, symbols: int) -> Tensor:
         """Bytes `[T, bytes]` → symbols `[T, symbols]`, fp32."""
