@@ -19,7 +19,8 @@ from kava.bench.evaluate import main as bench_evaluate
 from kava.cli import main
 from kava.config import Job, Jobs, Runtime, load_config
 from kava.config.load import REPOSITORY
-from kava.config.schema import ModelSettings
+from kava.config.schema import Evaluation, ModelSettings
+from kava.config.specs import EvaluateSpec, EvaluationKey
 from kava.data.fit import Longest, lack, longest_prompt
 from kava.data.fit import positions as positions_reached
 from kava.data.positions import Prompts, check_positions, look
@@ -166,7 +167,7 @@ def test_an_exported_student_is_measured_by_its_own_configuration(
     (student / "manifest.json").write_text("{}")
     inputs = {"tokens": planned(cache).tokenize.output, "student": student / "manifest.json"}
     for new, outcome in ((10, pytest.raises(UserError, match="to 9 at most")), (9, pytest.raises(Loaded))):
-        spec = {"key": {"evaluation": {"batch_size": 2, "max_new_tokens": new}}}
+        spec = EvaluateSpec(key=EvaluationKey(evaluation=Evaluation(max_new_tokens=new)))
         with outcome:
             job = Job("evaluate", spec, tmp_path / "out" / "manifest.json", inputs)
             evaluate.run(job, Runtime.of(planned(cache).config))
@@ -184,9 +185,9 @@ def test_a_reference_is_measured_by_its_own_positions_and_not_the_others(
     other = "student" if model == "teacher" else "teacher"
     ours, theirs = ({name: getattr(runtime, name).model_copy(update={"model": str(small)})} for name in (model, other))
     with pytest.raises(Loaded):
-        evaluate.run(job, replace(runtime, **theirs))
+        evaluate.run(job, runtime.model_copy(update=theirs))
     with pytest.raises(UserError, match="to 9 at most"):
-        evaluate.run(job, replace(runtime, **ours))
+        evaluate.run(job, runtime.model_copy(update=ours))
 
 
 def test_plan_says_it_before_anything_runs_and_has_status_1(capsys: pytest.CaptureFixture[str]) -> None:

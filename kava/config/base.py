@@ -5,7 +5,7 @@ import re
 import sys
 import unicodedata
 from difflib import get_close_matches
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -78,6 +78,10 @@ class Settings(BaseModel):
     def how(cls) -> set[str]:
         """Names of the settings that are marked `How`."""
         return {name for name, field in cls.model_fields.items() if How in field.metadata}
+
+    def without_how(self) -> Self:
+        """As a spec holds it: what is marked `How` at its default."""
+        return self.model_validate(self.model_dump(exclude=self.how()))
 
     @model_validator(mode="before")
     @classmethod

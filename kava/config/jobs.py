@@ -94,7 +94,7 @@ class Jobs:
         return replace(job, output=job.output.parent / "parts" / f"{part}-of-{self.config.extract_jobs}.json")
 
     def pretrain(self, arm: str, seed: int) -> Job[PretrainSpec]:
-        settings: Pretrain | NoPretraining = self.config.pretrain
+        settings: Pretrain | NoPretraining = self.config.pretrain.without_how()
         if not self.config.arms[self._known(arm, seed)].pretrain_projector:
             settings = NoPretraining(batch_size=settings.batch_size, log_every=settings.log_every)
         spec = PretrainSpec(**self._training(arm, seed, "pretrain"), pretrain=settings)
@@ -106,7 +106,7 @@ class Jobs:
         student = self.config.student
         spec = DistillSpec(
             **self._training(arm, seed, "distill"),
-            distill=self.config.distill,
+            distill=self.config.distill.without_how(),
             export_dtype=student.export_dtype,
             lora=student.lora,
         )
@@ -192,7 +192,8 @@ class Jobs:
                 if self.is_measured_otherwise(arm, seed):
                     inputs[f"{run}/alignment"] = self.measure(arm, seed).output
         declared = {"comparisons": config.declared_comparisons, "controls": config.control_arms}
-        return Job("report", ReportSpec(**dict(config) | declared), self.results / "ab_report.html", inputs)
+        spec = ReportSpec(**config.model_dump(exclude=config.how()) | declared)
+        return Job("report", spec, self.results / "ab_report.html", inputs)
 
     def _folder(self, arm: str, seed: int) -> Path:
         return self.experiment / arm / f"seed-{seed}"
