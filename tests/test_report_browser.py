@@ -35,10 +35,10 @@ HOSTILE = {7: ATTACK, 8: BABBLE, 9: ATTACK}
 
 
 class Shown(NamedTuple):
-    """A page on disk, and the report it shows."""
+    """A page on disk, and the numbers of the report that it shows."""
 
     file: Path
-    report: dict[str, Any]
+    numbers: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     report = build_report(inputs)
     path = root / "ab_report.html"
     path.write_text(render_html(report), encoding="utf-8")
-    return Shown(path, report)
+    return Shown(path, report.to_dict())
 
 
 @pytest.fixture(scope="module")
