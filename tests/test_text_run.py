@@ -23,6 +23,8 @@ from kava.cli import main
 from kava.config.jobs import REFERENCES, Runtime
 from kava.data.tokens import TokenSet
 from kava.files import read_json, sha256_file
+from kava.plan.check import need_of
+from kava.plan.needs import Likelihood
 from kava.plan.overview import overview
 
 pytestmark = pytest.mark.slow
@@ -127,6 +129,9 @@ def test_the_plan_needs_no_more_than_a_forward_for_an_evaluation(run: BenchJobs)
     parts = overview(run).stages["evaluate student"].memory.parts
     assert "kv cache" not in parts
     assert parts["logits"] > 0
+    who, need = need_of(run.evaluate("kd", 42), Runtime.of(run.config))
+    assert who == "evaluate of the student"
+    assert need == Likelihood(run.config.student.model_dump(), 3, run.config.max_length)
 
 
 def test_conversations_run_too_and_the_student_takes_a_turn_of_the_user(
