@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kava.report.read import Evaluation, Run, Training, read_student
 
 from kava.config import Jobs, jobs, load_config
 from kava.files import read_json, write_json
+from kava.report.finished import Cost, Evaluation, FinishedRun, Training, read_training
 from kava.report.notices import metrics_warnings
 from kava.stages import distill, extract, measure, pretrain, tokenize
 
@@ -39,30 +39,31 @@ def test_other_metrics_plan_the_measuring_alone_and_the_report_reads_what_it_fin
 ) -> None:
     before, student = plan.report.inputs, plan.distill("flat", 3).output
     assert "flat/seed-3/alignment" not in before
-    former = read_student(student.parent, [])
+    former, manifest = read_training(student.parent, []), read_json(student)
     trained = plan.distill("flat", 3).params, plan.pretrain("flat", 3).params
 
     monkeypatch.setattr(jobs, "metrics_digest", lambda: "of other metrics")
-    anew = Jobs(plan.config)
-    assert anew.report.inputs == before | {"flat/seed-3/alignment": anew.measure("flat", 3).output}
-    assert (anew.distill("flat", 3).params, anew.pretrain("flat", 3).params) == trained
+    later = Jobs(plan.config)
+    assert later.report.inputs == before | {"flat/seed-3/alignment": later.measure("flat", 3).output}
+    assert (later.distill("flat", 3).params, later.pretrain("flat", 3).params) == trained
     assert measure.main(ARM) == 0
-    found = read_json(student.with_name("alignment.json"))
-    assert found["alignment"] == former.manifest["alignment"], "it is the same formula, on the student as it was saved"
-    assert found["measured"]["warnings"] == former.manifest["measured"]["warnings"] != []
+    anew = read_json(student.with_name("alignment.json"))
+    assert anew["alignment"] == manifest["alignment"], "it is the same formula, on the student as it was saved"
+    assert anew["measured"]["warnings"] == manifest["measured"]["warnings"] != []
 
-    write_json(student.with_name("alignment.json"), found | {"alignment": {"r2": 0.5}})
-    run = read_student(student.parent, [])
-    assert run.manifest["alignment"] == {"r2": 0.5}
-    assert run.manifest["warnings"] == former.manifest["warnings"]
+    write_json(student.with_name("alignment.json"), anew | {"alignment": {"r2": 0.5}})
+    run = read_training(student.parent, [])
+    assert run.alignment is not None
+    assert (run.alignment.r2, run.alignment.cos_sim) == (0.5, None)
+    assert run.warnings == former.warnings
     assert metrics_warnings({"flat": {"3": _run(run)}}) == []
     (sentence,) = metrics_warnings({"flat": {"3": _run(run)}, "older": {"3": _run(former)}})
     assert "measured by other metrics in flat than in older" in sentence
 
-    write_json(student, read_json(student) | {"spec": {}})  # trained anew, in the meantime or by this run
-    assert read_student(student.parent, []).manifest["alignment"] == former.manifest["alignment"]
+    write_json(student, manifest | {"spec": {}})  # trained anew, in the meantime or by this run
+    assert read_training(student.parent, []).alignment == former.alignment
     assert "flat/seed-3/alignment" not in Jobs(plan.config).report.inputs
 
 
-def _run(distilled: Training) -> Run:
-    return Run(None, distilled, Evaluation({}, {}, {}, 0))
+def _run(distilled: Training) -> FinishedRun:
+    return FinishedRun(None, distilled, Evaluation({}, 0, {}, 0, None, {}, Cost()))

@@ -10,8 +10,9 @@ import torch
 from test_steps import assert_same_curve, forgetful
 from training_fixtures import make_model, run
 
-from kava.config.arms import FlatAligner, StructuredAligner
-from kava.config.schema import Distill
+from kava.config.arms import Arm, FlatAligner, StructuredAligner
+from kava.config.specs import DistillSpec
+from kava.config.training import Distill
 from kava.training import loop
 from kava.training.loop import Loop
 from kava.training.model import DistillationModel
@@ -136,20 +137,25 @@ def test_a_resumed_run_keeps_the_size_that_fitted_and_the_record_of_it(tmp_path:
     assert_same_curve(tmp_path / "whole", tmp_path / "cut", 1e-6)
 
 
+def distill_spec(**changes: Any) -> DistillSpec:
+    given = {"student": {"files": {"model.safetensors": "a"}}, "distill": Distill(steps=10)} | changes
+    return DistillSpec(name="sft", arm=Arm(aligner=None), seed=1, code="c", export_dtype="float32", lora=None, **given)
+
+
 @pytest.mark.parametrize("changed", ["store", "projector", "student", "steps"])
 def test_a_checkpoint_of_another_store_projector_or_student_is_not_gone_on_with(changed: str, tmp_path: Path) -> None:
     inputs = {name: tmp_path / f"{name}.json" for name in ("tokens", "store", "projector")}
     for name, path in inputs.items():
         path.write_text(name)
-    spec: dict[str, Any] = {"student": {"files": {"model.safetensors": "a"}}, "distill": {"steps": 8}}
+    spec = distill_spec()
     before = run_fingerprint(spec, inputs)
-    assert run_fingerprint(json.loads(json.dumps(spec)), dict(inputs)) == before
+    assert run_fingerprint(spec.model_validate(json.loads(json.dumps(spec.model_dump()))), dict(inputs)) == before
     if changed in inputs:
         inputs[changed].write_text("another")
     elif changed == "student":
-        spec["student"]["files"]["model.safetensors"] = "b"
+        spec = distill_spec(student={"files": {"model.safetensors": "b"}})
     else:
-        spec["distill"]["steps"] = 9
+        spec = distill_spec(distill=Distill(steps=20))
     assert run_fingerprint(spec, inputs) != before
 
 

@@ -16,6 +16,7 @@ from kava.config import load_config
 from kava.config.data import Gsm8kData, TextData
 from kava.config.jobs import Jobs, Runtime
 from kava.config.load import REPOSITORY
+from kava.config.schema import ModelSettings
 from kava.data.positions import look
 from kava.data.rows import load_rows
 from kava.data.task import read_prompt, read_rows
@@ -28,7 +29,7 @@ from kava.models.load import load_tokenizer
 from kava.plan.tokens import count_tokens
 from kava.tasks import task_of
 
-DEMO = {"model": "kava:teacher"}
+DEMO = ModelSettings(model="kava:teacher")
 GOOD = json.dumps({"prompt": "Say five.", "response": "Five."})
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from kava.report.read import FIELDS
 from test_likelihood import one_by_one
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from workflow_runs import planned, run_in_this_process
@@ -24,8 +23,9 @@ from kava.config.jobs import REFERENCES, Runtime
 from kava.data.tokens import TokenSet
 from kava.files import read_json, sha256_file
 from kava.plan.check import need_of
-from kava.plan.needs import Likelihood
+from kava.plan.needs import LikelihoodNeed
 from kava.plan.overview import overview
+from kava.report.finished import FIELDS
 
 pytestmark = pytest.mark.slow
 TRAINING = {"steps": 4, "batch_size": 4, "accumulation": 1, "log_every": 2}
@@ -131,7 +131,7 @@ def test_the_plan_needs_no_more_than_a_forward_for_an_evaluation(run: BenchJobs)
     assert parts["logits"] > 0
     who, need = need_of(run.evaluate("kd", 42), Runtime.of(run.config))
     assert who == "evaluate of the student"
-    assert need == Likelihood(run.config.student.model_dump(), 3, run.config.max_length)
+    assert need == LikelihoodNeed(run.config.student.model_dump(), 3, run.config.max_length)
 
 
 def test_conversations_run_too_and_the_student_takes_a_turn_of_the_user(
