@@ -166,7 +166,7 @@ def _rows_left_out(runtime: Runtime, tokens: TokenSet, tokenizer: Any, arm: Arm)
     return None if left_out is None else torch.from_numpy(left_out)
 
 
-def judge(alignment: dict[str, Any], arm: dict[str, Any] | None) -> list[str]:
+def judge(alignment: dict[str, Any], arm: dict[str, Any] | None = None) -> list[str]:
     """Log alignment metrics, and the sentences on what is wrong with them, which are returned.
 
     `arm` is that of a distilled student, whose KV loss may have done nothing.
