@@ -108,8 +108,8 @@ def test_its_mean_is_over_what_it_says_whatever_the_micro_batches(arm: Arm, stor
 
 
 def test_the_plan_knows_what_they_take(arm: Arm) -> None:
-    shape = TeacherShape(SimpleNamespace(), 32, prompt=16, answer=14)  # type: ignore[arg-type]
-    assert teacher_side(arm, masks(2, 40), shape)["teacher_best"].shape == (2 * 10 - 1,)
+    shape = TeacherShape(SimpleNamespace(), 32)  # type: ignore[arg-type]
+    assert teacher_side(arm, masks(2, 40, 16, 14), shape)["teacher_best"].shape == (2 * 10 - 1,)
 
 
 def test_an_arm_without_them_reads_nothing_of_it(arm: Arm, stores: Any) -> None:  # noqa: F811
