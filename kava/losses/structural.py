@@ -72,7 +72,8 @@ def _layer_kl(
         keys = torch.where(seen_BT[:, None, :, None], widen(keys_BHTD), 0.0)
         logits = queries @ keys[:, :, None].mT * scaling
         # Finite, so that a row without any visible key is uniform on both sides and not NaN.
-        return logits.masked_fill(~visible, torch.finfo(logits.dtype).min).log_softmax(-1)
+        log_probs: Tensor = logits.masked_fill(~visible, torch.finfo(logits.dtype).min).log_softmax(-1)
+        return log_probs
 
     with torch.autocast(queries.device.type, enabled=False):
         log_student, log_projected = log_attention(student_BHTD), log_attention(projected_BHTD)

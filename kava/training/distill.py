@@ -7,6 +7,7 @@ import torch
 
 from kava.card import write_card
 from kava.config.jobs import Job, Runtime
+from kava.config.specs import DistillSpec
 from kava.data.positions import check_positions
 from kava.data.task import read_prompt
 from kava.files import read_json
@@ -19,7 +20,7 @@ from kava.training.processes import is_main_process
 log = logging.getLogger("kava")
 
 
-def run(job: Job, runtime: Runtime) -> None:
+def run(job: Job[DistillSpec], runtime: Runtime) -> None:
     if is_main_process():
         check_positions(job, runtime)
         job.output.unlink(missing_ok=True)  # what it vouches for is about to change

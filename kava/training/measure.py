@@ -3,16 +3,18 @@
 from kava.align.projector import Projector
 from kava.config.arms import Arm
 from kava.config.jobs import Job, Runtime
+from kava.config.specs import MeasureSpec
 from kava.data.tokens import TokenSet
 from kava.device import use_device
 from kava.files import read_json, sha256_file, write_json
 from kava.models.load import load_student
 from kava.store.reader import StoreReader
+from kava.training.batches import stored_batches
 from kava.training.model import DistillationModel
-from kava.training.phase import judge, measure_alignment, stored_batches
+from kava.training.phase import judge, measure_alignment
 
 
-def run(job: Job, runtime: Runtime) -> None:
+def run(job: Job[MeasureSpec], runtime: Runtime) -> None:
     """Write `alignment.json` beside a student: what `distill` would now find, for the manifest that it names."""
     manifest, folder = job.inputs["student"], job.inputs["student"].parent
     spec = read_json(manifest)["spec"]

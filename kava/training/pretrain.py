@@ -3,6 +3,7 @@
 import logging
 
 from kava.config.jobs import Job, Runtime
+from kava.config.specs import PretrainSpec
 from kava.data.positions import check_positions
 from kava.training.finish import finish
 from kava.training.phase import run_phase
@@ -11,7 +12,7 @@ from kava.training.processes import is_main_process
 log = logging.getLogger("kava")
 
 
-def run(job: Job, runtime: Runtime) -> None:
+def run(job: Job[PretrainSpec], runtime: Runtime) -> None:
     if is_main_process():
         check_positions(job, runtime)
         job.output.unlink(missing_ok=True)  # what it vouches for is about to change

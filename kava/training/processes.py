@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.run import main as torchrun
 
 from kava.config.jobs import Job, Runtime, for_another_process, from_another_process
+from kava.config.specs import DistillSpec, PretrainSpec
 from kava.device import choose_device
 from kava.errors import Interrupted, UserError
 from kava.exits import exit_status
@@ -39,7 +40,7 @@ def wait_for_others() -> None:
         distributed.barrier()
 
 
-def run_in_processes(job: Job, runtime: Runtime, processes: int, lock: int) -> None:
+def run_in_processes(job: Job[PretrainSpec] | Job[DistillSpec], runtime: Runtime, processes: int, lock: int) -> None:
     """Run a training stage in several processes, and wait for them.
 
     Parameters
