@@ -47,9 +47,9 @@ SETTINGS: dict[str, Any] = {
 
 
 def finished(root: Path, **changes: Any) -> BenchJobs:
-    """The jobs of a run over `root/data`, all of them done but the report."""
+    """The jobs of a run over `root/data`, all of them done."""
     plan = BenchJobs(text_config(root, **(SETTINGS | changes)), root)
-    run_in_this_process(plan, Runtime.of(plan.config), with_report=False)
+    run_in_this_process(plan, Runtime.of(plan.config))
     return plan
 
 
@@ -123,6 +123,23 @@ def test_the_student_answers_a_prompt_and_its_card_says_how_likely_answers_were(
     assert "name: answer NLL" in card
     assert "stop" not in card.split("```python")[1].split("```")[0], "nothing but the end token ends an answer"
     assert ".format(question=question).rstrip()" in card
+
+
+def test_the_report_compares_arms_by_the_likelihood_of_the_same_rows(run: BenchJobs) -> None:
+    page = run.report.output.read_text(encoding="utf-8")
+    report = read_json(run.report.output.with_suffix(".json"))
+    for arm in run.config.arms:
+        lines = lines_of(evaluations(run)[arm])
+        assert report["arms"][arm]["answer_nll_mean"] == pytest.approx(sum(line["answer_nll"] for line in lines) / 8)
+        low, high = report["arms"][arm]["answer_nll_ci95"]
+        assert low < report["arms"][arm]["answer_nll_mean"] < high
+    (tested,) = (row for row in report["comparisons"] if (row["a"], row["b"]) == ("structured", "sft"))
+    assert tested["delta"] == pytest.approx(
+        report["arms"]["structured"]["answer_nll_mean"] - report["arms"]["sft"]["answer_nll_mean"]
+    )
+    assert "answer NLL" in report["verdict"]
+    assert pair(3, "test")["response"] in page
+    assert "strict match" not in page
 
 
 def test_the_plan_needs_no_more_than_a_forward_for_an_evaluation(run: BenchJobs) -> None:
