@@ -65,7 +65,7 @@ def test_the_record_finds_the_runs_again_and_is_the_same_when_it_is_made_again(f
     folder, _ = finished
     record = folder / "results/demo/record.yaml"
     before = record.read_bytes()
-    report = report_across([read_record(record.parent)], "")
+    report = report_across([read_record(record.parent)], "").to_dict()
     told = json.loads((folder / "results/ab_report.json").read_text())
     assert {f"demo/{arm}": row for arm, row in told["arms"].items()} == report["arms"]
     assert str(folder) not in before.decode()
