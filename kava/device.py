@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from kava.config.jobs import Runtime
+from kava.config.job import Runtime
 from kava.errors import UserError
 
 GIB = 2**30

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from kava.config import Config, Jobs
-from kava.config.jobs import REFERENCES, Job
+from kava.config.job import Job
+from kava.config.jobs import REFERENCES
 
 SEEDS = (1, 2)
 # Arm a is pretrained, b has a projector as it was drawn, sft has none.

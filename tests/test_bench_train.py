@@ -17,7 +17,7 @@ from kava.bench.random_models import with_random_weights
 from kava.bench.train import choose_arm
 from kava.cli import main
 from kava.config.arms import Arm
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.config.load import REPOSITORY, load_config
 from kava.config.schema import Config
 from kava.errors import UserError

@@ -8,7 +8,7 @@ import yaml
 
 from kava.commands.config import SCHEMA_FILE, TABLE_FILE, schema_text, table_text
 from kava.config import Jobs, load_config
-from kava.config.jobs import Runtime
+from kava.config.job import Runtime
 from kava.config.load import PRESETS, merge, parse_assignments, read_preset
 from kava.config.schema import Config
 from kava.errors import UserError

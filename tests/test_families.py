@@ -12,7 +12,7 @@ from conftest import tiny_model
 
 import kava.demo
 from kava.bench.workspace import BenchJobs, free, quiet
-from kava.config.jobs import Runtime
+from kava.config.job import Runtime
 from kava.config.load import REPOSITORY, load_config
 from kava.config.schema import ModelSettings
 from kava.data import tokenize

@@ -15,7 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from kava.cli import main
 from kava.config.arms import Arm
-from kava.config.jobs import Jobs, Runtime
+from kava.config.job import Runtime
+from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY, load_config
 from kava.config.schema import Teacher
 from kava.device import GIB

@@ -13,7 +13,7 @@ from workflow_runs import logs, run_in_this_process
 
 from kava.bench.workspace import BenchJobs
 from kava.commands import init_student
-from kava.config.jobs import Runtime
+from kava.config.job import Runtime
 from kava.config.load import REPOSITORY, load_config
 from kava.files import read_json
 from kava.plan.geometry import read_geometry

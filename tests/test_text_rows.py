@@ -14,7 +14,8 @@ from zoo.text import CHAT, conversation, pair, text_config, text_data
 
 from kava.config import load_config
 from kava.config.data import Gsm8kData, TextData
-from kava.config.jobs import Jobs, Runtime
+from kava.config.job import Runtime
+from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY
 from kava.config.schema import ModelSettings
 from kava.data.positions import look

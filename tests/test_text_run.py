@@ -19,7 +19,8 @@ import kava.demo
 from kava.bench.workspace import BenchJobs
 from kava.card import card_text
 from kava.cli import main
-from kava.config.jobs import REFERENCES, Runtime
+from kava.config.job import Runtime
+from kava.config.jobs import REFERENCES
 from kava.data.tokens import TokenSet
 from kava.files import read_json, sha256_file
 from kava.plan.check import need_of

@@ -11,7 +11,8 @@ from zoo.data import GSM8K
 
 import kava.demo
 from kava.config import load_config
-from kava.config.jobs import Jobs, Runtime
+from kava.config.job import Runtime
+from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY
 from kava.data.template import Template
 from kava.data.tokenize import run

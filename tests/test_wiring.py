@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import kava.demo
 from kava.align.projector import Projector
 from kava.bench.workspace import BenchJobs, free, quiet
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.config.load import REPOSITORY, load_config
 from kava.config.schema import ModelSettings
 from kava.data import tokenize

@@ -16,7 +16,8 @@ import yaml
 
 from kava.bench import bench_store
 from kava.bench.workspace import free, quiet
-from kava.config.jobs import REFERENCES, Jobs, Runtime
+from kava.config.job import Runtime
+from kava.config.jobs import REFERENCES, Jobs
 from kava.config.load import REPOSITORY
 from kava.data import tokenize
 from kava.evaluation import evaluate

@@ -7,7 +7,7 @@ from kava.bench.run import measure, table
 from kava.bench.source import first_tokens, read_teacher
 from kava.config.benchmark import too_wide
 from kava.config.identity import display_name
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.data.tokens import TokenSet
 from kava.device import use_device
 from kava.files import write_json

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from kava.bench.workspace import in_turn
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.data.tokens import TokenSet
 from kava.device import choose_device
 from kava.kv import pad_ids

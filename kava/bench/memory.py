@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from kava.bench.setting import bench_a_run, count_of, show_machine
-from kava.config.jobs import Job, Jobs
+from kava.config.job import Job
+from kava.config.jobs import Jobs
 from kava.config.schema import Config
 from kava.text import table as columns
 
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from kava.bench.stage_process import run_measured
     from kava.bench.workspace import BenchJobs, quiet
-    from kava.config.jobs import Runtime
+    from kava.config.job import Runtime
     from kava.data import tokenize
     from kava.files import read_json
     from kava.plan.overview import needs

@@ -6,22 +6,14 @@ python -m kava.bench.stage_process REQUEST.json RESULT.json
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kava.config.jobs import Job, Runtime, for_another_process, from_another_process
+from kava.config.job import Job, Runtime, for_another_process, from_another_process
 from kava.config.load import REPOSITORY
 from kava.errors import UserError
 from kava.files import read_json, write_json
 from kava.text import first_line
-
-BODIES = {
-    "extract": "kava.teacher.extract",
-    "pretrain": "kava.training.pretrain",
-    "distill": "kava.training.distill",
-    "evaluate": "kava.evaluation.evaluate",
-}
 
 
 def run_measured(job: Job, runtime: Runtime, folder: Path) -> dict[str, Any]:
@@ -67,10 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     from kava.bench.workspace import quiet
     from kava.device import choose_device
 
-    stage, error = import_module(BODIES[job.stage]), None
+    error = None
     with meter(choose_device(runtime.device)) as measured, quiet():
         try:
-            stage.run(job, runtime)
+            job.body()(job, runtime)
         except (UserError, torch.OutOfMemoryError) as failure:
             error = first_line(failure)
     write_json(result, measured.figures() | {"error": error})

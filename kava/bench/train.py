@@ -39,7 +39,7 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     from kava.bench.extraction import measure_extraction
     from kava.bench.ways import measure_ways
     from kava.bench.workspace import BenchJobs, free, quiet
-    from kava.config.jobs import Runtime
+    from kava.config.job import Runtime
     from kava.data import tokenize
     from kava.device import choose_device
     from kava.training import pretrain

@@ -16,7 +16,7 @@ import torch
 from kava.bench.online import Stopwatch, live_teacher
 from kava.bench.setting import WARM_UP
 from kava.bench.workspace import free, quiet
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.device import choose_device, peak_memory_mib
 from kava.models.load import load_teacher, second_model_allowed
 from kava.training.metrics_file import MetricsFile

@@ -1,9 +1,11 @@
 """One run of one stage: what it depends on, what it reads and where it writes; and how it is run."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from kava.config.base import Settings
 from kava.config.data import Data
@@ -14,6 +16,18 @@ from kava.files import canonical_json
 
 S = TypeVar("S", bound=Settings, covariant=True)
 
+# Stage → the module whose `run` does its work; by name, since settings import nothing that computes.
+BODIES: Final = {
+    "tokenize": "kava.data.tokenize",
+    "extract": "kava.teacher.extract",
+    "bench_store": "kava.bench.bench_store",
+    "pretrain": "kava.training.pretrain",
+    "distill": "kava.training.distill",
+    "measure": "kava.training.measure",
+    "evaluate": "kava.evaluation.evaluate",
+    "report": "kava.report.write",
+}
+
 
 @dataclass(frozen=True)
 class Job(Generic[S]):
@@ -22,7 +36,7 @@ class Job(Generic[S]):
     Attributes
     ----------
     stage
-        Module of `kava.stages`.
+        Name of a stage, of which there is a module in `kava.stages`.
     spec
         Everything the result depends on; a change of it is a reason to run again.
     inputs
@@ -40,6 +54,11 @@ class Job(Generic[S]):
     def params(self) -> str:
         """The spec as one canonical JSON string, for Snakemake's `params`."""
         return canonical_json(self.spec.model_dump())
+
+    def body(self) -> "Body":
+        """The function that does the work, imported here and not before."""
+        body: Body = import_module(BODIES[self.stage]).run
+        return body
 
 
 class Runtime(Settings):
@@ -86,6 +105,9 @@ class Runtime(Settings):
         if isinstance(own, NoPretraining):
             return own
         return own.model_copy(update=here.model_dump(include=here.how()))
+
+
+Body = Callable[[Job[Any], Runtime], None]
 
 
 def for_another_process(job: Job[Settings], runtime: Runtime) -> str:

@@ -13,7 +13,7 @@ from kava.config.base import Settings
 from kava.config.benchmark import REPORT_BYTES, REPORT_ROTATED, REPORT_TOKENS, codecs_for_report
 from kava.config.code import code_digest, metrics_digest
 from kava.config.identity import ANSWERS, TOKENIZER, data_identity, display_name, model_identity
-from kava.config.job import Job, Runtime, for_another_process, from_another_process, processes
+from kava.config.job import Job
 from kava.config.schema import Config, ModelSettings
 from kava.config.specs import (
     BenchKey,
@@ -36,8 +36,6 @@ from kava.config.specs import (
 from kava.config.training import Pretrain
 from kava.errors import UserError
 from kava.files import canonical_json, read_json, sha256_json
-
-__all__ = ["Job", "Jobs", "Runtime", "for_another_process", "from_another_process", "processes"]
 
 TOKENS_FORMAT = 3
 STORE_FORMAT = 2

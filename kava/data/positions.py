@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.config.schema import Config, ModelSettings
 from kava.data.fit import Reach, lack, longest_prompt, positions, require_fit
 from kava.data.task import PROMPT, read_prompts

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, List, Value
 
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.config.schema import ModelSettings
 from kava.data.doubts import tokenizer_doubts
 from kava.data.fit import Reach, reach, require_end_after_answer, require_fit

@@ -8,7 +8,7 @@ from typing import Any
 
 from kava.card import write_card
 from kava.config.identity import display_name
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.config.schema import ModelSettings
 from kava.data.fit import Reach, require_end_after_answer, require_fit
 from kava.data.positions import check_prompts

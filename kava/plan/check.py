@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.device import choose_device
 from kava.errors import UserError
 from kava.files import read_json

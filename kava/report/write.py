@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.files import read_json, sha256_file, write_atomic, write_json
 from kava.provenance import provenance
 from kava.report.build import Report, build_report

@@ -1,4 +1,4 @@
-"""What all stages share: one set of options, the cost record."""
+"""What all stages share: their options, who may work beside them, and the call of the room that does the work."""
 
 import argparse
 import json
@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from kava.commandline import CONFIGURATION, command_parser, load_jobs, option
-from kava.config.jobs import Job, Jobs, Runtime, processes
+from kava.config.job import Body, Job, Runtime, processes
+from kava.config.jobs import Jobs
 from kava.config.schema import Tracker
 from kava.config.specs import SPECS
 from kava.errors import UserError
@@ -27,18 +28,16 @@ RUNTIME_VARIABLE = "KAVA_RUNTIME"
 BesideOthers = Literal["refuse", "wait", "share"]
 
 
-class Run(Protocol):
-    def __call__(self, job: Job, runtime: Runtime) -> None: ...
-
-
 def stage_main(
     stage: str,
     documentation: str,
     argv: list[str] | None,
     select: Callable[[Jobs, argparse.Namespace], Job],
-    load_run: Callable[[argparse.Namespace], Run],
+    load_run: Callable[[argparse.Namespace], Body] | None = None,
+    *,
     options: dict[str, str] | None = None,
     beside_others: BesideOthers = "refuse",
+    fits: bool = False,
 ) -> int:
     """Parse the options of a stage, run it, and return the exit status.
 
@@ -51,12 +50,14 @@ def stage_main(
     select
         Picks the job of a configuration, given the parsed options.
     load_run
-        Returns the function that does the work, given the parsed options.
+        Returns the function that does the work, given the parsed options; None for the job's own.
     options
         Options of this stage alone, name → help.
     beside_others
         While another process works in the output folder: `refuse` to start, `wait` for it (it does the same work in a
         shared cache), or `share` the work, of which the stage takes care.
+    fits
+        Refuse to start what does not fit the GPU by its plan.
     """
     own = (option(f"--{name}", help=text) for name, text in (options or {}).items())
     parser = command_parser(f"kava {stage}", documentation, *own, *CONFIGURATION)
@@ -70,17 +71,7 @@ def stage_main(
     parser.add_argument("--json", action="store_true", help="print the finished manifest on stdout")
     arguments = parser.parse_args(argv)
     log_to_stderr()
-    return exit_status(f"kava {stage}", lambda: _run(stage, arguments, select, load_run, beside_others))
-
-
-def after(check: Run, body: Run) -> Run:
-    """The body of a stage, once a check has let it pass."""
-
-    def run(job: Job, runtime: Runtime) -> None:
-        check(job, runtime)
-        body(job, runtime)
-
-    return run
+    return exit_status(f"kava {stage}", lambda: _run(stage, arguments, select, load_run, beside_others, fits))
 
 
 def _job(
@@ -97,10 +88,10 @@ def _job(
         job = Job(stage, spec, arguments.output, inputs)
         runtime = Runtime.model_validate(json.loads(from_outside(os.environ[RUNTIME_VARIABLE])))
     else:
-        plan = load_jobs(arguments)
-        job = select(plan, arguments)
+        jobs = load_jobs(arguments)
+        job = select(jobs, arguments)
         job = Job(stage, job.spec, arguments.output or job.output, job.inputs | inputs)
-        runtime = Runtime.of(plan.config)
+        runtime = Runtime.of(jobs.config)
     given = {name: value for name in ("device", "tracker") if (value := getattr(arguments, name))}
     return job, runtime.model_copy(update=given)
 
@@ -139,8 +130,9 @@ def _run(
     stage: str,
     arguments: argparse.Namespace,
     select: Callable[[Jobs, argparse.Namespace], Job],
-    load_run: Callable[[argparse.Namespace], Run],
+    load_run: Callable[[argparse.Namespace], Body] | None,
     beside_others: BesideOthers,
+    fits: bool,
 ) -> None:
     job, runtime = _job(stage, arguments, select)
     for name, path in job.inputs.items():
@@ -150,7 +142,19 @@ def _run(
     if beside_others == "wait" and _finished_for_readers(job):
         log.info("%s is finished, and is left as it is, since this user cannot write there", job.output.parent)
     else:
-        _work(job, runtime, arguments, load_run, beside_others)
+        with _admitted(job.output.parent, beside_others) as lock:
+            if fits:
+                from kava.plan.check import check_fits
+
+                check_fits(job, runtime)
+            if processes(job) == 1:
+                body = load_run(arguments) if load_run else job.body()
+                body(job, runtime)
+            else:
+                from kava.training.processes import run_in_processes
+
+                assert lock is not None, "training refuses to start beside others"
+                run_in_processes(job, runtime, processes(job), lock.fileno())
     if arguments.json:
         manifest = job.output if job.output.suffix == ".json" else job.output.with_suffix(".json")
         print(json.dumps(read_json(manifest)))
@@ -160,23 +164,3 @@ def _finished_for_readers(job: Job) -> bool:
     """Whether a job's content-keyed folder is finished and may only be read: no lock can be had, and none is needed."""
     folder = job.output.parent
     return bool(KEYED.fullmatch(folder.name)) and job.output.is_file() and not_writable(folder) is not None
-
-
-def _work(
-    job: Job,
-    runtime: Runtime,
-    arguments: argparse.Namespace,
-    load_run: Callable[[argparse.Namespace], Run],
-    beside_others: BesideOthers,
-) -> None:
-    count = processes(job)
-    with _admitted(job.output.parent, beside_others) as lock:
-        if count == 1:
-            load_run(arguments)(job, runtime)
-        else:
-            from kava.plan.check import check_fits
-            from kava.training.processes import run_in_processes
-
-            check_fits(job, runtime)
-            assert lock is not None, "training refuses to start beside others"
-            run_in_processes(job, runtime, count, lock.fileno())

@@ -10,26 +10,20 @@ line per question), manifest.json; and the numbers into the model card of an arm
 import argparse
 import sys
 
-from kava.config.jobs import Job, Jobs
-from kava.stages.common import Run, after, stage_main
+from kava.config.job import Job
+from kava.config.jobs import Jobs
+from kava.stages.common import stage_main
 from kava.stages.selection import ARM_OPTIONS, arm_and_seed
+
+OPTIONS = ARM_OPTIONS | {"reference": "`teacher` or `student_base`, in place of an arm"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    def select(plan: Jobs, arguments: argparse.Namespace) -> Job:
-        if arguments.reference is None:
-            return plan.evaluate(*arm_and_seed(plan, arguments))
-        return plan.reference(arguments.reference)
-
-    options = ARM_OPTIONS | {"reference": "`teacher` or `student_base`, in place of an arm"}
-    return stage_main("evaluate", __doc__, argv, select, _body, options, "wait")
+    return stage_main("evaluate", __doc__, argv, _chosen, options=OPTIONS, beside_others="wait", fits=True)
 
 
-def _body(_arguments: argparse.Namespace) -> Run:
-    from kava.evaluation.evaluate import run
-    from kava.plan.check import check_fits
-
-    return after(check_fits, run)
+def _chosen(jobs: Jobs, given: argparse.Namespace) -> Job:
+    return jobs.reference(given.reference) if given.reference else jobs.evaluate(*arm_and_seed(jobs, given))
 
 
 if __name__ == "__main__":

@@ -13,30 +13,24 @@ import argparse
 import sys
 from functools import partial
 
-from kava.config.jobs import Job, Jobs
-from kava.stages.common import Run, stage_main
+from kava.config.job import Body
+from kava.stages.common import stage_main
+
+OPTIONS = {"part": "k/n: write every n-th shard from the k-th on, and do not seal"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    def select(plan: Jobs, arguments: argparse.Namespace) -> Job:  # noqa: ARG001
-        return plan.extract
-
     return stage_main(
-        "extract",
-        __doc__,
-        argv,
-        select,
-        _body,
-        {"part": "k/n: write every n-th shard from the k-th on, and do not seal"},
-        beside_others="share",
+        "extract", __doc__, argv, lambda jobs, _: jobs.extract, _body, options=OPTIONS, beside_others="share"
     )
 
 
-def _body(arguments: argparse.Namespace) -> Run:
+def _body(given: argparse.Namespace) -> Body:
     from kava.plan.check import check_fits
     from kava.teacher.extract import run
 
-    return partial(run, part=arguments.part, before_loading=check_fits)
+    # Whether the teacher fits is of no matter where all shards are there.
+    return partial(run, part=given.part, before_loading=check_fits)
 
 
 if __name__ == "__main__":

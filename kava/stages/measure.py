@@ -9,22 +9,18 @@ that a new metric trains nothing. Writes results/<experiment>/<arm>/seed-<n>/stu
 import argparse
 import sys
 
-from kava.config.jobs import Job, Jobs
-from kava.stages.common import Run, stage_main
+from kava.config.job import Job
+from kava.config.jobs import Jobs
+from kava.stages.common import stage_main
 from kava.stages.selection import ARM_OPTIONS, arm_and_seed
 
 
 def main(argv: list[str] | None = None) -> int:
-    def select(plan: Jobs, arguments: argparse.Namespace) -> Job:
-        return plan.measure(*arm_and_seed(plan, arguments))
-
-    return stage_main("measure", __doc__, argv, select, _body, ARM_OPTIONS)
+    return stage_main("measure", __doc__, argv, _chosen, options=ARM_OPTIONS)
 
 
-def _body(_arguments: argparse.Namespace) -> Run:
-    from kava.training.measure import run
-
-    return run
+def _chosen(jobs: Jobs, given: argparse.Namespace) -> Job:
+    return jobs.measure(*arm_and_seed(jobs, given))
 
 
 if __name__ == "__main__":

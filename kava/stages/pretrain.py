@@ -9,23 +9,18 @@ results/<experiment>/<arm>/seed-<n>/projector/: projector.safetensors, config.js
 import argparse
 import sys
 
-from kava.config.jobs import Job, Jobs
-from kava.stages.common import Run, after, stage_main
+from kava.config.job import Job
+from kava.config.jobs import Jobs
+from kava.stages.common import stage_main
 from kava.stages.selection import ARM_OPTIONS, arm_and_seed
 
 
 def main(argv: list[str] | None = None) -> int:
-    def select(plan: Jobs, arguments: argparse.Namespace) -> Job:
-        return plan.pretrain(*arm_and_seed(plan, arguments))
-
-    return stage_main("pretrain", __doc__, argv, select, _body, ARM_OPTIONS)
+    return stage_main("pretrain", __doc__, argv, _chosen, options=ARM_OPTIONS, fits=True)
 
 
-def _body(_arguments: argparse.Namespace) -> Run:
-    from kava.plan.check import check_fits
-    from kava.training.pretrain import run
-
-    return after(check_fits, run)
+def _chosen(jobs: Jobs, given: argparse.Namespace) -> Job:
+    return jobs.pretrain(*arm_and_seed(jobs, given))
 
 
 if __name__ == "__main__":

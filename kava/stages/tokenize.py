@@ -5,28 +5,13 @@
 Reads no model, only tokenizers. Writes <cache_dir>/tokens/<name>-<key>/manifest.json.
 """
 
-import argparse
 import sys
-from typing import TYPE_CHECKING
 
-from kava.config.jobs import Job, Jobs
-from kava.stages.common import Run, stage_main
-
-if TYPE_CHECKING:
-    pass
+from kava.stages.common import stage_main
 
 
 def main(argv: list[str] | None = None) -> int:
-    def select(plan: Jobs, arguments: argparse.Namespace) -> Job:  # noqa: ARG001
-        return plan.tokenize
-
-    return stage_main("tokenize", __doc__, argv, select, _body, beside_others="wait")
-
-
-def _body(_arguments: argparse.Namespace) -> Run:
-    from kava.data.tokenize import run
-
-    return run
+    return stage_main("tokenize", __doc__, argv, lambda jobs, _: jobs.tokenize, beside_others="wait")
 
 
 if __name__ == "__main__":

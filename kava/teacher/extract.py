@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.config.specs import ExtractSpec
 from kava.data.fit import embedding_rows, no_tokens, require_fit, require_more_tokens
 from kava.data.positions import check_positions

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from kava.card import write_card
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.config.specs import DistillSpec
 from kava.data.positions import check_positions
 from kava.data.task import read_prompt

@@ -2,7 +2,7 @@
 
 from kava.align.projector import Projector
 from kava.config.arms import Arm
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.config.specs import MeasureSpec
 from kava.data.tokens import TokenSet
 from kava.device import use_device

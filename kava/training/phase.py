@@ -13,7 +13,7 @@ from kava.align.projector import Projector
 from kava.config.arms import Arm
 from kava.config.base import Settings
 from kava.config.code import metrics_digest
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.config.specs import DistillSpec, NoPretraining, PretrainSpec
 from kava.config.training import Distill, Pretrain
 from kava.data.fit import embedding_rows, no_tokens, require_a_row_for_each_token, require_fit

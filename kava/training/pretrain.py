@@ -2,7 +2,7 @@
 
 import logging
 
-from kava.config.jobs import Job, Runtime
+from kava.config.job import Job, Runtime
 from kava.config.specs import PretrainSpec
 from kava.data.positions import check_positions
 from kava.training.finish import finish

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from types import FrameType
 
 import psutil
@@ -19,7 +18,7 @@ from torch import distributed
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.run import main as torchrun
 
-from kava.config.jobs import Job, Runtime, for_another_process, from_another_process
+from kava.config.job import Job, Runtime, for_another_process, from_another_process
 from kava.config.specs import DistillSpec, PretrainSpec
 from kava.device import choose_device
 from kava.errors import Interrupted, UserError
@@ -90,8 +89,7 @@ def main() -> int:
     )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    run = import_module(f"kava.training.{job.stage}").run
-    status = exit_status(f"kava {job.stage} (process {os.environ['RANK']})", lambda: run(job, runtime))
+    status = exit_status(f"kava {job.stage} (process {os.environ['RANK']})", lambda: job.body()(job, runtime))
     # A process that failed must not wait here for others, which wait for it.
     if status == 0 and distributed.is_initialized():
         distributed.destroy_process_group()
