@@ -47,6 +47,16 @@ class KeysValues(NamedTuple):
         return KeysValues(change(self.keys), change(self.values))
 
 
+def tokens_first(tensor_BLHTD: Tensor) -> Tensor:
+    """From the batched layout to `[B, T, L, H, D]`: rows as the ragged layout has them."""
+    return tensor_BLHTD.permute(0, 3, 1, 2, 4)
+
+
+def layers_first(tensor_BTLHD: Tensor) -> Tensor:
+    """From padded rows to the batched layout, `[B, L, H, T, D]`; the inverse of `tokens_first`."""
+    return tensor_BTLHD.permute(0, 2, 3, 1, 4)
+
+
 def pad_ids(examples: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Pad on the right with id 0; returns ids and mask, int64 `[B, T]`."""
     longest = max(len(ids) for ids in examples)

@@ -90,11 +90,11 @@ def report_of_the_stage_itself(tmp_path_factory: pytest.TempPathFactory) -> dict
     for arm, of_arm in planted.runs.items():
         models |= {str(run.student): PLANTED[arm][SEEDS.index(seed)] for seed, run in of_arm.items()}
 
-    def answer(model: str, tokenizer: Any, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    def answer(model: str, tokenizer: Any, folder: Path, settings: Evaluation) -> dict[str, Any]:
         del tokenizer
         marks = zip(models[model], GOLD, rows, strict=True)
         said = {row["question"]: ANSWERS[mark].format(gold=gold) for mark, gold, row in marks}
-        return score(Canned(said), folder, settings["max_new_tokens"])
+        return score(Canned(said), folder, settings.max_new_tokens)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "check_prompts", lambda *_: None)
@@ -235,7 +235,7 @@ def test_a_model_that_ships_a_repetition_penalty_answers_plainly_and_ends_at_its
         assert all(len(set(ids)) < len(ids) for ids in plain), "nothing to be punished"
         for longest in (12, 5):
             lines = samples(
-                harness_results(loaded, tokenizer, tmp_path, {"batch_size": 1, "max_new_tokens": longest}),
+                harness_results(loaded, tokenizer, tmp_path, Evaluation(batch_size=1, max_new_tokens=longest)),
                 GSM8K.harness,
             )
             assert [line["answer"] for line in lines] == [tokenizer.decode(ids[:longest]) for ids in plain]
@@ -246,7 +246,7 @@ def test_a_model_that_ships_a_repetition_penalty_answers_plainly_and_ends_at_its
         )
         ending = load_for_evaluation(source, CPU)
         lines = samples(
-            harness_results(ending, tokenizer, tmp_path, {"batch_size": 1, "max_new_tokens": 12}), GSM8K.harness
+            harness_results(ending, tokenizer, tmp_path, Evaluation(batch_size=1, max_new_tokens=12)), GSM8K.harness
         )
         assert lines[0]["answer"] == tokenizer.decode(end)
 

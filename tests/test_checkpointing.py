@@ -39,7 +39,7 @@ def step(model: DistillationModel, checkpointed: bool) -> tuple[dict[str, torch.
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        own = model._read(batch, model.weights(0.0))
+        own = model._read(batch, True, True)
     torch.manual_seed(3)
     output = model(**batch)
     output["loss"].backward()
@@ -68,7 +68,7 @@ def test_kv_loss_alone_gives_a_checkpointed_student_its_gradient() -> None:
             model.student.activation_checkpointing_enable({"use_reentrant": False})
         model.train()
         batch = batches().collate([0, 1, 2])
-        own = model._read(batch, model.weights(0.0)).kv
+        own = model._read(batch, True, False).kv
         projected = model.projector(KeysValues(batch["teacher_keys"], batch["teacher_values"]))
         model.objective.distance(own, projected, batch["kv_weight"], model.projector, 0.0).backward()
         gradients.append({name: p.grad for name, p in model.student.named_parameters() if p.grad is not None})

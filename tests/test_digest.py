@@ -36,7 +36,7 @@ WITHOUT_NUMBERS = {
     "data/positions.py": "refuses prompts that do not fit",
     "models/families.py": "refuses models without KV",
     "faults.py": "words",
-    "inert.py": "words for numbers that are known",
+    "misalignment.py": "words for numbers that are known",
     "terminal": "words that are shown or left out",
     "data/prompt_format.py": "the prompt that a student's folder carries",
     "tasks": "rows of a token set and where their answers begin, which its key stands for",

@@ -12,7 +12,7 @@ import pytest
 from report_files import edit_json, edit_lines, sha
 from report_fixtures import finished_runs
 
-from kava.inert import INERT_BEGINS, inert_sentence, is_inert
+from kava.misalignment import INERT_BEGINS, inert_sentence, is_inert
 from kava.report.build import Report, build_report
 from kava.report.inputs import ReportInputs
 from kava.report.page.first_screen import Gain, first_screen

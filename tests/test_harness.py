@@ -11,7 +11,7 @@ from zoo.data import GSM8K
 
 from kava.bench.evaluate import generate
 from kava.config.load import load_config
-from kava.config.schema import Config
+from kava.config.schema import Config, Evaluation
 from kava.data.rows import load_rows
 from kava.data.task import write_task
 from kava.data.template import Template
@@ -58,9 +58,9 @@ def test_answers_are_those_of_the_harness_own_class(
     demo: Config, student: tuple[Any, Any], tmp_path: Path, until: list[str] | None, batch_size: int
 ) -> None:
     folder = task(demo, tmp_path, until)
-    settings = {"batch_size": batch_size, "max_new_tokens": 30}
+    settings = Evaluation(batch_size=batch_size, max_new_tokens=30)
     ours = samples(harness_results(*student, folder, settings), GSM8K.harness)
-    assert ours == samples(by_the_harness_own(*student, folder, **settings), GSM8K.harness)
+    assert ours == samples(by_the_harness_own(*student, folder, **settings.model_dump()), GSM8K.harness)
     if until:
         assert not any(stop in line["answer"] for stop in until for line in ours)
 
@@ -70,7 +70,9 @@ def test_without_stop_strings_the_answers_are_those_of_plain_generate(
 ) -> None:
     model, tokenizer = student
     folder = task(demo, tmp_path)
-    lines = samples(harness_results(model, tokenizer, folder, {"batch_size": 8, "max_new_tokens": 30}), GSM8K.harness)
+    lines = samples(
+        harness_results(model, tokenizer, folder, Evaluation(batch_size=8, max_new_tokens=30)), GSM8K.harness
+    )
     prompts = [Template(demo.template).prompt(line["question"]) for line in lines]
     assert [line["answer"] for line in lines] == generate(model, tokenizer, prompts, 8, 30)
 
@@ -110,7 +112,7 @@ def test_a_stop_string_that_is_a_special_token_ends_its_row_as_where_the_harness
     one_at_a_time = samples(by_the_harness_own(model, tokenizer, tmp_path, 1, 20), GSM8K.harness)
     monkeypatch.setattr(model, "generate", Scripted([stopped, short], end))
     assert samples(
-        harness_results(model, tokenizer, tmp_path, {"batch_size": batch_size, "max_new_tokens": 20}), GSM8K.harness
+        harness_results(model, tokenizer, tmp_path, Evaluation(batch_size=batch_size, max_new_tokens=20)), GSM8K.harness
     ) == (one_at_a_time)
     assert sorted(line["answer"][-6:] for line in one_at_a_time) == ["#### 2", "#### 5"]
 
@@ -125,7 +127,7 @@ def test_generation_ends_when_every_row_has_met_a_stop_string_of_its_own(
         scripted = Scripted(list(rows), tokenizer.eos_token_id)
         monkeypatch.setattr(model, "generate", scripted)
         folder = task(demo, tmp_path, ["<<", "="], 2)
-        found = samples(answer(model, tokenizer, folder, {"batch_size": 2, "max_new_tokens": 20}), GSM8K.harness)
+        found = samples(answer(model, tokenizer, folder, Evaluation(batch_size=2, max_new_tokens=20)), GSM8K.harness)
         assert sorted(line["answer"].strip() for line in found) == ["1", "2"]
         steps[name] = scripted.steps
     assert steps["ours"] < steps["its own"]

@@ -28,7 +28,6 @@ from kava.exits import INTERRUPTED, exit_status, print_whatever_the_locale
 from kava.faults import machine_fault
 from kava.files import write_json
 from kava.locks import claim, live_holder, locked, present
-from kava.stages import common
 from kava.store.admin.inventory import entries
 
 CONFIG = str(REPOSITORY / "config.yaml")
@@ -234,7 +233,7 @@ def test_ctrl_c_is_one_sentence_and_status_130(
     def interrupted(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(common, "_work", interrupted)
+    monkeypatch.setattr("kava.data.tokenize.run", interrupted)
     assert main(["tokenize", *SMALL]) == INTERRUPTED == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
         "kava tokenize: interrupted; what is finished is kept: run again to go on"

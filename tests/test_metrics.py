@@ -9,9 +9,9 @@ from parsed import aligner
 
 from kava.align.projector import Projector
 from kava.grades import grade
-from kava.inert import warnings_for
 from kava.kv import ChannelStatistics, Geometry, KeysValues
 from kava.metrics import NAMES, Pair, alignment_metrics, nested
+from kava.misalignment import warnings_for
 
 BIAS = 20 * torch.randn(2, 2, 1, 8, generator=torch.Generator().manual_seed(1))
 

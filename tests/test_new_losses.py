@@ -20,8 +20,8 @@ from kava.plan.example import masks, teacher_side
 from kava.store.reader import StoreReader
 from kava.training import signals
 from kava.training.batches import stored_batches
+from kava.training.journal import TrainingRun
 from kava.training.loop import train
-from kava.training.metrics_file import TrainingRun
 from kava.training.model import DistillationModel
 from kava.training.signals.base import Signal, TeacherShape
 

@@ -35,7 +35,7 @@ from kava.training.student import prepare_student
 CONFIG = str(REPOSITORY / "config.yaml")
 TEACHER = TeacherShape(Geometry(6, 2, 24), 96, "int8", top=8)
 GEOMETRY = {"num_hidden_layers": 4, "hidden_size": 64, "head_dim": 16, "intermediate_size": 160, "vocab_size": 1999}
-SETTINGS = {"batch_size": 4, "precision": "float32", "lora": None, "gradient_checkpointing": False, "learns": True}
+SETTINGS = trace.StepSettings(batch_size=4)
 TOKENS = 60
 ARMS: dict[str, dict[str, Any]] = {
     "flat": {"aligner": {"kind": "flat", "dropout": 0.0}, "train_projector": True},
@@ -65,7 +65,7 @@ def allocated(run: Any) -> int:
     return peak
 
 
-def step(model: Any, name: str, settings: dict[str, Any], stage: str) -> None:
+def step(model: Any, name: str, settings: trace.StepSettings, stage: str) -> None:
     """The step itself, with nothing that counts beside it."""
     module, batch = trace.training_model(model, TEACHER, arm(name), settings, stage, TOKENS)
     trace.run_step(module, batch, settings)
@@ -88,7 +88,7 @@ def without_weights(parts: dict[str, int]) -> int:
     ],
 )
 def test_a_planned_step_takes_what_the_same_step_allocates(name: str, stage: str, precision: str) -> None:
-    model, settings = tiny_model("qwen2", **GEOMETRY), SETTINGS | {"precision": precision}
+    model, settings = tiny_model("qwen2", **GEOMETRY), SETTINGS.model_copy(update={"precision": precision})
     planned = trace.trace_training(model.config, TEACHER, arm(name), settings, stage, TOKENS)
     real = allocated(lambda: step(model, name, settings, stage))
     assert without_weights(planned.parts) == pytest.approx(real, rel=0.05)
@@ -102,7 +102,7 @@ def test_a_planned_step_that_is_made_to_fit_takes_what_the_same_step_allocates(
     """Checkpointed layers, logits in pieces, and the two gradients of a tied matrix, which dwarf all else."""
     monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 20 * 9973)
     model = tiny_model("qwen2", **GEOMETRY | {"vocab_size": 9973, "tie_word_embeddings": True})
-    settings = SETTINGS | {"precision": precision, "gradient_checkpointing": True}
+    settings = SETTINGS.model_copy(update={"precision": precision, "gradient_checkpointing": True})
     planned = trace.trace_training(model.config, TEACHER, arm("structured"), settings, "distill", TOKENS)
     prepare_student(model, None, True)
     real = allocated(lambda: step(model, "structured", settings, "distill"))
@@ -240,10 +240,10 @@ def test_every_stage_has_a_need(monkeypatch) -> None:
 
 
 def test_nf4_takes_4_127_bits_of_the_layers_matrices_alone() -> None:
-    source = load_config(None, {"preset": "qwen2.5-8gb"}).teacher.model_dump()
-    kv = load_config(CONFIG).kv.model_dump()
+    source = load_config(None, {"preset": "qwen2.5-8gb"}).teacher
+    kv = load_config(CONFIG).kv.model_copy(update={"batch_tokens": 8})
     counts = trace.parameter_counts(read_geometry(source))
-    weights = ExtractionNeed(source, 8, kv | {"batch_tokens": 8}).memory().parts["weights"]
+    weights = ExtractionNeed(source, 8, kv).memory().parts["weights"]
     assert weights == pytest.approx(counts.linear * 4.127 / 8 + (counts.all - counts.linear) * 2, rel=1e-4)
 
 
@@ -256,9 +256,9 @@ def test_planned_weights_of_a_quantised_teacher_are_those_that_bitsandbytes_make
 ) -> None:
     wide = {"n_embd": 256} if family == "gpt2" else {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}
     tiny_model(family, **wide).save_pretrained(tmp_path)
-    source = {"model": str(tmp_path), "revision": None, "dtype": "bfloat16", **how}
+    source = Teacher(**{"model": str(tmp_path), "dtype": "bfloat16", **how})
     gc.collect()
-    teacher = load_teacher(Teacher(**source), torch.device("cpu"))
+    teacher = load_teacher(source, torch.device("cpu"))
     real = sum(p.nbytes for p in teacher.parameters())
     for module in teacher.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
@@ -266,7 +266,7 @@ def test_planned_weights_of_a_quantised_teacher_are_those_that_bitsandbytes_make
             real += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
         elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
             real += module.weight.SCB.nbytes
-    kv = load_config(CONFIG).kv.model_dump() | {"batch_tokens": 8}
+    kv = load_config(CONFIG).kv.model_copy(update={"batch_tokens": 8})
     planned = ExtractionNeed(source, 8, kv).memory().parts["weights"]
     assert planned == pytest.approx(real, rel=1e-3)
 

@@ -12,8 +12,8 @@ from kava.config.schema import Distill, ModelSettings
 from kava.data.tokens import TokenSet
 from kava.models.load import load_student, second_model_allowed
 from kava.training.batches import Batches
+from kava.training.journal import TrainingRun
 from kava.training.loop import train
-from kava.training.metrics_file import TrainingRun
 from kava.training.model import DistillationModel
 
 pytestmark = pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 from kava.cli import main
 from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY, load_config
+from kava.config.schema import ModelSettings
 from kava.plan.geometry import PACKAGED, read_geometry
 from kava.plan.trace import parameter_counts
 
@@ -25,7 +26,7 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("model", PARAMETERS)
 def test_packaged_geometries_have_the_models_parameter_counts(model: str) -> None:
-    config = read_geometry({"model": model, "revision": "0" * 40})
+    config = read_geometry(ModelSettings(model=model, revision="0" * 40))
     counts = parameter_counts(config)
     assert counts.all == PARAMETERS[model]
     # The embedding, which is the head too, is not quantised.

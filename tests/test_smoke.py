@@ -15,6 +15,7 @@ from kava.bench.workspace import BenchJobs
 from kava.commands import init_student
 from kava.config.job import Runtime
 from kava.config.load import REPOSITORY, load_config
+from kava.config.schema import ModelSettings
 from kava.files import read_json
 from kava.plan.geometry import read_geometry
 
@@ -53,7 +54,7 @@ def write_small_qwen(folder: Path, like: str, tokenizer: Path, **shape: int) -> 
     from transformers import AutoModelForCausalLM
 
     shutil.copytree(tokenizer, folder)
-    config = read_geometry({"model": like})
+    config = read_geometry(ModelSettings(model=like))
     config.update({"num_hidden_layers": 2, "num_key_value_heads": 2, "layer_types": ["full_attention"] * 2, **shape})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

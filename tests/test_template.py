@@ -15,6 +15,7 @@ import kava.demo
 from kava.config import load_config
 from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY
+from kava.config.schema import Chat
 from kava.data.template import template_for
 from kava.data.tokens import Segment, encode_example
 from kava.errors import UserError
@@ -40,7 +41,7 @@ def segment(example: dict[str, list[int]], which: Segment) -> list[int]:
 
 @pytest.mark.parametrize("system", [None, "Think in {steps}."])
 def test_ids_are_those_of_the_tokenizers_own_conversation(qwen: Any, gsm8k: Path, system: str | None) -> None:
-    template = template_for(qwen, PLAIN, {"system": system})
+    template = template_for(qwen, PLAIN, Chat(system=system))
     for row in rows(gsm8k, "test")[:50]:
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": f"Question: {row['question']}\nAnswer:"})
@@ -53,7 +54,7 @@ def test_ids_are_those_of_the_tokenizers_own_conversation(qwen: Any, gsm8k: Path
 
 
 def test_segments_begin_with_the_first_word_of_the_answer_and_end_with_the_turn(qwen: Any) -> None:
-    example = encode_example(GSM8K, qwen, template_for(qwen, PLAIN, {"system": None}), ROW)
+    example = encode_example(GSM8K, qwen, template_for(qwen, PLAIN, Chat()), ROW)
     assert qwen.decode(segment(example, Segment.PROMPT)).endswith("<|im_start|>assistant\n")
     assert qwen.decode(segment(example, Segment.REASONING)) == "2+3=<<2+3=5>>5 apples.\n"
     assert qwen.decode(segment(example, Segment.ANSWER)) == "#### 5<|im_end|>"
@@ -61,7 +62,7 @@ def test_segments_begin_with_the_first_word_of_the_answer_and_end_with_the_turn(
 
 def test_a_start_token_stands_once_and_the_date_is_not_todays(tinystories: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tinystories, chat_template=DATED)
-    template = template_for(tokenizer, PLAIN, {"system": None})
+    template = template_for(tokenizer, PLAIN, Chat())
     assert "26 Jul 2024" in template.text
     ids = encode_example(GSM8K, tokenizer, template, ROW)["input_ids"]
     start = tokenizer("")["input_ids"]
@@ -71,20 +72,20 @@ def test_a_start_token_stands_once_and_the_date_is_not_todays(tinystories: Path)
 
 def test_a_chat_that_the_tokenizer_cannot_hold_is_refused_with_the_mend(tinystories: Path) -> None:
     with pytest.raises(UserError, match=r"has no chat template.*set chat: null"):
-        template_for(AutoTokenizer.from_pretrained(DEMO), PLAIN, {"system": None})
+        template_for(AutoTokenizer.from_pretrained(DEMO), PLAIN, Chat())
     refusing = AutoTokenizer.from_pretrained(tinystories, chat_template="{{ raise_exception('no system turn') }}")
     with pytest.raises(UserError, match=r"no system turn.*set chat\.system: null"):
-        template_for(refusing, PLAIN, {"system": "Think."})
+        template_for(refusing, PLAIN, Chat(system="Think."))
     silent = AutoTokenizer.from_pretrained(tinystories, chat_template="{{ messages[0]['content'] }}")
     with pytest.raises(UserError, match="does not show each turn once"):
-        template_for(silent, PLAIN, {"system": None})
+        template_for(silent, PLAIN, Chat())
 
 
 def test_the_task_asks_what_was_trained(tmp_path: Path) -> None:
     """The system's turn has braces, which Jinja would take for its own."""
-    chat = {"system": "Answer {{briefly}} {% now %}."}
+    chat = Chat(system="Answer {{briefly}} {% now %}.")
     teacher = {"model": talking(tmp_path / "model")}
-    tokens = token_set(tmp_path, ("teacher", teacher), ("chat", chat), ("max_length", 512))
+    tokens = token_set(tmp_path, ("teacher", teacher), ("chat", chat.model_dump()), ("max_length", 512))
     task = yaml.safe_load((tokens.task_folder / f"{GSM8K.harness.name}.yaml").read_text().replace("!function", ""))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     template = template_for(tokenizer, PLAIN, chat)

@@ -17,7 +17,7 @@ from kava.config.data import Gsm8kData, TextData
 from kava.config.job import Runtime
 from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY
-from kava.config.schema import ModelSettings
+from kava.config.schema import Chat, ModelSettings
 from kava.data.positions import look
 from kava.data.rows import load_rows
 from kava.data.task import read_prompt, read_rows
@@ -170,7 +170,7 @@ def test_a_conversation_is_worded_by_the_chat_template_and_its_last_message_is_t
 
 
 def test_the_system_turn_of_the_configuration_is_that_of_conversations_without_one(chat_tokenizer: Any) -> None:
-    wording = Wording(chat_tokenizer, TextData.template, {"system": "Be brief."}, conversations=True)
+    wording = Wording(chat_tokenizer, TextData.template, Chat(system="Be brief."), conversations=True)
     own = [message("system", "Be kind."), message("user", "How many?")]
     rows = [{"question": json.dumps(turns), "answer": "Five."} for turns in (own, own[1:])]
     asked = [row["question"] for row in wording.rows(rows, "train")]

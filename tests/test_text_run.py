@@ -24,7 +24,7 @@ from kava.config.jobs import REFERENCES
 from kava.data.tokens import TokenSet
 from kava.files import read_json, sha256_file
 from kava.plan.check import need_of
-from kava.plan.needs import LikelihoodNeed
+from kava.plan.needs import Judged, LikelihoodNeed
 from kava.plan.overview import overview
 from kava.report.finished import FIELDS
 
@@ -149,7 +149,7 @@ def test_the_plan_needs_no_more_than_a_forward_for_an_evaluation(run: BenchJobs)
     assert parts["logits"] > 0
     who, need = need_of(run.evaluate("kd", 42), Runtime.of(run.config))
     assert who == "evaluate of the student"
-    assert need == LikelihoodNeed(run.config.student.model_dump(), 3, run.config.max_length)
+    assert need == LikelihoodNeed(Judged(run.config.student, "float32", exported=True), 3, run.config.max_length)
 
 
 def test_conversations_run_too_and_the_student_takes_a_turn_of_the_user(

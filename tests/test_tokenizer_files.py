@@ -11,7 +11,7 @@ from test_tokens import token_set
 from zoo import tokenizers as zoo
 
 import kava.demo
-from kava.config.schema import ModelSettings
+from kava.config.schema import Chat, ModelSettings
 from kava.data.template import template_for
 from kava.data.tokens import require_same_tokenizer
 from kava.doctor.sources import _pair
@@ -95,7 +95,7 @@ def test_a_chat_template_that_fails_is_one_sentence(template: str, error: str, t
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     tokenizer = load_tokenizer(ModelSettings(model=str(folder)))
     with pytest.raises(UserError, match=rf"the chat template of .*({error}).*; set chat"):
-        template_for(tokenizer, PLAIN, {"system": None})
+        template_for(tokenizer, PLAIN, Chat())
     (found,) = _pair(config(**pair(folder), chat={}))
     assert found.status == "fail"
     assert "the chat template of" in found.message

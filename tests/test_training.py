@@ -14,8 +14,8 @@ from training_fixtures import batches, make_model, measure, order_of_run, run, s
 from kava.config.arms import FlatAligner, StructuredAligner
 from kava.config.schema import Distill
 from kava.errors import UserError
+from kava.training.journal import MetricsFile
 from kava.training.loop import Loop
-from kava.training.metrics_file import MetricsFile
 from kava.training.optimizer import make_optimizer, parameter_groups
 from kava.training.termination import StopOnSignal, heeded
 from kava.training.watch import alignment_word

@@ -27,7 +27,7 @@ from kava.models.capture import capture
 from kava.models.load import load_tokenizer, second_model_allowed
 from kava.store.reader import StoreReader
 from kava.teacher import extract
-from kava.training import distill, phase, pretrain
+from kava.training import distill, measure, phase, pretrain
 from kava.training.batches import Batches, stored_batches
 from kava.training.finish import finish
 from kava.training.order import partners
@@ -247,7 +247,7 @@ def test_warnings_of_training_and_of_alignment_reach_the_manifest(world: World, 
     job = replace(world.distill("fitted"), output=world.plan.results / "warned/manifest.json")
     train = phase.train
     monkeypatch.setattr(phase, "train", lambda *args: train(*args) | {"warnings": ["slow"]})
-    monkeypatch.setattr(phase, "warnings_for", lambda _: ["collapse"])
+    monkeypatch.setattr(measure, "warnings_for", lambda _: ["collapse"])
     warned = world.run(job).manifest["warnings"]
     assert warned[:2] == ["slow", "collapse"]
     assert [sentence[:13] for sentence in warned[2:]] == ["inert KV loss"]  # two steps teach nothing

@@ -18,8 +18,8 @@ from kava.store.codecs import TokenInfo
 from kava.store.reader import StoredExample
 from kava.training.batches import Batches, stored_batches
 from kava.training.calibrate import calibrate
+from kava.training.journal import TrainingRun
 from kava.training.loop import train
-from kava.training.metrics_file import TrainingRun
 from kava.training.model import DistillationModel
 from kava.training.order import data_order, longest_first
 

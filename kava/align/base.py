@@ -6,7 +6,7 @@ from typing import ClassVar, Generic, TypeVar
 from torch import Tensor, nn
 
 from kava.config.arms import Aligner as AlignerSettings
-from kava.kv import Geometry
+from kava.kv import Geometry, layers_first, tokens_first
 
 S = TypeVar("S", bound=AlignerSettings)
 
@@ -39,11 +39,11 @@ class Aligner(nn.Module, ABC, Generic[S]):
 
 def to_channels(tensor_BLHTD: Tensor) -> Tensor:
     """Layers, heads and dims side by side, `[B, T, C]`: what a channel means is given up."""
-    return tensor_BLHTD.permute(0, 3, 1, 2, 4).flatten(2)
+    return tokens_first(tensor_BLHTD).flatten(2)
 
 
 def from_channels(tensor_BTC: Tensor, geometry: Geometry) -> Tensor:
     """The inverse of `to_channels` for a tensor of a geometry, `[B, L, H, T, D]`."""
     shape = (geometry.layers, geometry.kv_heads, geometry.head_dim)
     tensor_BTLHD: Tensor = tensor_BTC.unflatten(-1, shape)
-    return tensor_BTLHD.permute(0, 2, 3, 1, 4)
+    return layers_first(tensor_BTLHD)

@@ -41,30 +41,29 @@ def _measure(config: Config, arguments: argparse.Namespace, folder: Path) -> dic
     from kava.tasks import task_of
 
     rows = load_rows(config.data).splits["test"][: arguments.questions]
-    chat = config.chat.model_dump() if config.chat else None
-    template = template_for(load_tokenizer(config.teacher), config.template, chat)
+    template = template_for(load_tokenizer(config.teacher), config.template, config.chat)
     harness = task_of(config.data.kind).harness
     assert harness is not None, "data whose answers are not generated is refused before"
     write_task(folder / "task", rows, template, harness)
-    source, settings = config.student, config.evaluation.model_dump()
+    source, settings = config.student, config.evaluation
     device = choose_device(config.device)
     tokenizer = load_tokenizer(source)
     prompts = [template.prompt(row["question"]) for row in rows]
-    check_prompts(tokenizer, prompts, {source.model: source}, settings["max_new_tokens"])
+    check_prompts(tokenizer, prompts, {source.model: source}, settings.max_new_tokens)
     model = load_for_evaluation(source, device)
 
     ways = {
         "harness": lambda: harness_results(model, tokenizer, folder / "task", settings),
-        "plain": lambda: generate(model, tokenizer, prompts, **settings),
+        "plain": lambda: generate(model, tokenizer, prompts, settings.batch_size, settings.max_new_tokens),
     }
     log.info("answering %d questions %d times each way", len(rows), arguments.rounds)
     with quiet():
-        generate(model, tokenizer, prompts[:1], settings["batch_size"], 2)  # the first call of a process is slow
+        generate(model, tokenizer, prompts[:1], settings.batch_size, 2)  # the first call of a process is slow
         spent = in_turn(ways, arguments.rounds, device)
     return {
         "questions": len(rows),
         "rounds": arguments.rounds,
-        **settings,
+        **settings.model_dump(),
         **{f"{name}_questions_per_second": len(rows) / min(seconds) for name, seconds in spent.items()},
         "ratio": min(spent["harness"]) / min(spent["plain"]),
         "ratios": [whole / bare for whole, bare in zip(spent["harness"], spent["plain"], strict=True)],

@@ -25,7 +25,7 @@ def longest_rows(config: Config, examples: int, held_out: int, questions: int) -
         No training example is short enough.
     """
     tokenizer, task = load_tokenizer(config.teacher), task_of(config.data.kind)
-    template = template_for(tokenizer, config.template, config.chat.model_dump() if config.chat else None)
+    template = template_for(tokenizer, config.template, config.chat)
 
     def lengths(rows: Rows) -> list[int]:
         return [len(encode_example(task, tokenizer, template, row)["input_ids"]) for row in rows]

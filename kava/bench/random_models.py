@@ -30,7 +30,7 @@ def with_random_weights(config: Config, tokenizer: Path, folder: Path) -> Config
 
 
 def _write(settings: ModelSettings, tokenizer: Path, folder: Path, seed: int) -> None:
-    geometry, own = read_geometry(settings.model_dump()), load_tokenizer(ModelSettings(model=str(tokenizer)))
+    geometry, own = read_geometry(settings), load_tokenizer(ModelSettings(model=str(tokenizer)))
     if len(own) > geometry.vocab_size:
         raise UserError(
             f"--tokenizer {tokenizer} has {len(own)} tokens, and {settings.model} has embeddings for "

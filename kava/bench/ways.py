@@ -19,7 +19,7 @@ from kava.bench.workspace import free, quiet
 from kava.config.job import Job, Runtime
 from kava.device import choose_device, peak_memory_mib
 from kava.models.load import load_teacher, second_model_allowed
-from kava.training.metrics_file import MetricsFile
+from kava.training.journal import MetricsFile
 from kava.training.phase import run_phase
 
 COMPARED: Final = ("loss", "ce", "kv")

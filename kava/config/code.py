@@ -26,7 +26,7 @@ DISTILL_ONLY: Final = (
 )  # fmt: skip
 # Of these, what says how a run goes on, or stops it.
 SPEAKING: Final = (
-    "training/metrics_file.py", "training/termination.py", "training/trackers.py", "training/watch.py",
+    "training/journal.py", "training/termination.py", "training/trackers.py", "training/watch.py",
 )  # fmt: skip
 # What measures a trained projection; what it imports of these is in the digests of training, which measures too.
 METRIC_MODULES: Final = ("metrics.py", "training/measure.py")

@@ -99,11 +99,11 @@ class Runtime(Settings):
         """Settings of the teacher, of the student before distillation and of the data, for a model card."""
         return self.model_dump(include={"teacher", "student", "data"})
 
-    def settings(self, job: Job[PretrainSpec] | Job[DistillSpec]) -> Pretrain | Distill | NoPretraining:
+    def settings(self, job: Job[PretrainSpec] | Job[DistillSpec]) -> Pretrain | Distill:
         """Of a phase of training: those of the spec, and how they are carried out here."""
         own, here = job.spec.settings, self.pretrain if job.stage == "pretrain" else self.distill
         if isinstance(own, NoPretraining):
-            return own
+            return own.as_phase()
         return own.model_copy(update=here.model_dump(include=here.how()))
 
 
@@ -128,4 +128,5 @@ def from_another_process(text: str) -> tuple[Job[Any], Runtime]:
 
 def processes(job: Job[Settings]) -> int:
     """In how many processes a job runs: several only in training, and only where there are steps."""
-    return job.spec.settings.num_processes if isinstance(job.spec, PretrainSpec | DistillSpec) else 1
+    settings = job.spec.settings if isinstance(job.spec, PretrainSpec | DistillSpec) else NoPretraining
+    return settings.num_processes if isinstance(settings, Pretrain | Distill) else 1

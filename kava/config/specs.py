@@ -100,10 +100,9 @@ class NoPretraining(Settings):
     batch_size: int
     log_every: int
 
-    @property
-    def num_processes(self) -> int:
-        """One: there are no steps to share."""
-        return 1
+    def as_phase(self) -> Pretrain:
+        """As settings of a phase, which has no steps, and of whose other settings none is of matter."""
+        return Pretrain().model_copy(update=dict(self))
 
 
 class TrainingSpec(Settings):

@@ -90,8 +90,7 @@ def _lack_of(config: Config) -> str | None:
         raise UserError(f"{away[0]} is not on this machine")
     runtime, task, rows = Runtime.of(config), task_of(config.data.kind), load_rows(config.data)
     teacher = load_tokenizer(runtime.teacher)
-    chat = config.chat.model_dump() if config.chat else None
-    wording = Wording(teacher, config.template, chat, rows.conversations)
+    wording = Wording(teacher, config.template, config.chat, rows.conversations)
     test = wording.rows(rows.splits["test"], "test")
     if task.harness:
         prompts = [wording.template.prompt(row["question"]) for row in test]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from kava.config.data import PLAIN
+from kava.config.schema import Chat
 from kava.errors import UserError
 from kava.tasks.base import Row
 from kava.text import first_line
@@ -65,11 +66,9 @@ class Wording:
         As `template_for`; or `template` is configured for conversations, which do not go through it.
     """
 
-    def __init__(
-        self, tokenizer: Any, template: str, chat: Mapping[str, Any] | None, conversations: bool = False
-    ) -> None:
+    def __init__(self, tokenizer: Any, template: str, chat: Chat | None, conversations: bool = False) -> None:
         self._tokenizer, self._conversations = tokenizer, conversations
-        self._system = chat["system"] if chat else None
+        self._system = chat.system if chat else None
         if not conversations:
             self.template = self.asked = template_for(tokenizer, template, chat)
             return
@@ -81,7 +80,7 @@ class Wording:
         _require_chat_template(tokenizer, "the rows are messages; choose an instruct model as teacher, or give rows of "
                                "prompt and response")  # fmt: skip
         self.template = Template(PLAIN, " ")
-        self.asked = template_for(tokenizer, PLAIN, chat or {"system": None})
+        self.asked = template_for(tokenizer, PLAIN, chat or Chat())
 
     def rows(self, rows: Sequence[Row], split: str) -> list[Row]:
         """Rows whose `question` is text: what the model reads before the answer, if they are conversations."""
@@ -97,7 +96,7 @@ class Wording:
         return _before_the_answer(self._tokenizer, turns, f"the turns of {where}", (fix, fix, fix))
 
 
-def template_for(tokenizer: Any, template: str, chat: Mapping[str, Any] | None) -> Template:
+def template_for(tokenizer: Any, template: str, chat: Chat | None) -> Template:
     """The template of a run.
 
     Parameters
@@ -118,8 +117,8 @@ def template_for(tokenizer: Any, template: str, chat: Mapping[str, Any] | None) 
         return plain
     _require_chat_template(tokenizer, "`chat` asks for one; set chat: null, or choose an instruct model as teacher")
     turns = [{"role": "user", "content": plain.prompt(QUESTION)}]
-    if chat["system"] is not None:
-        turns.insert(0, {"role": "system", "content": chat["system"]})
+    if chat.system is not None:
+        turns.insert(0, {"role": "system", "content": chat.system})
     fixes = "set chat.system: null", "set chat: null, or correct the template", "set chat: null"
     before = _before_the_answer(tokenizer, turns, "these turns", fixes)
     if before.count(QUESTION) != 1:

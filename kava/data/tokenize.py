@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 
 from kava.config.job import Job, Runtime
 from kava.config.schema import ModelSettings
+from kava.config.specs import TokenizeSpec, TokensKey
 from kava.data.doubts import tokenizer_doubts
 from kava.data.fit import Reach, reach, require_end_after_answer, require_fit
 from kava.data.overlap import find_overlap
@@ -33,16 +34,16 @@ from kava.tasks.base import Row, Task
 log = logging.getLogger("kava")
 
 
-def run(job: Job, runtime: Runtime) -> None:
+def run(job: Job[TokenizeSpec], runtime: Runtime) -> None:
     models = (runtime.teacher, runtime.student)
     for source in models:
         require_readable_model(load_model_config(source), source.model)
-    key, data = job.spec.key.model_dump(), runtime.data
+    key, data = job.spec.key, runtime.data
     task, loaded = task_of(data.kind), load_rows(data)
     for note in loaded.notes:
         log.info("%s", note)
     teacher, student = load_tokenizer(runtime.teacher), load_tokenizer(runtime.student)
-    wording = Wording(teacher, key["template"], key.get("chat"), loaded.conversations)
+    wording = Wording(teacher, key.template, key.chat, loaded.conversations)
     template, rows = wording.template, {split: wording.rows(of, split) for split, of in loaded.splits.items()}
     texts = [template.fill(row) for row in rows["validation"]]
     require_same_tokenizer(teacher, student, texts)
@@ -93,7 +94,7 @@ def run(job: Job, runtime: Runtime) -> None:
         job.output,
         {
             "stage": "tokenize",
-            "spec": key,
+            "spec": key.model_dump(),
             "splits": splits,
             **found,
             "vocabulary_sha256": vocabulary_sha256(teacher),
@@ -115,7 +116,7 @@ def _check_model(role: str, source: ModelSettings, tokenizer: Any, examples: Any
 
 
 def encode_split(
-    task: Task, tokenizer: Any, template: Template, key: dict[str, Any], split: str, rows: list[Row]
+    task: Task, tokenizer: Any, template: Template, key: TokensKey, split: str, rows: list[Row]
 ) -> tuple[Any, dict[str, Any], list[Row]]:
     """Tokenise a split: its `datasets.Dataset`, what the manifest says of it, and the rows that are not too long.
 
@@ -124,7 +125,7 @@ def encode_split(
     UserError
         Every example is too long, or one has no token that is the prompt's alone.
     """
-    max_length = key["max_length"]
+    max_length = key.max_length
     encoded = [encode_example(task, tokenizer, template, row) for row in rows]
     if headless := [number for number, example in enumerate(encoded) if example["segments"][0] != Segment.PROMPT]:
         raise UserError(
@@ -145,7 +146,7 @@ def encode_split(
         "%s: %d examples, %d tokens, %d longer than %d dropped",
         split, len(kept), facts["tokens"], facts["dropped"], max_length,
     )  # fmt: skip
-    if key["student_reasoning"] == "equations":
+    if key.student_reasoning == "equations":
         shortened = [task.equations_only(rows[number]["answer"]) for number in kept]
         of_student = [
             encode_example(task, tokenizer, template, rows[number] | {"answer": answer})

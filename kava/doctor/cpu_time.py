@@ -58,7 +58,7 @@ def run_seconds(config: Config) -> float | None:
 
 def parameters(config: Config) -> tuple[int, int]:
     """Parameters of teacher and student; `UserError` if their settings cannot be read."""
-    teacher, student = (read_geometry(settings.model_dump()) for settings in (config.teacher, config.student))
+    teacher, student = (read_geometry(settings) for settings in (config.teacher, config.student))
     return parameter_counts(teacher).all, parameter_counts(student).all
 
 

@@ -135,8 +135,7 @@ def _reading(config: Config, tokenizer: Any, configs: dict[str, Any]) -> list[st
     if rows is not None and any(arm.auxiliary.logit_kd for arm in config.arms.values()):
         require_a_row_for_each_token(config.student.model, tokenizer, rows)
     task, rows_read = task_of(config.data.kind), _sample(config)
-    chat = config.chat.model_dump() if config.chat else None
-    wording = Wording(tokenizer, config.template, chat, rows_read.conversations)
+    wording = Wording(tokenizer, config.template, config.chat, rows_read.conversations)
     sample = wording.rows(rows_read.splits["train"], "train")
     encoded = [encode_example(task, tokenizer, wording.template, row)["input_ids"] for row in sample]
     seen = reach([ids for ids in encoded if len(ids) <= config.max_length] or [[tokenizer.eos_token_id]])

@@ -10,6 +10,7 @@ from kava.card import write_card
 from kava.config.identity import display_name
 from kava.config.job import Job, Runtime
 from kava.config.schema import ModelSettings
+from kava.config.specs import EvaluateSpec
 from kava.data.fit import Reach, require_end_after_answer, require_fit
 from kava.data.positions import check_prompts
 from kava.data.task import read_prompts, read_rows
@@ -26,10 +27,10 @@ from kava.tasks.metric import ANSWER_NLL
 log = logging.getLogger("kava")
 
 
-def run(job: Job, runtime: Runtime) -> None:
+def run(job: Job[EvaluateSpec], runtime: Runtime) -> None:
     device = use_device(runtime)
     tokens = TokenSet(job.inputs["tokens"])
-    role, settings = job.spec.reference, job.spec.key.evaluation.model_dump()
+    role, settings = job.spec.reference, job.spec.key.evaluation
     folder = job.output.parent
     if role is None:
         student = job.inputs["student"].parent
@@ -46,7 +47,7 @@ def run(job: Job, runtime: Runtime) -> None:
     tokenizer = load_tokenizer(source)
     if harness:
         prompts = read_prompts(tokens.task_folder)
-        check_prompts(tokenizer, prompts, {source.model: source}, settings["max_new_tokens"])
+        check_prompts(tokenizer, prompts, {source.model: source}, settings.max_new_tokens)
     right = answers(tokens.input_ids["train"], tokens.segments["train"])
     require_end_after_answer(role or "student", source.model, load_ends(source, tokenizer), right)
     job.output.unlink(missing_ok=True)  # what it vouches for is about to change
@@ -59,7 +60,7 @@ def run(job: Job, runtime: Runtime) -> None:
         if harness:
             lines = samples(harness_results(model, tokenizer, tokens.task_folder, settings), harness)
         else:
-            lines = likelihoods(model, tokens, settings["batch_size"])
+            lines = likelihoods(model, tokens, settings.batch_size)
     write_atomic(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     means = {metric.name: fmean(line[metric.name] for line in lines) for metric in tokens.task.metrics}
     manifest = {
@@ -77,7 +78,7 @@ def run(job: Job, runtime: Runtime) -> None:
         if own:
             if harness:  # what `generate` takes for the longest answer, whoever calls it
                 generation = student / "generation_config.json"
-                write_json(generation, read_json(generation) | {"max_new_tokens": settings["max_new_tokens"]})
+                write_json(generation, read_json(generation) | {"max_new_tokens": settings.max_new_tokens})
             write_card(student, distilled, runtime.sources, manifest)
     write_json(job.output, manifest)
     said = ", ".join(f"{metric.label} {means[metric.name]:.4f}" for metric in tokens.task.metrics)

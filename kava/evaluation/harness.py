@@ -14,6 +14,7 @@ from lm_eval.tasks import TaskManager
 from torch.nn.utils.rnn import pad_sequence
 from transformers import StoppingCriteriaList, StopStringCriteria
 
+from kava.config.schema import Evaluation
 from kava.data.fit import Longest, lack, positions
 from kava.data.prompt import prompt_ids
 from kava.data.task import read_task
@@ -124,7 +125,7 @@ class RowwiseStop(HFLM):
         )
 
 
-def harness_results(model: Any, tokenizer: Any, task_folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def harness_results(model: Any, tokenizer: Any, task_folder: Path, settings: Evaluation) -> dict[str, Any]:
     """Run the harness on a loaded model.
 
     Parameters
@@ -141,7 +142,7 @@ def harness_results(model: Any, tokenizer: Any, task_folder: Path, settings: Map
     dict
         What `lm_eval.evaluate` returns, with its samples.
     """
-    return score(answering(model, tokenizer, settings["batch_size"]), task_folder, settings["max_new_tokens"])
+    return score(answering(model, tokenizer, settings.batch_size), task_folder, settings.max_new_tokens)
 
 
 def answering(model: Any, tokenizer: Any, batch_size: int) -> RowwiseStop:

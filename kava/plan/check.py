@@ -1,24 +1,26 @@
 """The plan of one stage at its start: a run that cannot fit stops before it loads anything."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from kava.config.job import Job, Runtime
+from kava.config.kv import Bf16Codec, KvStore
 from kava.device import choose_device
 from kava.errors import UserError
 from kava.files import read_json
 from kava.models.load import load_model_config
 from kava.plan.fixes import explained
 from kava.plan.geometry import read_geometry
-from kava.plan.needs import ExtractionNeed, Need, TrainingNeed, evaluation_of
+from kava.plan.needs import ExtractionNeed, Judged, Need, TrainingNeed, evaluation_of
 from kava.tasks import task_of
 
 log = logging.getLogger("kava")
 
 # An arm that reads no store is trained alike whatever it would hold.
-NO_STORE: dict[str, Any] = {"codec": {"kind": "bf16"}, "signals": {"topk_logits": 0}, "keys": "post_rope"}
+NO_STORE = KvStore(codec=Bf16Codec(), keys="post_rope")
 
 
 def check_fits(job: Job, runtime: Runtime) -> None:
@@ -49,16 +51,24 @@ def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
     data = tokens["data"]["source"]
     task = task_of(data["kind"])
     if job.stage == "extract":
-        return "extract", ExtractionNeed(runtime.teacher.model_dump(), longest, job.spec.key.model_dump())
+        return "extract", ExtractionNeed(runtime.teacher, longest, job.spec.key)
     if job.stage == "evaluate":
         role = job.spec.reference
-        source = (runtime.teacher if role == "teacher" else runtime.student).model_dump()
-        if role == "student_base":  # as it comes
-            source = source | {"dtype": str(read_geometry(source).dtype or torch.float32).removeprefix("torch.")}
-        need = evaluation_of(task, source, job.spec.key.evaluation.model_dump(), data.get("hub"), longest)
+        judged = Judged(runtime.student, runtime.student.export_dtype, exported=True)
+        if role == "teacher":
+            judged = Judged(runtime.teacher, runtime.teacher.dtype)
+        elif role == "student_base":  # as it comes
+            dtype = read_geometry(runtime.student).dtype or torch.float32
+            judged = Judged(runtime.student, str(dtype).removeprefix("torch."))
+        need = evaluation_of(task, judged, job.spec.key.evaluation, data.get("hub"), longest)
         return f"evaluate of {role or 'the student'}", need
-    arm: dict[str, Any] = job.spec.arm.model_dump()
-    kv = read_json(job.inputs["store"])["spec"] if "store" in job.inputs else NO_STORE
-    name, settings = job.spec.name, runtime.settings(job).model_dump()
-    models = runtime.student.model_dump(), runtime.teacher.model_dump()
-    return f"{job.stage} of {name}", TrainingNeed(job.stage, name, *models, arm, settings, longest, kv, task.lengths)
+    kv = _kv_of(job.inputs["store"]) if "store" in job.inputs else NO_STORE
+    models, settings = (runtime.student, runtime.teacher), runtime.settings(job)
+    need = TrainingNeed(job.stage, job.spec.name, *models, job.spec.arm, settings, longest, kv, task.lengths)
+    return f"{job.stage} of {job.spec.name}", need
+
+
+def _kv_of(manifest: Path) -> KvStore:
+    """How a store was made."""
+    spec = read_json(manifest)["spec"]
+    return KvStore.model_validate({name: spec[name] for name in KvStore.model_fields if name in spec})

@@ -36,7 +36,7 @@ class Disk:
 def store_bytes(jobs: Jobs, count: TokenCount) -> int:
     """Bytes of the store before entropy coding, which takes a few per cent more off it; an upper bound for budgets."""
     config = jobs.config
-    teacher = read_geometry(config.teacher.model_dump())
+    teacher = read_geometry(config.teacher)
     shape = geometry(teacher)
     contents = Contents(config.kv, shape, teacher.hidden_size)
     tokens = min(count.tokens, contents.selector.rows(count.tokens // max(1, count.examples)) * count.examples)

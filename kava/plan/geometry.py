@@ -1,6 +1,5 @@
 """A model's `config.json` without its weights, and without a download."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,8 @@ PACKAGED = {
 }
 
 
-def read_geometry(source: Mapping[str, Any]) -> Any:
+def read_geometry(source: ModelSettings) -> Any:
     """The `transformers` configuration of a model.
-
-    Parameters
-    ----------
-    source
-        `model`, `revision` and `trust_remote_code`, as in the configuration.
 
     Raises
     ------
@@ -43,7 +37,7 @@ def read_geometry(source: Mapping[str, Any]) -> Any:
 
     from kava.models.load import load_model_config, require_readable_model
 
-    model, revision = source["model"], source.get("revision")
+    model, revision = source.model, source.revision
     path = model_path(model)
     if not Path(path).is_dir():
         if model in PACKAGED:
@@ -54,7 +48,6 @@ def read_geometry(source: Mapping[str, Any]) -> Any:
                 f"the geometry of {model} is not known: it is not in the hub's cache, and `kava plan` downloads "
                 f"nothing; fetch its config.json with `{known}`, or give a local directory"
             )
-    which = {name: source[name] for name in ModelSettings.model_fields if source.get(name) is not None}
-    config = load_model_config(ModelSettings(**which))
+    config = load_model_config(source)
     require_readable_model(config, model)
     return config

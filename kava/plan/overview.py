@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from kava.config.data import FolderData
 from kava.config.jobs import Jobs
 from kava.config.schema import Config
+from kava.config.specs import NoPretraining
+from kava.config.training import Distill, Pretrain
 from kava.data.positions import Prompts, look
 from kava.plan.disk import Disk, disk
 from kava.plan.fixes import Fix, fixes
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory
-from kava.plan.needs import ExtractionNeed, Need, TrainingNeed, evaluation_of
+from kava.plan.needs import ExtractionNeed, Judged, Need, TrainingNeed, evaluation_of
 from kava.plan.tokens import TokenCount, count_tokens
 from kava.plan.trace import parameter_counts
 from kava.tasks import task_of
@@ -68,22 +69,27 @@ def disk_alone(jobs: Jobs) -> Disk:
 def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
     """Stage, arm (or model) and need, of everything that a configuration runs on the GPU."""
     task = task_of(config.data.kind)
-    teacher, student, kv = config.teacher.model_dump(), config.student.model_dump(), config.kv.model_dump()
     longest = config.max_length
-    yield "extract", "", ExtractionNeed(teacher, longest, kv)
-    for stage in ("pretrain", "distill"):
-        for name, arm in config.arms.items():
-            settings: dict[str, Any] = getattr(config, stage).model_dump()
-            if stage == "pretrain":
-                if arm.aligner is None:
-                    continue
-                settings |= {} if arm.pretrain_projector else {"steps": 0}
-            of_arm = arm.model_dump(), settings, longest, kv, task.lengths
-            yield stage, name, TrainingNeed(stage, name, student, teacher, *of_arm)
-    evaluation = config.evaluation.model_dump()
+
+    def phase(stage: str, name: str, settings: Pretrain | Distill) -> tuple[str, str, Need]:
+        of_arm = config.student, config.teacher, config.arms[name], settings
+        return stage, name, TrainingNeed(stage, name, *of_arm, longest, config.kv, task.lengths)
+
+    yield "extract", "", ExtractionNeed(config.teacher, longest, config.kv)
+    for name, arm in config.arms.items():
+        if arm.aligner:
+            yield phase("pretrain", name, config.pretrain if arm.pretrain_projector else _not_pretrained(config))
+    for name in config.arms:
+        yield phase("distill", name, config.distill)
     hub = config.data.path if isinstance(config.data, FolderData) else None
-    for role, source in (("teacher", teacher), ("student", student)):
-        yield f"evaluate {role}", "", evaluation_of(task, source, evaluation, hub, longest)
+    teacher = Judged(config.teacher, config.teacher.dtype)
+    student = Judged(config.student, config.student.export_dtype, exported=True)
+    for role, model in (("teacher", teacher), ("student", student)):
+        yield f"evaluate {role}", "", evaluation_of(task, model, config.evaluation, hub, longest)
+
+
+def _not_pretrained(config: Config) -> Pretrain:
+    return NoPretraining(batch_size=config.pretrain.batch_size, log_every=config.pretrain.log_every).as_phase()
 
 
 def _by_stage(config: Config) -> Needs:
@@ -97,7 +103,7 @@ def _disk(jobs: Jobs, count: TokenCount, needed: Needs) -> Disk:
     config, phases = jobs.config, {stage: _phase(needed, stage) for stage in ("pretrain", "distill")}
     checkpoints = {stage: max(need.checkpoint() for need in arms) for stage, arms in phases.items() if arms}
     width = {"float32": 4, "bfloat16": 2}[config.student.export_dtype]
-    student = parameter_counts(read_geometry(config.student.model_dump())).all * width
+    student = parameter_counts(read_geometry(config.student)).all * width
     projectors = [need.traced(step=False).projector for need in phases["pretrain"]]
     # A projector is kept by the stage that fits it and by the one that goes on with it.
     left_behind = len(config.seeds) * (len(config.arms) * student + 2 * sum(projectors))

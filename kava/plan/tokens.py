@@ -3,7 +3,6 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kava.config.data import FolderData
 from kava.config.identity import model_path
@@ -85,18 +84,18 @@ def _from_sample(jobs: Jobs, data: FolderData) -> TokenCount:
     task, loaded = task_of(data.kind), load_rows(data)
     rows = loaded.splits["train"] + loaded.splits["validation"]
     sample = rows[:: -(-len(rows) // SAMPLE)]
-    key: dict[str, Any] = jobs.tokenize.spec.key.model_dump()
+    key = jobs.tokenize.spec.key
     teacher = jobs.config.teacher
     if _folder(jobs.config, "teacher", model_path(teacher.model)):
         tokenizer = load_tokenizer(teacher)
         tokenizer.model_max_length = sys.maxsize  # too long a row is left out below, and no reason for a warning
-        wording = Wording(tokenizer, key["template"], key.get("chat"), loaded.conversations)
+        wording = Wording(tokenizer, key.template, key.chat, loaded.conversations)
         text = wording.rows(sample, "train")
         lengths = [float(len(encode_example(task, tokenizer, wording.template, row)["input_ids"])) for row in text]
     else:
         per_token = task.lengths.characters_per_token
-        lengths = [len(Template(key["template"]).fill(row)) / per_token for row in sample]
-    kept = [length for length in lengths if length <= key["max_length"]]
+        lengths = [len(Template(key.template).fill(row)) / per_token for row in sample]
+    kept = [length for length in lengths if length <= key.max_length]
     share = len(rows) / len(sample)
     return TokenCount(round(len(kept) * share), round(sum(kept) * share), False)
 

@@ -7,7 +7,7 @@ nothing, so a step of a 0.5B student takes seconds and no memory, and the plan c
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 
 from kava.align.projector import Projector
 from kava.config.arms import Arm
+from kava.config.base import Settings
 from kava.config.schema import Lora
 from kava.models.capture import capture, capture_with_hidden, geometry
 from kava.models.load import build
@@ -24,6 +25,16 @@ from kava.training.loop import backward
 from kava.training.model import DistillationModel
 from kava.training.signals.base import TeacherShape
 from kava.training.student import prepare_student, student_dtype
+
+
+class StepSettings(Settings):
+    """What of a phase's settings a step's memory depends on; `learns` is false for a phase without steps."""
+
+    batch_size: int
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    lora: Lora | None = None
+    learns: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ def trace_training(
     student_config: Any,
     teacher: TeacherShape,
     arm: Arm,
-    settings: dict[str, Any],
+    settings: StepSettings,
     stage: str,
     tokens: int,
     step: bool = True,
@@ -65,8 +76,7 @@ def trace_training(
     arm
         Whose losses are computed.
     settings
-        `batch_size`, `precision`, `lora`, `gradient_checkpointing`, and `learns` (false for a phase without steps,
-        which only measures).
+        Of the phase.
     stage
         `pretrain` or `distill`.
     tokens
@@ -74,9 +84,9 @@ def trace_training(
     step
         False for the parameters alone, which is quick.
     """
-    lora = Lora.model_validate(settings["lora"]) if settings["lora"] else None
-    student = _causal_lm(student_config, student_dtype(lora, settings["precision"]))
-    prepare_student(student, lora, settings["gradient_checkpointing"])
+    lora = settings.lora
+    student = _causal_lm(student_config, student_dtype(lora, settings.precision))
+    prepare_student(student, lora, settings.gradient_checkpointing)
     with _without_data():
         _fake(student)
         model, batch = training_model(student, teacher, arm, settings, stage, tokens)
@@ -96,7 +106,7 @@ def trace_training(
 
 
 def training_model(
-    student: Any, teacher: TeacherShape, arm: Arm, settings: dict[str, Any], stage: str, tokens: int
+    student: Any, teacher: TeacherShape, arm: Arm, settings: StepSettings, stage: str, tokens: int
 ) -> tuple[DistillationModel, dict[str, Tensor]]:
     """Model and largest batch of a phase, gradients being there; with data or without, as the student and the mode are.
 
@@ -106,23 +116,23 @@ def training_model(
     if arm.aligner:
         projector = Projector(arm.aligner, teacher.geometry, geometry(student.config), arm.loss.center)
     model = DistillationModel(student, projector, arm, stage == "distill", teacher.keys, teacher.width).train()
-    if not settings["learns"]:
+    if not settings.learns:
         model.requires_grad_(False)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    real = masks(settings["batch_size"], tokens, teacher.prompt, teacher.answer)
+    real = masks(settings.batch_size, tokens, teacher.prompt, teacher.answer)
     return model, real | teacher_side(arm, real, teacher)
 
 
 def run_step(
-    model: DistillationModel, batch: dict[str, Tensor], settings: dict[str, Any], live: StepBytes | None = None
+    model: DistillationModel, batch: dict[str, Tensor], settings: StepSettings, live: StepBytes | None = None
 ) -> None:
     """Forward and backward of a micro-batch as training runs them, or the forward of a phase that only measures."""
     if live:
         model.register_forward_hook(lambda *_: setattr(live, "phase", "temporary"))
-    if settings["learns"]:
-        backward(model, batch, settings["precision"])
+    if settings.learns:
+        backward(model, batch, settings.precision)
     else:
         with torch.no_grad():
             model(**batch)

@@ -7,7 +7,7 @@ import torch
 from kava.config.schema import ModelSettings
 from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.errors import UserError
-from kava.kv import KeysValues
+from kava.kv import KeysValues, tokens_first
 from kava.models.capture import capture
 from kava.models.load import load_student, load_tokenizer
 from kava.profile.measure import Sample
@@ -49,7 +49,7 @@ def gather(
         captured, _ = capture(model, ids, attention, store.keys_form)
         kept = batch["kv_mask"].bool().cpu()
         both = (*teacher_kv(batch, torch.device("cpu")), *captured)
-        parts.append([x.cpu().permute(0, 3, 1, 2, 4)[kept] for x in both])
+        parts.append([tokens_first(x.cpu())[kept] for x in both])
         of_example.append(first + kept.nonzero()[:, 0])
         first += len(kept)
     joined = [torch.cat(of_tensor) for of_tensor in zip(*parts, strict=True)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from kava.inert import INERT_BEGINS, inert_sentence, is_inert
+from kava.misalignment import INERT_BEGINS, inert_sentence, is_inert
 from kava.report.clean import grouped
 from kava.report.finished import Alignment, FinishedRun, Runs
 from kava.report.format import listed

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from kava.config.job import Job, Runtime
+from kava.config.specs import ReportSpec
 from kava.files import read_json, sha256_file, write_atomic, write_json
 from kava.provenance import provenance
 from kava.report.build import Report, build_report
@@ -28,7 +29,7 @@ HEADING = (
 log = logging.getLogger("kava")
 
 
-def run(job: Job, runtime: Runtime) -> None:
+def run(job: Job[ReportSpec], runtime: Runtime) -> None:
     """Write `ab_report.html`, `ab_report.json` and the experiment's `record.yaml`."""
     del runtime
     spec = job.spec.model_dump(mode="json")

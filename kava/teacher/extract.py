@@ -28,12 +28,11 @@ from kava.store.writer import Shard, StoreWriter
 from kava.teacher.extractor import Extractor
 from kava.teacher.fill import fill
 
+log = logging.getLogger("kava")
+
 
 def unchecked(_job: Job[ExtractSpec], _runtime: Runtime) -> None:
     """Refuse nothing."""
-
-
-log = logging.getLogger("kava")
 
 
 def run(

@@ -10,7 +10,7 @@ from numcodecs import Blosc
 from torch import Tensor
 
 from kava.data.tokens import Segment
-from kava.kv import KeysValues, pad_ids
+from kava.kv import KeysValues, pad_ids, tokens_first
 from kava.models.capture import capture, capture_with_hidden, observed_attention
 from kava.select.scores import BatchRow, ScoreCollector, Scores, candidates_of
 from kava.store.codecs import Calibration, TokenInfo
@@ -122,7 +122,7 @@ class Extractor:
         with observed_attention(self.teacher, collector) if collector else nullcontext():
             captured, hidden = run(self.teacher, padded.to(device), mask.to(device), contents.settings.keys)
         scores = collector.result() if collector else [None] * len(batch)
-        on_cpu = KeysValues(*(tensor.permute(0, 3, 1, 2, 4).cpu() for tensor in captured))  # [B, T, L, H, D]
+        on_cpu = captured.map(lambda tensor: tokens_first(tensor).cpu())
         found = []
         for row, example in enumerate(batch):
             tokens = len(ids[row])

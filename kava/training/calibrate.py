@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kava.align.projector import Projector
 from kava.cka import cka_matrix
-from kava.kv import ChannelStatistics, KeysValues
+from kava.kv import ChannelStatistics, KeysValues, tokens_first
 from kava.models.capture import capture
 from kava.training.batches import Batch, teacher_kv
 
@@ -61,7 +61,7 @@ class LayerFeatures:
             return
         chosen = mask_BT.bool()
         for side, kv in zip(self._sides, (student, teacher), strict=True):
-            rows = [tensor.permute(0, 3, 1, 2, 4)[chosen].flatten(2) for tensor in kv]  # [N, L, H · D]
+            rows = [tokens_first(tensor)[chosen].flatten(2) for tensor in kv]  # [N, L, H · D]
             side.append(torch.stack(rows)[:, : CKA_TOKENS - self._tokens].float())
         self._tokens += int(chosen.sum())
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kava.config.schema import Chat
 from kava.data.prompt_format import KEY, PromptFormat
 from kava.data.template import template_for
 from kava.errors import UserError
@@ -42,7 +43,7 @@ def speaks(tokenizer: Any, prompt: PromptFormat, text: Mapping[str, Any]) -> boo
         return False
     try:
         # Without `chat`, where rows were conversations.
-        chat = text.get("chat") or {"system": None}
+        chat = Chat.model_validate(text.get("chat") or {})
         return template_for(tokenizer, text["template"], chat).prompt(PROBE) == prompt.fill(PROBE)
     except UserError:  # it refuses these turns
         return False

@@ -19,7 +19,7 @@ from kava.files import sha256_json
 from kava.text import first_line
 from kava.training.batches import Batch, Batches, reader_onto
 from kava.training.checkpoints import Checkpoints, Progress
-from kava.training.metrics_file import Journal, MetricsFile, TrainingRun
+from kava.training.journal import Journal, MetricsFile, TrainingRun
 from kava.training.micro_batches import MicroBatches, Part
 from kava.training.model import WHOLE, DistillationModel
 from kava.training.optimizer import cosine_schedule, make_optimizer, parameter_groups

@@ -105,7 +105,7 @@ class DistillationModel(nn.Module):
         weights = self.weights(self.progress)
         due = self._due(weights)
         with torch.set_grad_enabled(self.train_student and torch.is_grad_enabled()):
-            own = self._read(batch, weights)
+            own = self._read(batch, "kv" in weights, any(loss.all_layers for loss in due))
         found: dict[str, Tensor] = {}
         loss = own.hidden[-1].new_zeros(())
         if self.train_student:
@@ -151,17 +151,17 @@ class DistillationModel(nn.Module):
         captured, _ = capture(self.student, ids, batch["attention_mask"].to(device), self.keys)
         return Pair(captured, self.projector(teacher_kv(batch, device)), ids, batch["kv_mask"].to(device))
 
-    def _read(self, batch: Batch, weights: Mapping[str, float]) -> StudentPass:
+    def _read(self, batch: Batch, with_kv: bool, all_layers: bool) -> StudentPass:
         attention: list[tuple[Tensor, Tensor, float]] = []
 
         def observe(layer: int, queries: Tensor, keys: Tensor, scaling: float) -> None:
             assert layer == len(attention), f"layer {layer} attends after {len(attention)} others"
             attention.append((queries, keys, scaling))
 
-        seen = "kv" in weights and self.objective is not None and self.objective.attention_weight > 0
+        seen = with_kv and self.objective is not None and self.objective.attention_weight > 0
         inputs = self.student, batch["input_ids"], batch["attention_mask"], self.keys
         with observed_attention(self.student, observe) if seen else nullcontext():
-            if any(loss.all_layers for loss in self._due(weights)):
+            if all_layers:
                 captured, hidden = capture_with_hidden(*inputs)
             else:
                 captured, last = capture(*inputs)
@@ -177,15 +177,15 @@ class DistillationModel(nn.Module):
         weight = batch["kv_weight"]
         # A schedule within the loss is over when the loss is.
         share = min(1.0, self.progress / self.arm.kv_until) if self.train_student else self.progress
-        parts = {"kv": self.objective.distance(own.kv, projected, weight, self.projector, share)}
-        total = parts["kv"]
+        found = {"kv": self.objective.distance(own.kv, projected, weight, self.projector, share)}
+        total = found["kv"]
         if self.objective.attention_weight > 0:
             # In fp32, as the student's: an aligner under autocast gives bf16, and cos and sin would follow it.
             keys = projected.keys.float()
             keys = keys if self.keys == "post_rope" else rotate(self.student, keys)
-            parts["attention"] = self.objective.attention(own.attention, keys, batch["kv_mask"], weight)
-            total = total + self.objective.attention_weight * parts["attention"]
-        return parts | self._similarity(own.kv, projected, batch["kv_mask"]), total
+            found["attention"] = self.objective.attention(own.attention, keys, batch["kv_mask"], weight)
+            total = total + self.objective.attention_weight * found["attention"]
+        return found | self._similarity(own.kv, projected, batch["kv_mask"]), total
 
     def _cross_entropy(self, hidden_BTW: Tensor, ids_BT: Tensor, label_mask_BT: Tensor) -> Tensor:
         """Logits only where there is a label: over a vocabulary of 151,936 they are the largest tensor of a step."""

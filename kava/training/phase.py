@@ -1,6 +1,5 @@
 """Set up and run a training phase: pretraining the projector, or distilling the student."""
 
-import gc
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -14,31 +13,29 @@ from kava.config.arms import Arm
 from kava.config.base import Settings
 from kava.config.code import metrics_digest
 from kava.config.job import Job, Runtime
-from kava.config.specs import DistillSpec, NoPretraining, PretrainSpec
-from kava.config.training import Distill, Pretrain
+from kava.config.specs import DistillSpec, PretrainSpec
+from kava.config.training import Distill
 from kava.data.fit import embedding_rows, no_tokens, require_a_row_for_each_token, require_fit
 from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.device import use_device
 from kava.errors import UserError
 from kava.files import sha256_file, sha256_json
-from kava.inert import inert_sentence, is_inert, warnings_for
 from kava.kv import TENSORS
 from kava.losses import signals_read
-from kava.metrics import alignment_metrics
 from kava.models.capture import geometry
 from kava.models.load import load_model_config, load_student, load_tokenizer
 from kava.store.reader import StoreReader
 from kava.training.batches import Batches, stored_batches
 from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
+from kava.training.journal import TrainingRun
 from kava.training.loop import train
-from kava.training.metrics_file import TrainingRun
+from kava.training.measure import judge, measure_alignment
 from kava.training.model import DistillationModel
 from kava.training.signals import from_store
 from kava.training.signals.base import StoredSplit, TeacherSignals
 from kava.training.student import prepare_student, student_dtype
 
 log = logging.getLogger("kava")
-
 
 MakeTeacher = Callable[[DistillationModel, StoredSplit], TeacherSignals]
 
@@ -69,7 +66,7 @@ def run_phase(
     """
     stage, spec, inputs = job.stage, job.spec, job.inputs
     arm, seed = spec.arm, spec.seed
-    settings, lora = phase_settings(runtime.settings(job)), spec.lora if isinstance(spec, DistillSpec) else None
+    settings, lora = runtime.settings(job), spec.lora if isinstance(spec, DistillSpec) else None
     device = use_device(runtime)
     tokens = TokenSet(inputs["tokens"])
     tokenizer = load_tokenizer(runtime.student)
@@ -126,27 +123,6 @@ def run_phase(
     return model, tokenizer, manifest
 
 
-def phase_settings(settings: Pretrain | Distill | NoPretraining) -> Pretrain | Distill:
-    """Settings of a phase; one without steps, which only measures, has no more than a batch size."""
-    return Pretrain().model_copy(update=dict(settings)) if isinstance(settings, NoPretraining) else settings
-
-
-def measure_alignment(
-    model: DistillationModel, training: Batches, held_out: Batches, batch_size: int
-) -> dict[str, Any]:
-    """Alignment metrics of a model with a projector."""
-    model.eval()
-    # Optimizer states hang in reference cycles; on a small GPU they would still be there.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return alignment_metrics(
-        model.predict,
-        training.slice(range(min(CALIBRATION_EXAMPLES, len(training))), batch_size),
-        held_out.slice(range(len(held_out)), batch_size),
-    )
-
-
 def run_fingerprint(spec: Settings, inputs: dict[str, Path]) -> str:
     """Hash of a stage's spec and of the manifests that it reads."""
     return sha256_json([spec.model_dump(), {name: sha256_file(path) for name, path in inputs.items()}])[:16]
@@ -166,24 +142,6 @@ def _rows_left_out(runtime: Runtime, tokens: TokenSet, tokenizer: Any, arm: Arm)
     return None if left_out is None else torch.from_numpy(left_out)
 
 
-def judge(alignment: dict[str, Any], arm: dict[str, Any] | None = None) -> list[str]:
-    """Log alignment metrics, and the sentences on what is wrong with them, which are returned.
-
-    `arm` is that of a distilled student, whose KV loss may have done nothing.
-    """
-    log.info(" ".join(f"{name}={_shown(alignment[name])}" for name in alignment if name != "per_head"))
-    found = warnings_for(alignment)
-    if arm and is_inert(arm, alignment):
-        found.append(inert_sentence(arm, alignment))
-    for sentence in found:
-        log.warning("warning: %s", sentence)
-    return found
-
-
-def _shown(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
-
-
 def _projector(
     stage: str, arm: Arm, inputs: dict[str, Path], store: StoreReader | None, student: Any
 ) -> Projector | None:
@@ -192,7 +150,6 @@ def _projector(
     assert store is not None, "an arm with an aligner reads a store"
     if stage == "distill":
         return Projector.load(inputs["projector"].parent)
-    assert arm.aligner is not None
     projector = Projector(arm.aligner, store.geometry, geometry(student.config), arm.loss.center)
     projector.set_teacher_statistics(store.mean, store.std)
     return projector

@@ -11,7 +11,7 @@ from snakemake.logging import logger
 
 from kava.commandline import print_whatever_the_locale
 from kava.config import Jobs, Runtime, load_config
-from kava.config.jobs import processes
+from kava.config.job import processes
 from kava.config.load import check_typed
 from kava.errors import UserError
 from kava.faults import faults_as_sentences, user_name

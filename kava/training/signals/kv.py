@@ -10,7 +10,7 @@ from kava.align.time import warp_rows
 from kava.config.arms import TimeWarp
 from kava.data.tokens import Segment
 from kava.errors import UserError
-from kava.kv import KeysValues
+from kava.kv import KeysValues, layers_first
 from kava.store.reader import StoredExample
 from kava.training.signals.base import Signal, StoredSplit, TeacherShape
 
@@ -53,7 +53,7 @@ class Kv(Signal):
             for whole, tensor in zip(padded, kv, strict=True):
                 whole[row, where] = tensor[: int(mask[row].sum())]
             weight[row, where] = self.weight(example)[where]
-        keys, values = (x.permute(0, 2, 3, 1, 4) for x in padded)
+        keys, values = map(layers_first, padded)
         return {"kv_mask": mask, "kv_weight": weight, "teacher_keys": keys, "teacher_values": values}
 
     def counts(self, examples: list[int]) -> dict[str, float]:
@@ -76,9 +76,7 @@ class Kv(Signal):
         del answers
         dtype = torch.bfloat16 if teacher.codec == "bf16" else torch.float32  # the others decode to float32
         shape = (rows, tokens, teacher.geometry.layers, teacher.geometry.kv_heads, teacher.geometry.head_dim)
-        return {
-            name: torch.zeros(shape, dtype=dtype).permute(0, 2, 3, 1, 4) for name in ("teacher_keys", "teacher_values")
-        }
+        return {name: layers_first(torch.zeros(shape, dtype=dtype)) for name in ("teacher_keys", "teacher_values")}
 
     def _laid(self, given: StoredExample, example: int) -> tuple[KeysValues, Tensor]:
         """Teacher KV and the student's tokens that it is for."""
