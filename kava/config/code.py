@@ -16,7 +16,7 @@ from kava.files import sha256_bytes
 NUMERIC_MODULES: Final = (
     "align", "cka.py", "data/fit.py", "data/prompt.py", "data/tokens.py", "kv.py", "losses",
     "models/capture.py", "models/load.py", "models/nf4.py", "select", "store/array_spec.py", "store/codecs",
-    "store/contents.py", "store/layout.py", "store/reader.py", "teacher/extractor.py", "training",
+    "store/contents.py", "store/layout.py", "store/files.py", "store/reader.py", "teacher/extractor.py", "training",
 )  # fmt: skip
 # Of these, what is run by distillation alone.
 DISTILL_ONLY: Final = (

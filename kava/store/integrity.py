@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from kava.errors import UserError
-from kava.files import json_text, read_json, sha256_file, sha256_json
+from kava.files import json_text, read_json, sha256_json
+from kava.store.files import StoreFiles
 
 MEND: Final = (
     "delete the store's manifest.json and run extract: it puts the damage aside, writes it anew and keeps the rest"
@@ -43,7 +44,7 @@ def is_intact(folder: Path) -> bool:
         manifest = read_manifest(folder / "manifest.json")
     except UserError:
         return False
-    integrity = Integrity(folder, manifest)
+    integrity = Integrity(StoreFiles(folder), manifest)
     of_shards = (integrity.shard_problems(shard) for shard in manifest["shards"])
     return not any(chain(integrity.identity_problems(), integrity.structure_problems(), *of_shards))
 
@@ -53,14 +54,14 @@ class Integrity:
 
     Parameters
     ----------
-    folder
-        Folder of the store.
+    files
+        Of the store.
     manifest
         Its manifest.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, files: StoreFiles, manifest: dict[str, Any]) -> None:
+        self.files, self.manifest = files, manifest
         self._checked: set[tuple[str, str | None]] = set()
 
     def check_files(self) -> None:
@@ -87,10 +88,10 @@ class Integrity:
     def identity_problems(self) -> Iterator[Problem]:
         """What speaks against this being the store that its folder names."""
         key = sha256_json(self.manifest["spec"])[:16]
-        named = re.search(r"-([0-9a-f]{16})$", self.folder.resolve().name)
+        named = re.search(r"-([0-9a-f]{16})$", self.files.name)
         keys = {"manifest": self.manifest["key"], "folder": named[1] if named else key}
         try:
-            attributes = read_json(self.folder / "store.zarr" / "zarr.json").get("attributes")
+            attributes = self.files.json("zarr.json").get("attributes")
             begun = attributes.get("kava") if isinstance(attributes, dict) else None
             keys["group store.zarr"] = begun.get("key") if isinstance(begun, dict) else None
         except UserError as error:
@@ -98,7 +99,7 @@ class Integrity:
         for what, found in keys.items():
             if found != key:
                 yield Problem(
-                    self.folder.name, "",
+                    self.files.name, "",
                     f"the {what} is of store {found}, the specification of {key}: another teacher, data set or codec; "
                     "move the folder away and run extract",
                 )  # fmt: skip
@@ -119,14 +120,14 @@ class Integrity:
         yield from wrong
         named = {problem.file for problem in wrong}
         for name, facts in files.items():
-            if name not in named and sha256_file(self.folder / "store.zarr" / name) != facts["sha256"]:
+            if name not in named and self.files.sha256(name) != facts["sha256"]:
                 yield Problem(where, name, CHANGED)
 
     def _size_problems(self, where: str, files: dict[str, dict[str, Any]]) -> Iterator[Problem]:
         for name, facts in files.items():
-            path = self.folder / "store.zarr" / name
-            if not path.is_file():
+            size = self.files.size(name)
+            if size is None:
                 yield Problem(where, name, "is missing")
-            elif (size := path.stat().st_size) != facts["bytes"]:
+            elif size != facts["bytes"]:
                 what = "truncated, or half written" if size < facts["bytes"] else "foreign"
                 yield Problem(where, name, f"has {size} bytes of {facts['bytes']}: {what}")

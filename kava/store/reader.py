@@ -18,8 +18,9 @@ from kava.select.scores import Scores
 from kava.store.array_spec import TOKENS_PER_GROUP, ArraySpec, Axis
 from kava.store.codecs import TokenInfo
 from kava.store.contents import Contents
+from kava.store.files import StoreFiles
 from kava.store.integrity import MEND, Integrity, read_manifest
-from kava.store.layout import STATISTICS, open_group, shard_file, shard_name
+from kava.store.layout import STATISTICS, shard_file, shard_name
 from kava.text import first_line
 
 # Encoded splits up to this size are read once and kept; a GSM8K store of the reference pair is not.
@@ -65,9 +66,10 @@ class StoreReader:
         self.contents = Contents(_settings(self.manifest), self.geometry, self.manifest["hidden_width"])
         self.codec = self.contents.codec
         self.keys_form = self.contents.settings.keys
-        self._integrity = Integrity(manifest.parent, self.manifest)
+        files = StoreFiles(manifest.parent)
+        self._integrity = Integrity(files, self.manifest)
         self._integrity.check_files()
-        self._root = open_group(manifest.parent / "store.zarr", "r")
+        self._root = files.group()
         if self.codec.calibration_tokens:
             self._integrity.check_shard("parameters")
             self.codec.load_parameters(read_parameters(self._root), self.device)

@@ -10,6 +10,7 @@ import zarr
 
 from kava.errors import UserError
 from kava.files import holds_json, read_json
+from kava.store.files import StoreFiles
 from kava.store.integrity import CHANGED, Integrity, Problem, read_manifest
 from kava.store.layout import shard_name
 
@@ -58,7 +59,7 @@ def verify(folder: Path) -> Verification:
     told = sealed or _begun(folder, found)
     if told is None:
         return found
-    integrity = Integrity(folder, {"files": {}} | told | {"shards": records})
+    integrity = Integrity(StoreFiles(folder), {"files": {}} | told | {"shards": records})
     found.problems += integrity.identity_problems()
     found.problems += integrity.structure_problems() if sealed else ()
     for shard in records:
