@@ -10,24 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from zoo.data import save_to_disk, write_lines, write_parquet
-from zoo.text import CHAT, conversation, pair, text_config, text_data
+from zoo.text import CHAT, conversation, pair, text_data, token_set
 
-from kava.config import load_config
 from kava.config.data import Gsm8kData, TextData
-from kava.config.job import Runtime
-from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY
 from kava.config.schema import Chat, ModelSettings
-from kava.data.positions import look
 from kava.data.rows import load_rows
 from kava.data.task import read_prompt, read_rows
 from kava.data.template import Wording
-from kava.data.tokenize import run
-from kava.data.tokens import Segment, TokenSet, encode_example
-from kava.doctor.sources import sources
+from kava.data.tokens import Segment, encode_example
 from kava.errors import UserError
 from kava.models.load import load_tokenizer
-from kava.plan.tokens import count_tokens
 from kava.tasks import task_of
 
 DEMO = ModelSettings(model="kava:teacher")
@@ -188,13 +181,6 @@ def test_conversations_that_a_tokenizer_cannot_word_are_refused(tokenizer: Any, 
         wording.rows([{"question": json.dumps(t), "answer": "a"} for t in ([USER], twice)], "train")
 
 
-def token_set(folder: Path, **changes: Any) -> TokenSet:
-    config = text_config(folder, **changes)
-    job = Jobs(config).tokenize
-    run(job, Runtime.of(config))
-    return TokenSet(job.output)
-
-
 def test_a_token_set_holds_the_ids_of_its_test_rows_and_drops_long_ones(tmp_path: Path) -> None:
     long = pair(7, "test") | {"response": "Tom has 5 apples. " * 20}
     test = [pair(0, "test"), long, pair(1, "test")]
@@ -223,89 +209,6 @@ def test_a_prompt_that_has_no_token_of_its_own_is_refused(tmp_path: Path, tokeni
     write_lines(tmp_path / "data", [pair(0), {"prompt": " app", "response": "les"}, pair(1)], [pair(2)])
     with pytest.raises(UserError, match=r"train row 1: the tokenizer merges all of the prompt .* put a space or"):
         token_set(tmp_path)
-
-
-def test_the_plan_and_the_doctor_know_the_rows(tmp_path: Path) -> None:
-    write_lines(tmp_path / "data", [pair(n) for n in range(40)], [pair(n, "test") for n in range(5)])
-    config = text_config(tmp_path, data={"validation": 4})
-    estimate = count_tokens(Jobs(config))
-    assert not estimate.known
-    assert str(look(config)) == "all test questions fit"
-    checks = {check.name: check for check in sources(config, "kava fetch").checks}
-    assert checks["data"].status == "ok"
-    assert "JSON lines, 36 train, 4 validation, 5 test rows, of prompt and response, or of messages" in str(
-        checks["data"]
-    )
-    token_set(tmp_path, data={"validation": 4})
-    known = count_tokens(Jobs(config))
-    assert (known.known, known.examples) == (True, estimate.examples)
-    assert known.tokens == pytest.approx(estimate.tokens, rel=0.02)
-
-
-def test_examples_beyond_the_positions_of_a_model_are_known_before_a_run(tmp_path: Path) -> None:
-    test = [pair(0, "test") | {"response": "Tom has 5 apples. " * 300}]
-    write_lines(tmp_path / "data", [pair(n) for n in range(4)], test)
-    fix = "set max_length: 1024 to drop longer examples"
-    assert fix in str(look(text_config(tmp_path, max_length=4096)).lack)
-    with pytest.raises(UserError, match=fix):
-        token_set(tmp_path, max_length=4096)
-    assert look(text_config(tmp_path, max_length=1024)).lack is None
-
-
-def test_data_that_nobody_has_counted_is_to_be_fetched() -> None:
-    data = {"kind": "text", "path": "somebody/something", "revision": "a" * 40}
-    config = load_config(None, {"data": data})
-    with pytest.raises(
-        UserError, match=r"the rows of somebody/something at aaaa.* are not on this machine.*kava fetch"
-    ):
-        count_tokens(Jobs(config))
-
-
-# Settings.
-
-BUDGET = {"kind": "right_crop", "budget": 4}
-RKV = {"kind": "rkv", "budget": 4}
-NEEDS_A_REASONING: dict[str, tuple[dict[str, Any], str]] = {
-    "equations": ({"student_reasoning": "equations"}, "set student_reasoning: full"),
-    "a selection": ({"kv": {"select": BUDGET}}, "set kv.select.candidates: all"),
-    "R-KV": ({"kv": {"select": RKV}}, "set kv.select.candidates: all"),
-    "scores": ({"kv": {"signals": {"importance": {"kind": "rkv"}}}}, "set kv.signals.importance.candidates: all"),
-    "an arm's selection": ({"arms": {"flat": {"select": BUDGET}}}, "set arms.flat.select.candidates: all"),
-    "CODI": (
-        {"kv": {"signals": {"hidden_states": True}}, "arms": {"flat": {"auxiliary": {"codi": {}}}}},
-        "set auxiliary.codi: null",
-    ),
-    "KV of the reasoning": ({"arms": {"flat": {"segments": ["reasoning"]}}}, r"set segments: \[prompt, answer\]"),
-}
-
-
-@pytest.mark.parametrize(("settings", "fix"), NEEDS_A_REASONING.values(), ids=NEEDS_A_REASONING)
-def test_what_needs_a_reasoning_is_refused_with_the_fix(settings: dict[str, Any], fix: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"rows of data\.kind: text have no reasoning.*{fix}"):
-        load_config(None, {"data": {"kind": "text", "path": str(tmp_path)}} | settings)
-    load_config(None, settings)
-
-
-def test_tokens_of_prompt_and_response_may_be_chosen_and_scored(tmp_path: Path) -> None:
-    chosen = RKV | {"candidates": "all"}
-    settings = {
-        "kv": {"signals": {"importance": {"kind": "rkv", "candidates": "all"}, "topk_logits": 8}},
-        "arms": {"flat": {"select": chosen, "auxiliary": {"logit_kd": {}}, "segments": ["answer"]}},
-    }
-    load_config(None, {"data": {"kind": "text", "path": str(tmp_path)}} | settings)
-
-
-def test_the_template_of_an_example_is_that_of_its_task_unless_it_is_given(tmp_path: Path) -> None:
-    text = {"kind": "text", "path": str(tmp_path)}
-    assert load_config(None, {}).template == "Question: {question}\nAnswer: {answer}"
-    assert load_config(None, {"data": text}).template == "{question}{answer}"
-    assert load_config(None, {"data": text, "template": "{question}\n{answer}"}).template == "{question}\n{answer}"
-
-
-def test_wrong_data_is_one_sentence_and_says_nothing_of_the_template() -> None:
-    with pytest.raises(UserError) as refused:
-        load_config(None, {"data": {"kind": "text"}})
-    assert str(refused.value) == "configuration: data.text.path: Field required"
 
 
 def test_the_rows_of_the_documentation_are_rows(tmp_path: Path) -> None:

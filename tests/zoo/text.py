@@ -6,7 +6,11 @@ from typing import Any
 
 from kava.config import Config, load_config
 from kava.config.data import TextData
+from kava.config.job import Runtime
+from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY
+from kava.data.tokenize import run
+from kava.data.tokens import TokenSet
 
 # One line for each turn, and turns of the user and the assistant in turn.
 CHAT = (
@@ -41,3 +45,10 @@ def text_config(root: Path, data: Mapping[str, Any] | None = None, **changes: An
     """The demo's models on the text of `root/data`, with a cache below `root`."""
     rows = {"kind": "text", "path": str(root / "data"), "validation": 1} | dict(data or {})
     return load_config(REPOSITORY / "config.yaml", {"data": rows, "cache_dir": str(root / "cache")} | changes)
+
+
+def token_set(folder: Path, **changes: Any) -> TokenSet:
+    config = text_config(folder, **changes)
+    job = Jobs(config).tokenize
+    run(job, Runtime.of(config))
+    return TokenSet(job.output)
