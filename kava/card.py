@@ -167,10 +167,10 @@ def base_licence(source: Mapping[str, Any]) -> dict[str, str]:
     if found is None or not Path(found).is_file():
         return {"license": UNKNOWN}
     try:
-        told = metadata_load(found) or {}
+        given = metadata_load(found) or {}
     except (ValueError, yaml.YAMLError):  # a broken card of somebody else's tells nothing
-        told = {}
-    return {"license": UNKNOWN} | {name: told[name] for name in LICENCE_FIELDS if told.get(name)}
+        given = {}
+    return {"license": UNKNOWN} | {name: given[name] for name in LICENCE_FIELDS if given.get(name)}
 
 
 def _data(source: Mapping[str, Any]) -> dict[str, Any]:

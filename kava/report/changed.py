@@ -30,7 +30,7 @@ def changed_settings(folder: Path, spec: Mapping[str, Any]) -> str | None:
     now = without_places(spec)
     arms = sorted(now["arms"].keys() ^ before["arms"].keys())
     found = [f"arm {arm}: {'new' if arm in now['arms'] else 'gone'}" for arm in arms]
-    old, new = (flatten({k: v for k, v in told.items() if k not in SAID_BY_OTHERS}) for told in (before, now))
+    old, new = (flatten({k: v for k, v in settings.items() if k not in SAID_BY_OTHERS}) for settings in (before, now))
     found += [f"{name}: {old[name]}, now {new[name]}" for name in old if name in new and old[name] != new[name]]
     if not found:
         return None

@@ -2,7 +2,7 @@
 
 It names every file that its report read, so that `kava report` finds them again when the folder was renamed or the
 checkout moved: those of runs relative to its own folder, those that experiments may share relative to the cache. Each
-has its SHA-256, since the numbers of a run that was made again are not those of the configuration told here.
+has its SHA-256, since the numbers of a run that was made again are not those of the configuration that stands here.
 """
 
 import json
@@ -81,10 +81,10 @@ def record_as_written(folder: Path) -> tuple[dict[str, Any], Record]:
         raise UserError(
             f"{path} is not valid YAML ({error}); make the experiment's report again with {AGAIN}"
         ) from None
-    told = record.get("format") if isinstance(record, dict) else None
-    if told != FORMAT:
+    given = record.get("format") if isinstance(record, dict) else None
+    if given != FORMAT:
         raise UserError(
-            f"{path} has format {told!r}, and this version reads {FORMAT}; make its report again with {AGAIN}"
+            f"{path} has format {given!r}, and this version reads {FORMAT}; make its report again with {AGAIN}"
         )
     try:
         return record, Record.model_validate(record)

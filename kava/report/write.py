@@ -93,10 +93,10 @@ def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _provenance(told: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(given: Mapping[str, Any]) -> dict[str, Any]:
     """All but the command, which says how the report was made this time."""
-    made_with = {name: told.get(name) for name in ("hardware", "code", "versions")}
-    return {"report_made_with": made_with, **{name: told.get(name) for name in ("data", "tokenizer")}}
+    made_with = {name: given.get(name) for name in ("hardware", "code", "versions")}
+    return {"report_made_with": made_with, **{name: given.get(name) for name in ("data", "tokenizer")}}
 
 
 def _model(row: ReferenceRow, primary: Metric, manifest: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from kava.errors import UserError
 from kava.files import json_text, read_json, sha256_json
 from kava.store.files import StoreFiles
 
-MEND: Final = (
+REPAIR: Final = (
     "delete the store's manifest.json and run extract: it puts the damage aside, writes it anew and keeps the rest"
 )
 CHANGED: Final = "is damaged or foreign: its checksum is not that of its record"
@@ -34,7 +34,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no manifest of a KV store of this version; run extract, which writes one")
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     if manifest["sha256"] != sha256_json(content) or path.read_text(encoding="utf-8") != json_text(manifest):
-        raise UserError(f"{path} is damaged: its checksum is not that of its content; {MEND}")
+        raise UserError(f"{path} is damaged: its checksum is not that of its content; {REPAIR}")
     return manifest
 
 
@@ -69,10 +69,10 @@ class Integrity:
         for problem in self.identity_problems():
             raise UserError(str(problem))
         for problem in self.structure_problems():
-            raise UserError(f"{problem}; {MEND}")
+            raise UserError(f"{problem}; {REPAIR}")
         for shard in self.manifest["shards"]:
             for problem in self._size_problems(f"shard {shard}", self.manifest["shards"][shard]["files"]):
-                raise UserError(f"{problem}; {MEND}")
+                raise UserError(f"{problem}; {REPAIR}")
 
     def check_shard(self, shard: str, file: str | None = None) -> None:
         """Raise `UserError` if the bytes of a shard, or of one file of it, are not those of the manifest.
@@ -82,7 +82,7 @@ class Integrity:
         if (shard, file) not in self._checked:
             files = self.manifest["shards"][shard]["files"]
             for problem in self._problems(f"shard {shard}", {file: files[file]} if file else files):
-                raise UserError(f"{problem}; {MEND}")
+                raise UserError(f"{problem}; {REPAIR}")
             self._checked.add((shard, file))
 
     def identity_problems(self) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ from kava.store.array_spec import TOKENS_PER_GROUP, ArraySpec, Axis
 from kava.store.codecs import TokenInfo
 from kava.store.contents import Contents
 from kava.store.files import StoreFiles
-from kava.store.integrity import MEND, Integrity, read_manifest
+from kava.store.integrity import REPAIR, Integrity, read_manifest
 from kava.store.layout import STATISTICS, shard_file, shard_name
 from kava.text import first_line
 
@@ -156,7 +156,7 @@ class StoreReader:
                 read[name] = stored.read(f"token/{name}", start, start + tokens).long()
         position = read.setdefault("position", torch.arange(tokens))
         if int(read["id"].min()) < 0 or int(position.min()) < 0:
-            raise UserError(f"rows {start} to {start + tokens} of {stored.name} were never written; {MEND}")
+            raise UserError(f"rows {start} to {start + tokens} of {stored.name} were never written; {REPAIR}")
         return TokenInfo(*(read[name].to(self.device, non_blocking=True) for name in TokenInfo._fields))
 
     def _selector_on_reading(self, settings: Selection) -> Selector[Any]:
@@ -246,4 +246,4 @@ class _Split:
             return torch.from_numpy(array[first:last])
         except (ValueError, RuntimeError, OSError) as error:
             shard_first = shard_name(self.name, first // height)
-            raise UserError(f"shard {shard_first}: {array.path} cannot be read ({error}); {MEND}") from error
+            raise UserError(f"shard {shard_first}: {array.path} cannot be read ({error}); {REPAIR}") from error

@@ -71,7 +71,7 @@ def _claims(writer: StoreWriter, shards: list[Shard]) -> Iterator[tuple[Shard, C
 
     A shard that another process has is left to it, and looked at again until it is done or its process is dead.
     """
-    waiting, told = shards, False
+    waiting, announced = shards, False
     while waiting:
         taken = []
         for split, shard in waiting:
@@ -79,9 +79,9 @@ def _claims(writer: StoreWriter, shards: list[Shard]) -> Iterator[tuple[Shard, C
             held = claim(path)
             if held is None:
                 taken.append((split, shard))
-                if not told:
+                if not announced:
                     log.info("%s works on shard %s-%d; taking others, then waiting", holder(path), split, shard)
-                    told = True
+                    announced = True
             elif writer.is_complete(split, shard):
                 held.release()
             else:

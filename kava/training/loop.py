@@ -182,7 +182,7 @@ class Loop:
     def _no_memory(self, when: str, error: RuntimeError) -> UserError:
         return UserError(
             f"memory ran out at step {self.progress.step + 1} of {self.arm} {when} ({first_line(error)}); "
-            "`kava plan` tells what takes how much, and which settings would mend it, such as "
+            "`kava plan` tells what takes how much, and which settings would fix it, such as "
             "distill.gradient_checkpointing: true, an 8-bit optimizer, or a smaller batch_size or max_length (what was "
             "stored and pretrained is kept)"
         )

@@ -49,16 +49,16 @@ def describe(folder: Path) -> dict[str, Any]:
     """
     begun = read_begun(folder)
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
-    told = begun | manifest
-    if not isinstance(told["spec"], dict):
+    known = begun | manifest
+    if not isinstance(known["spec"], dict):
         raise UserError(f"{folder / 'manifest.json'} is damaged; `kava store verify {folder}` says how to mend it")
-    spec, geometry = told["spec"], told["geometry"]
+    spec, geometry = known["spec"], known["geometry"]
     sizes = array_sizes(folder)
     size = sum(sizes.values())
-    raw = told["tokens"] * 4 * geometry["layers"] * geometry["kv_heads"] * geometry["head_dim"]
+    raw = known["tokens"] * 4 * geometry["layers"] * geometry["kv_heads"] * geometry["head_dim"]
     return {
         "name": manifest.get("name") or folder.name.rsplit("-", 1)[0],
-        "key": told["key"],
+        "key": known["key"],
         "sealed": bool(manifest),
         "shards": {"count": sum(begun["shards"].values()), "finished": finished_shards(folder)},
         "teacher": spec.get("teacher"),
@@ -68,8 +68,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "selection": spec["select"],
         "signals": spec["signals"],
         "geometry": geometry,
-        "examples": told["examples"],
-        "tokens": told["tokens"],
+        "examples": known["examples"],
+        "tokens": known["tokens"],
         "bytes": size,
         "raw_bf16_bytes": raw,
         "ratio": size / raw,

@@ -95,12 +95,12 @@ def _entry(kind: str, folder: Path) -> Entry:
 
 def _of_store(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     try:
-        told = read_begun(folder)
-        shards = finished_shards(folder), sum(told["shards"].values())
+        known = read_begun(folder)
+        shards = finished_shards(folder), sum(known["shards"].values())
     except UserError:
-        told, shards = manifest, None
-    codec = told["spec"]["codec"]["kind"] if "spec" in told else None
-    return {"codec": codec, "tokens": told.get("tokens"), "ratio": manifest.get("ratio"), "shards": shards}
+        known, shards = manifest, None
+    codec = known["spec"]["codec"]["kind"] if "spec" in known else None
+    return {"codec": codec, "tokens": known.get("tokens"), "ratio": manifest.get("ratio"), "shards": shards}
 
 
 def _readable(manifest: Path) -> dict[str, Any]:

@@ -56,15 +56,15 @@ def verify(folder: Path) -> Verification:
     found = Verification()
     sealed = _manifest(folder, found)
     records = _records(folder, sealed, found)
-    told = sealed or _begun(folder, found)
-    if told is None:
+    known = sealed or _begun(folder, found)
+    if known is None:
         return found
-    integrity = Integrity(StoreFiles(folder), {"files": {}} | told | {"shards": records})
+    integrity = Integrity(StoreFiles(folder), {"files": {}} | known | {"shards": records})
     found.problems += integrity.identity_problems()
     found.problems += integrity.structure_problems() if sealed else ()
     for shard in records:
         found.problems += integrity.shard_problems(shard)
-    vouched = {name for files in (told.get("files", {}), *(r["files"] for r in records.values())) for name in files}
+    vouched = {name for files in (known.get("files", {}), *(r["files"] for r in records.values())) for name in files}
     found.problems += _unvouched(folder, vouched, sealed is not None)
     found.shards = len(records.keys() - {"parameters"})
     _decode(folder, found)
