@@ -53,3 +53,8 @@ def from_outside(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError:
         raise UserError(f"{text!a} is not UTF-8; type it on a terminal that is, or put it into a file") from None
+
+
+def some(items: Sequence[object], most: int = 5) -> str:
+    """The first of many, with a sign where there are more."""
+    return ", ".join([*map(str, items[:most]), *(["…"] if len(items) > most else [])])

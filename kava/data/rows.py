@@ -7,9 +7,7 @@ from kava.config.data import DataSettings
 from kava.data.overlap import normalised
 from kava.tasks import task_of
 from kava.tasks.base import Row, Rows
-
-# How many rows a sentence names.
-NAMED = 5
+from kava.text import some
 
 
 def load_rows(data: DataSettings) -> Rows:
@@ -27,7 +25,7 @@ def _repeated(splits: Mapping[str, Sequence[Row]]) -> list[str]:
     if again:
         warnings.append(
             f"{_of(len(again), len(questions['validation']), 'validation questions')} in the training rows too "
-            f"(validation row {_some(again)}), so what is measured on validation is better than on new questions; "
+            f"(validation row {some(again)}), so what is measured on validation is better than on new questions; "
             "drop the repetitions."
         )
     if repetitions := len(questions["test"]) - len(different):
@@ -40,7 +38,3 @@ def _repeated(splits: Mapping[str, Sequence[Row]]) -> list[str]:
 
 def _of(count: int, of: int, what: str) -> str:
     return f"{count} of {of} {what} {'is' if count == 1 else 'are'}"
-
-
-def _some(rows: Sequence[int]) -> str:
-    return ", ".join([*map(str, rows[:NAMED]), *(["…"] if len(rows) > NAMED else [])])

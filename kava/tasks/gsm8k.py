@@ -11,14 +11,13 @@ from kava.tasks.base import Breakdown, Harness, Lengths, Row, Rows, Task
 from kava.tasks.files import Reading, load_folder, missing, require_text
 from kava.tasks.gold import ANSWER_MARK, Unmatched, ending, harness_gsm8k, spelled, unmatched
 from kava.tasks.metric import FLEXIBLE_EXTRACT, STRICT_MATCH
+from kava.text import some
 
 # GSM8K's calculator annotation, of which one may hold another's beginning.
 EQUATION = re.compile(r"<<.*?>>")
 _STEP = re.compile(r"<<[^<>]*>>")
 # Of a split: with more gold answers that nothing can match, its data is of another kind.
 MOST_UNMATCHED = 0.01
-# How many rows a sentence names.
-NAMED = 5
 
 
 def steps_of(gold: str) -> int:
@@ -163,7 +162,7 @@ def _as_the_filters_read(rows: list[Row], split: str) -> tuple[list[Row], list[s
 
 def _no_match(rows: Sequence[Row], left: Sequence[Unmatched]) -> str:
     first = left[0]
-    named = ", ".join([*(str(item.row) for item in left[:NAMED]), *(["…"] if len(left) > NAMED else [])])
+    named = some([item.row for item in left])
     return (
         f"no answer can match {len(left)} of {len(rows)} gold answers (row {named}: the first ends in "
         f"{ending(rows[first.row]['answer'])}, of which {first.filter} reads {first.extracted!r})"

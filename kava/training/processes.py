@@ -33,12 +33,6 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def wait_for_others() -> None:
-    """Until all processes of a run are here."""
-    if distributed.is_initialized():
-        distributed.barrier()
-
-
 def run_in_processes(job: Job[PretrainSpec] | Job[DistillSpec], runtime: Runtime, processes: int, lock: int) -> None:
     """Run a training stage in several processes, and wait for them.
 
