@@ -57,6 +57,13 @@ def layers_first(tensor_BTLHD: Tensor) -> Tensor:
     return tensor_BTLHD.permute(0, 2, 3, 1, 4)
 
 
+def ratio_map(teacher_layers: int, student_layers: int) -> list[int]:
+    """Teacher layers at the depths of a student's: i ↦ round(i · (L_t − 1) / (L_s − 1)); a single one is the last."""
+    if student_layers == 1:
+        return [teacher_layers - 1]
+    return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
+
+
 def pad_ids(examples: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Pad on the right with id 0; returns ids and mask, int64 `[B, T]`."""
     longest = max(len(ids) for ids in examples)

@@ -7,12 +7,12 @@ from parsed import layer_map
 from torch import Tensor
 
 from kava.align import make_aligner
-from kava.align.layers import block_means, cka_map, layer_weights, ratio_map, skip_map
+from kava.align.layers import block_means, cka_map, layer_weights, skip_map
 from kava.align.projector import Projector
 from kava.cka import cka_matrix
 from kava.config.arms import FlatAligner, StructuredAligner
 from kava.errors import UserError
-from kava.kv import Geometry
+from kava.kv import Geometry, ratio_map
 
 KINDS = [{"kind": "ratio"}, {"kind": "uniform"}, {"kind": "skip"}, {"kind": "cka", "top_k": 1}]
 DEPTHS = [(28, 24), (4, 2), (4, 1), (2, 4), (3, 3), (7, 3), (1, 5), (36, 7)]

@@ -9,12 +9,13 @@ from typing import Any
 from kava.align.base import Aligner
 from kava.align.flat import Flat
 from kava.align.flat_matched import FlatMatched
+from kava.align.identity import Identity
 from kava.align.linear import Linear
 from kava.align.structured import Structured
 from kava.config.arms import Aligner as AlignerSettings
 from kava.kv import Geometry
 
-ALIGNERS: tuple[type[Aligner[Any]], ...] = (Flat, Linear, FlatMatched, Structured)
+ALIGNERS: tuple[type[Aligner[Any]], ...] = (Flat, Linear, FlatMatched, Structured, Identity)
 
 __all__ = ["ALIGNERS", "Aligner", "make_aligner"]
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Generic, TypeVar
 from torch import Tensor, nn
 
 from kava.config.arms import Aligner as AlignerSettings
+from kava.errors import UserError
 from kava.kv import Geometry, layers_first, tokens_first
 
 S = TypeVar("S", bound=AlignerSettings)
@@ -28,13 +29,38 @@ class Aligner(nn.Module, ABC, Generic[S]):
         super().__init__()
         self.settings, self.teacher, self.student = settings, teacher, student
 
+    @property
+    def shares_coordinates(self) -> bool:
+        """Whether it starts as the teacher's KV in the teacher's own units, which then are the student's.
+
+        It reads KV whose channels have been centred and not standardised, and its output keeps the spread it has.
+        """
+        return False
+
+    def set_teacher_mean(self, mean_LHTD: Tensor) -> None:
+        """Take the teacher's channel means, `[L_t, H_t, 1, D_t]`; only one that `shares_coordinates` listens."""
+        del mean_LHTD
+
     def set_layer_similarity(self, cka_ST: Tensor) -> None:
         """Take the CKA of student layers with teacher layers, `[L_s, L_t]`; only a layer map `cka` listens."""
         del cka_ST
 
     @abstractmethod
     def forward(self, teacher_BLHTD: Tensor) -> Tensor:
-        """Standardised teacher tensor `[B, L_t, H_t, T, D_t]` → `[B, L_s, H_s, T, D_s]`."""
+        """Standardised (or centred) teacher tensor `[B, L_t, H_t, T, D_t]` → `[B, L_s, H_s, T, D_s]`."""
+
+
+def require_one_geometry(what: str, teacher: Geometry, student: Geometry) -> None:
+    """Raise `UserError` where a head of the teacher is not one of the student's."""
+    for name, theirs, ours in (
+        ("KV heads", teacher.kv_heads, student.kv_heads),
+        ("head dims", teacher.head_dim, student.head_dim),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"{what} takes the teacher's KV as it is, and the teacher has {theirs} {name}, the student {ours}; "
+                "take another aligner, or a student cut from the teacher (student.keep_layers)"
+            )
 
 
 def to_channels(tensor_BLHTD: Tensor) -> Tensor:

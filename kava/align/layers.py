@@ -1,13 +1,38 @@
 """Layer maps: which teacher layers each student layer reads, as weights `[L_s, L_t]` whose rows sum to 1."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from kava.config.arms import CkaMap, LayerMap
+from kava.config.arms import Aligner, CkaMap, IdentityAligner, KeptMap, LayerMap, ListMap, StructuredAligner
 from kava.errors import UserError
+from kava.kv import ratio_map
+from kava.models.cut import KEY, kept_layers
 
 # Kinds with which each student layer reads one teacher layer.
-ONE_HOT = ("ratio", "skip")
+ONE_HOT = ("ratio", "skip", "list")
+
+
+def settle(aligner: Aligner, config: Any) -> Aligner:
+    """An aligner whose layer map `kept` is the list of layers that a student's configuration names.
+
+    Raises
+    ------
+    UserError
+        It names none.
+    """
+    if not isinstance(aligner, StructuredAligner | IdentityAligner) or not isinstance(aligner.layer_map, KeptMap):
+        return aligner
+    kept = kept_layers(config)
+    if kept is None:
+        raise UserError(
+            f"layer_map: {{kind: kept}} reads which layers of the teacher a student has kept, and its config.json has "
+            f"no {KEY}; cut the student from the teacher with student.keep_layers, or name the layers yourself with "
+            f"layer_map: {{kind: list, layers: [...]}}, {config.num_hidden_layers} of them (all of a student that is "
+            "the teacher itself)"
+        )
+    return aligner.model_copy(update={"layer_map": ListMap(layers=kept)})
 
 
 def layer_weights(settings: LayerMap, teacher_layers: int, student_layers: int) -> Tensor:
@@ -28,8 +53,11 @@ def layer_weights(settings: LayerMap, teacher_layers: int, student_layers: int) 
     Raises
     ------
     UserError
-        `cka` with `top_k` above L_t.
+        `cka` with `top_k` above L_t; `list` that is not of these layers.
     """
+    assert not isinstance(settings, KeptMap), "`settle` says which layers were kept"
+    if isinstance(settings, ListMap):
+        return torch.eye(teacher_layers)[list_map(settings.layers, teacher_layers, student_layers)]
     if settings.kind == "uniform":
         return block_means(teacher_layers, student_layers)
     if isinstance(settings, CkaMap):
@@ -38,17 +66,25 @@ def layer_weights(settings: LayerMap, teacher_layers: int, student_layers: int) 
     return torch.eye(teacher_layers)[choose(teacher_layers, student_layers)]
 
 
-def ratio_map(teacher_layers: int, student_layers: int) -> list[int]:
-    """`ratio`: student layer i reads round(i · (L_t − 1) / (L_s − 1)); a single student layer reads the last."""
-    if student_layers == 1:
-        return [teacher_layers - 1]
-    return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
-
-
 def skip_map(teacher_layers: int, student_layers: int) -> list[int]:
     """`skip`: every n-th teacher layer, counted back from the last, n = max(1, L_t // L_s), and none below layer 0."""
     step = max(1, teacher_layers // student_layers)
     return [max(0, teacher_layers - 1 - i * step) for i in reversed(range(student_layers))]
+
+
+def list_map(layers: list[int], teacher_layers: int, student_layers: int) -> list[int]:
+    """`list`: the layers as they are; `UserError` unless there is one of the teacher's for each of the student's."""
+    if len(layers) != student_layers:
+        raise UserError(
+            f"layer_map.layers names {len(layers)} teacher layers, and the student has {student_layers} layers; name "
+            "one for each"
+        )
+    if max(layers) >= teacher_layers:
+        raise UserError(
+            f"layer_map.layers names the teacher's layer {max(layers)}, and it has {teacher_layers}, from 0 to "
+            f"{teacher_layers - 1}"
+        )
+    return layers
 
 
 def cka_map(cka_ST: Tensor, top_k: int) -> Tensor:

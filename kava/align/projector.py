@@ -58,7 +58,8 @@ class Projector(nn.Module):
     def __init__(self, settings: AlignerSettings, teacher: Geometry, student: Geometry, center: bool = True) -> None:
         super().__init__()
         self.settings, self.teacher, self.student, self.center = settings, teacher, student, center
-        self.aligners = nn.ModuleList(make_aligner(settings, teacher, student) for _ in TENSORS)
+        self._each_aligner = [make_aligner(settings, teacher, student) for _ in TENSORS]
+        self.aligners = nn.ModuleList(self._each_aligner)
         teacher_shape = (2, teacher.layers, teacher.kv_heads, 1, teacher.head_dim)
         student_shape = (2, student.layers, student.kv_heads, 1, student.head_dim)
         self.register_buffer("teacher_mean", torch.zeros(teacher_shape))
@@ -73,19 +74,21 @@ class Projector(nn.Module):
         """Take the store's channel statistics, `{"keys", "values"}` → `[L_t, H_t, D_t]`."""
         self.teacher_mean.copy_(torch.stack([mean[name] for name in TENSORS]).unsqueeze(-2))
         self.teacher_std.copy_(torch.stack([std[name] for name in TENSORS]).unsqueeze(-2).clamp(min=STD_FLOOR))
+        for aligner, of_tensor in zip(self._each_aligner, self.teacher_mean, strict=True):
+            aligner.set_teacher_mean(of_tensor)
 
     def set_student_statistics(self, mean: Tensor, std: Tensor, cka: Tensor) -> None:
         """Take what was measured of the base student, shaped as the attributes."""
         self.student_mean.copy_(mean)
         self.student_std.copy_(std.clamp(min=STD_FLOOR))
         self.cka.copy_(cka)
-        for aligner, similarity in zip(self.aligners, self.cka, strict=True):
-            aligner.set_layer_similarity(similarity)  # type: ignore[operator]
+        for aligner, similarity in zip(self._each_aligner, self.cka, strict=True):
+            aligner.set_layer_similarity(similarity)
 
     def set_output_statistics(self, mean: Tensor, std: Tensor | None) -> None:
         """Take the statistics of `raw`, shaped as the attributes; std only of an aligner as it was drawn."""
         self.output_mean.copy_(mean)
-        if std is not None:
+        if std is not None and not self.shares_coordinates:
             student, drawn = _spread(self.student_std), _spread(std)
             self.output_scale.copy_(student / drawn.clamp(min=STD_FLOOR))
 
@@ -100,11 +103,17 @@ class Projector(nn.Module):
         return KeysValues(*projected)
 
     def raw(self, teacher: KeysValues) -> list[Tensor]:
-        """The aligners' own output on standardised teacher KV."""
+        """The aligners' own output on teacher KV that is standardised, or centred where coordinates are shared."""
         return [
-            aligner((tensor - self.teacher_mean[i]) / self.teacher_std[i])
+            aligner(centred if self.shares_coordinates else centred / self.teacher_std[i])
             for i, (aligner, tensor) in enumerate(zip(self.aligners, teacher, strict=True))
+            for centred in [tensor - self.teacher_mean[i]]
         ]
+
+    @property
+    def shares_coordinates(self) -> bool:
+        """Of the aligners, see there."""
+        return all(aligner.shares_coordinates for aligner in self._each_aligner)
 
     @property
     def parameter_count(self) -> int:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kava.align.base import Aligner
+from kava.align.base import Aligner, require_one_geometry
 from kava.align.layers import ONE_HOT, block_means, cka_map, layer_weights
 from kava.config.arms import CkaMap, StructuredAligner
 from kava.kv import Geometry
@@ -17,7 +17,8 @@ class Structured(Aligner[StructuredAligner]):
     Raises
     ------
     UserError
-        A layer map `cka` that reads more layers than the teacher has.
+        A layer map `cka` that reads more layers than the teacher has; a start at the identity where head dims or the
+        number of KV heads differ.
     """
 
     kind = "structured"
@@ -38,8 +39,21 @@ class Structured(Aligner[StructuredAligner]):
             mixer = torch.randn(heads, teacher.kv_heads) / teacher.kv_heads**0.5
         self.mixer = nn.Parameter(mixer.repeat(layers, 1, 1))
         shape = (layers if settings.per_layer else 1, heads if settings.per_head else 1, dim, teacher.head_dim)
-        self.projection = nn.Parameter(torch.randn(shape) / teacher.head_dim**0.5)
+        projection = torch.randn(shape) / teacher.head_dim**0.5
+        if self.shares_coordinates:
+            require_one_geometry("dim_init: identity", teacher, student)
+            projection = torch.eye(dim).expand(shape).clone()
+        self.projection = nn.Parameter(projection)
         self.bias = nn.Parameter(torch.zeros(layers, heads, dim))
+
+    @property
+    def shares_coordinates(self) -> bool:
+        return self.settings.dim_init == "identity"
+
+    def set_teacher_mean(self, mean_LHTD: Tensor) -> None:
+        if self.shares_coordinates:
+            with torch.no_grad():
+                self.bias.copy_(self(mean_LHTD[None])[0, :, :, 0])
 
     def set_layer_similarity(self, cka_ST: Tensor) -> None:
         if isinstance(self.settings.layer_map, CkaMap):

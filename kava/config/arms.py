@@ -8,6 +8,7 @@ from kava.config.base import Positive, Settings
 from kava.config.kv import Selection
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Layer = Annotated[int, Field(ge=0)]
 
 
 class RatioMap(Settings):
@@ -35,7 +36,21 @@ class CkaMap(Settings):
     top_k: Positive = Field(2, description="teacher layers that a student layer reads")
 
 
-LayerMap = Annotated[RatioMap | UniformMap | SkipMap | CkaMap, Field(discriminator="kind")]
+class KeptMap(Settings):
+    """Each layer of a student that was cut from the teacher reads the teacher layer that it was."""
+
+    kind: Literal["kept"] = "kept"
+
+
+class ListMap(Settings):
+    """Each student layer reads the teacher layer that is named for it."""
+
+    kind: Literal["list"] = "list"
+    layers: list[Layer] = Field(min_length=1, description="teacher layers from 0, one for each student layer")
+
+
+OneHotMap = RatioMap | SkipMap | KeptMap | ListMap
+LayerMap = Annotated[OneHotMap | UniformMap | CkaMap, Field(discriminator="kind")]
 
 
 class FlatAligner(Settings):
@@ -64,6 +79,21 @@ class StructuredAligner(Settings):
     mixer_init: Literal["uniform", "random"] = Field("uniform", description="start of the head mixer")
     per_head: bool = Field(False, description="one dim projection per student head instead of a shared one")
     per_layer: bool = Field(True, description="one dim projection per student layer instead of a shared one")
+    dim_init: Literal["random", "identity"] = Field(
+        "random",
+        description="start of the dim projections; identity: the teacher's KV as it is, where head dims and the number "
+        "of KV heads agree, as those of a student cut from its teacher",
+        exclude_if=lambda value: value == "random",
+    )
+
+    @model_validator(mode="after")
+    def _identity_is_whole(self) -> Self:
+        if self.dim_init == "identity" and self.mixer_init != "uniform":
+            raise ValueError(
+                f"dim_init: identity starts as the teacher's own KV, and mixer_init: {self.mixer_init} mixes its "
+                "heads; set mixer_init: uniform"
+            )
+        return self
 
 
 class FlatMatchedAligner(Settings):
@@ -74,10 +104,22 @@ class FlatMatchedAligner(Settings):
     match: StructuredAligner = Field(StructuredAligner(), description="the aligner whose parameters are counted")
 
 
-# The aligners that map layers, heads and dims apart; every other one reads the KV cache as one long vector.
-STRUCTURED: tuple[str, ...] = ("structured",)
+class IdentityAligner(Settings):
+    """The teacher's KV as it is, for a student that was cut from it: nothing is drawn, and nothing to be trained."""
 
-Aligner = Annotated[FlatAligner | LinearAligner | FlatMatchedAligner | StructuredAligner, Field(discriminator="kind")]
+    kind: Literal["identity"] = "identity"
+    layer_map: Annotated[OneHotMap, Field(discriminator="kind")] = Field(
+        KeptMap(), description="which teacher layer each student layer reads"
+    )
+
+
+# The aligners that map layers, heads and dims apart; every other one reads the KV cache as one long vector.
+STRUCTURED: tuple[str, ...] = ("structured", "identity")
+
+Aligner = Annotated[
+    FlatAligner | LinearAligner | FlatMatchedAligner | StructuredAligner | IdentityAligner,
+    Field(discriminator="kind"),
+]
 
 
 class LossSettings(Settings):
@@ -225,6 +267,12 @@ class Arm(Settings):
             raise ValueError("teacher_kv: shuffled changes nothing in an arm that reads no KV; give it an aligner")
         if self.loss.kind == "structural" and self.loss.attention > 0 and self.tensors == "values":
             raise ValueError("loss structural compares the attention to keys, and tensors: values; set attention: 0")
+        for name in ("pretrain_projector", "train_projector"):
+            if getattr(self, name) and isinstance(self.aligner, IdentityAligner):
+                raise ValueError(
+                    f"{name}: true, and aligner identity has no parameters; set it to false, or take "
+                    "{kind: structured, layer_map: {kind: kept}, dim_init: identity}, which starts there"
+                )
         if self.kv_warmup_ratio + self.kv_decay_ratio > self.kv_until:
             raise ValueError(
                 f"kv_warmup_ratio={self.kv_warmup_ratio} and kv_decay_ratio={self.kv_decay_ratio} leave no step at "

@@ -146,7 +146,7 @@ class Jobs:
         settings: ModelSettings = self.config.teacher if role == "teacher" else self.config.student
         how = self.config.teacher.precision if role == "teacher" else {}
         key = EvaluationKey(
-            model=model_identity(settings, ANSWERS) | how,
+            model=(model_identity(settings, ANSWERS) | how) if role == "teacher" else self._student,
             tokens=self.tokenize.spec.key.as_the_teacher_reads(),
             evaluation=self.config.evaluation,
         )
@@ -198,7 +198,9 @@ class Jobs:
 
     @cached_property
     def _student(self) -> dict[str, Any]:
-        return model_identity(self.config.student, ANSWERS)
+        student = self.config.student
+        cut = {} if student.keep_layers is None else {"keep_layers": student.keep_layers}
+        return model_identity(student, ANSWERS) | cut
 
     @cached_property
     def _teacher(self) -> dict[str, Any]:

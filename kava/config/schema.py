@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from kava.config.arms import STRUCTURED, Arm
+from kava.config.arms import STRUCTURED, Arm, Layer
 from kava.config.base import How, Name, Place, Positive, Seed, Settings, cache_from_environment
 from kava.config.data import Data
 from kava.config.kv import (
@@ -81,6 +81,11 @@ class Lora(Settings):
 
 
 class Student(ModelSettings):
+    keep_layers: Positive | list[Layer] | None = Field(
+        None,
+        description="cut the student from the model: how many of its layers, spread evenly with the first and the "
+        "last, or which, from 0; all else is the model's. null: the whole model",
+    )
     export_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of the saved student; trained weights are fp32 whatever this says"
     )
@@ -90,6 +95,13 @@ class Student(ModelSettings):
         "distill.precision; the saved student has them merged. Set distill.student_lr to 1e-4 to 5e-4. null: all "
         "weights are trained",
     )
+
+    @field_validator("keep_layers")
+    @classmethod
+    def _layers_in_order(cls, keep: int | list[int] | None) -> int | list[int] | None:
+        if isinstance(keep, list) and (not keep or keep != sorted(set(keep))):
+            raise ValueError(f"keep_layers {keep} must name layers in rising order, each once, one at least")
+        return keep
 
 
 class Chat(Settings):

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kava.align.layers import ratio_map
 from kava.cka import linear_cka
-from kava.kv import KeysValues
+from kava.kv import KeysValues, ratio_map
 from kava.losses.auxiliary import Auxiliary, StudentPass
 from kava.losses.masking import widen
 

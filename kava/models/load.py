@@ -15,10 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from kava.config.identity import model_path
-from kava.config.schema import ModelSettings, Teacher
+from kava.config.schema import ModelSettings, Student, Teacher
 from kava.errors import UserError
 from kava.files import read_json
 from kava.models.capture import NO_ROPE, ROTATE_HALF, geometry
+from kava.models.cut import chosen_layers, cut_config, cut_model
 from kava.models.families import require_readable, require_readable_cache
 from kava.models.on_disk import adapter_fault, settings_fault, weights_fault
 from kava.models.quantised import require_unquantised
@@ -85,6 +86,16 @@ def ends_of(own: GenerationConfig, tokenizer: Any) -> list[int]:
 
 def load_model_config(source: ModelSettings) -> Any:
     """The configuration of a model, without its weights; `UserError` for weights that are quantised already."""
+    config, kept = _whole_config(source), _kept(source)
+    return config if kept is None else cut_config(config, chosen_layers(kept, config.num_hidden_layers, source.model))
+
+
+def _kept(source: ModelSettings) -> int | list[int] | None:
+    """Which layers of a model are to be loaded; None for all."""
+    return source.keep_layers if isinstance(source, Student) else None
+
+
+def _whole_config(source: ModelSettings) -> Any:
     path = path_of(source)
     if folder := folder_of(source):
         require_sound("configuration of", source, settings_fault(folder))
@@ -110,8 +121,9 @@ def check_model(source: ModelSettings) -> bool:
     UserError
         It keeps no KV that KAVA can read, is quantised already, or its files are not the weights of its `config.json`.
     """
-    config = load_model_config(source)
+    config = _whole_config(source)
     known = require_readable_model(config, source.model)
+    load_model_config(source)  # says which of its layers it does not have
     if folder := folder_of(source):
         fault = weights_fault(folder, f"copy the file to {folder}")
         if fault and folder != Path(model_path(source.model)):
@@ -234,6 +246,9 @@ def _load(source: ModelSettings, device: torch.device, **options: Any) -> Any:
         from kava.models.nf4 import serve_any_shape  # imports bitsandbytes
 
         serve_any_shape(model)
+    if (kept := _kept(source)) is not None:
+        layers = chosen_layers(kept, model.config.num_hidden_layers, source.model)
+        model = cut_model(model, layers, build)
     if not without_weights:
         require_readable_cache(model, source.model, geometry(model.config))
     _resident.add(model)

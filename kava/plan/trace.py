@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
+from kava.align.layers import settle
 from kava.align.projector import Projector
 from kava.config.arms import Arm
 from kava.config.base import Settings
@@ -114,7 +115,9 @@ def training_model(
     """
     projector = None
     if arm.aligner:
-        projector = Projector(arm.aligner, teacher.geometry, geometry(student.config), arm.loss.center)
+        projector = Projector(
+            settle(arm.aligner, student.config), teacher.geometry, geometry(student.config), arm.loss.center
+        )
     model = DistillationModel(student, projector, arm, stage == "distill", teacher.keys, teacher.width).train()
     if not settings.learns:
         model.requires_grad_(False)

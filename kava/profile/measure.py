@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kava.align.layers import ratio_map
 from kava.cka import cka_matrix
 from kava.errors import UserError
-from kava.kv import KeysValues
+from kava.kv import KeysValues, ratio_map
 from kava.losses.masking import cosine
 from kava.metrics import ROUNDING, nested
 from kava.profile.probe import Halves, LinearProbe, Prediction

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kava.align.layers import settle
 from kava.align.projector import Projector
 from kava.config.arms import Arm
 from kava.config.base import Settings
@@ -150,6 +151,8 @@ def _projector(
     assert store is not None, "an arm with an aligner reads a store"
     if stage == "distill":
         return Projector.load(inputs["projector"].parent)
-    projector = Projector(arm.aligner, store.geometry, geometry(student.config), arm.loss.center)
+    projector = Projector(
+        settle(arm.aligner, student.config), store.geometry, geometry(student.config), arm.loss.center
+    )
     projector.set_teacher_statistics(store.mean, store.std)
     return projector
