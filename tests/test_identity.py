@@ -45,6 +45,7 @@ RERUNS: dict[str, set[str]] = {
     "student.model": ARMS | {"student_base"},
     "student.revision": ARMS | {"student_base"},
     "student.trust_remote_code": ARMS | {"student_base"},
+    "student.keep_layers": ARMS | {"student_base"},
     "student.export_dtype": TRAINED,
     "student.lora": TRAINED,
     "student.lora.": TRAINED,

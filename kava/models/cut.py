@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kava.errors import UserError
 from kava.kv import ratio_map
@@ -56,13 +57,19 @@ def cut_config(config: Any, kept: Sequence[int]) -> Any:
     return type(config).from_dict(settings | own)
 
 
-def cut_state(model: Any, kept: Sequence[int]) -> dict[str, Tensor]:
-    """The weights of a model's kept layers under the names that the student has for them, and all that is no layer's."""
-    (stack,) = [
-        name
+def layers_of(model: Any) -> tuple[str, nn.ModuleList]:
+    """The decoder layers of a causal language model, and their name in it."""
+    (found,) = [
+        (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
     ]
+    return found
+
+
+def cut_state(model: Any, kept: Sequence[int]) -> dict[str, Tensor]:
+    """The weights of a model's kept layers by the names that a student has for them, and all that is no layer's."""
+    stack, _ = layers_of(model)
     of_layer = re.compile(rf"{re.escape(stack)}\.(\d+)\.")
     place = {layer: number for number, layer in enumerate(kept)}
     state = {}
@@ -97,10 +104,48 @@ def cut_model(model: Any, kept: Sequence[int], make: Any) -> Any:
         module, _, buffer = name.rpartition(".")
         setattr(student.get_submodule(module), buffer, whole[name])
     student.generation_config = model.generation_config
-    return student
+    return student.train(model.training)
 
 
 def kept_layers(config: Any) -> list[int] | None:
     """Which layers of the model that a student was cut from its own are; None of one that was not cut."""
     kept: list[int] | None = config.to_dict().get(KEY)
     return kept
+
+
+@torch.inference_mode()
+def importance(model: Any, ids_BT: Tensor) -> list[float]:
+    """How much each layer changes what it reads: one minus the cosine of its input and output, mean over tokens.
+
+    The block influence of ShortGPT (Men et al. 2024, arXiv 2403.03853).
+
+    Parameters
+    ----------
+    model
+        A causal language model of `transformers`.
+    ids_BT
+        A text's ids, int64 `[1, T]`.
+    """
+    scores: list[float] = []
+
+    def measure(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        after = output if isinstance(output, Tensor) else output[0]
+        cosine = functional.cosine_similarity(inputs[0].float(), after.float(), dim=-1)
+        scores.append(1.0 - float(cosine.mean()))
+
+    _, layers = layers_of(model)
+    hooks = [layer.register_forward_hook(measure) for layer in layers]
+    try:
+        model(input_ids=ids_BT, logits_to_keep=1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return scores
+
+
+def most_important(scores: Sequence[float], count: int) -> list[int]:
+    """The `count` layers of the highest scores in their order; `UserError` if there are fewer."""
+    if not 1 <= count <= len(scores):
+        raise UserError(f"{count} layers of a model of {len(scores)} cannot be kept; give 1 to {len(scores)}")
+    best = sorted(range(len(scores)), key=lambda layer: -scores[layer])[:count]
+    return sorted(best)
