@@ -20,6 +20,7 @@ from kava.kv import Geometry, KeysValues
 from kava.models.capture import capture, geometry
 from kava.models.cut import chosen_layers, cut_model, importance, kept_layers, layers_of, most_important
 from kava.models.load import build, check_model, load_model_config, load_student
+from kava.models.narrow import narrow_model
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gpt2", "gemma2", "olmo2")
 IDS = torch.arange(3, 15)[None]
@@ -59,6 +60,41 @@ def test_a_cut_student_computes_what_the_model_does_without_the_other_layers(fam
         cached = student(input_ids=IDS[:, :-1], use_cache=True)
         last = student(input_ids=IDS[:, -1:], past_key_values=cached.past_key_values).logits
     torch.testing.assert_close(last[:, 0], expected[:, -1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("channels", "heads"), [(20, None), (None, 1), (31, 1)])
+def test_a_narrower_model_is_the_whole_one_with_the_smallest_parts_silenced(
+    family: str, channels: int | None, heads: int | None
+) -> None:
+    model = tiny_model(family, num_key_value_heads=2).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    student = narrow_model(model, channels, heads, build)
+    for layer in layers_of(model)[1]:
+        mlp, attention = layer.mlp, layer.self_attn
+        if channels:
+            parts = [(w.weight.double() ** 2).sum(1).sqrt() for w in (mlp.gate_proj, mlp.up_proj)]
+            size = parts[0] * parts[1] * (mlp.down_proj.weight.double() ** 2).sum(0).sqrt()
+            mlp.down_proj.weight.data[:, size.argsort()[: 48 - channels]] = 0
+        if heads:
+            norms = [
+                [float(w.weight.detach()[8 * h : 8 * h + 8].norm()) for h in range(2)]
+                for w in (attention.k_proj, attention.v_proj)
+            ]
+            smallest = min(range(2), key=lambda h: norms[0][h] * norms[1][h])
+            attention.o_proj.weight.data[:, 16 * smallest : 16 * smallest + 16] = 0
+    with torch.no_grad():
+        expected = model(input_ids=IDS).logits
+        torch.testing.assert_close(student(input_ids=IDS).logits, expected, atol=1e-5, rtol=0)
+    assert geometry(student.config) == Geometry(3, heads or 2, 8)
+
+
+def test_narrowing_says_what_a_family_lacks_and_how_many_there_are() -> None:
+    with pytest.raises(UserError, match="MLP channels of gpt2 cannot be left out"):
+        narrow_model(tiny_model("gpt2", n_inner=48), 20, None, build)
+    with pytest.raises(UserError, match="3 KV heads cannot be kept of 2; give 1 to 2"):
+        narrow_model(tiny_model("llama"), None, 3, build)
 
 
 def test_layers_are_spread_with_the_first_and_the_last_or_named() -> None:
@@ -115,7 +151,12 @@ def test_importance_is_the_angle_between_input_and_output_of_each_layer() -> Non
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--layers", "2"], ["--keep-layers", "0,3"], ["--layers", "2", "--by", "importance", "--text", "text.txt"]],
+    [
+        ["--layers", "2"],
+        ["--keep-layers", "0,3"],
+        ["--layers", "2", "--by", "importance", "--text", "text.txt"],
+        ["--layers", "2", "--mlp-channels", "20", "--kv-heads", "1"],
+    ],
 )
 def test_init_student_writes_a_student_that_transformers_loads(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,6 +169,7 @@ def test_init_student_writes_a_student_that_transformers_loads(
     assert student.config.num_hidden_layers == 2
     if "importance" not in arguments:
         assert student.config.kept_layers == [0, 3]
+    if arguments[-1] in ("2", "0,3"):
         whole = AutoModelForCausalLM.from_pretrained("m").eval()
         assert torch.equal(student.eval()(input_ids=IDS).logits, skipping(whole, [0, 3], IDS))
     assert (tmp_path / "s" / "tokenizer.json").is_file()

@@ -3,12 +3,14 @@
     kava init-student --from MODEL --layers 10 --output DIRECTORY
     kava init-student --from MODEL --keep-layers 0,3,6,9 --output DIRECTORY
     kava init-student --from MODEL --layers 10 --by importance --text FILE --output DIRECTORY
+    kava init-student --from MODEL --layers 10 --mlp-channels 1024 --kv-heads 2 --output DIRECTORY
     kava init-student --like MODEL --output DIRECTORY --layers 3 --hidden 48 --heads 4 --kv-heads 2
 
 `--from` keeps layers of MODEL as they are, with its embeddings, head and tokenizer; which ones stands in the student's
 config.json as kept_layers, where layer_map: {kind: kept} reads it. With --layers they are spread evenly, the first and
 the last among them; or those that change what they read the most (one minus the cosine of what goes into a layer and
-what comes out, on the first tokens of a text file). `student.keep_layers` does the same without a directory.
+what comes out, on the first tokens of a text file). --mlp-channels and --kv-heads keep those of the largest weights in
+each layer. `student.keep_layers` keeps layers without a directory.
 
 `--like` gives a model of MODEL's family and vocabulary in another geometry, for smoke runs and tests. It knows nothing.
 """
@@ -22,6 +24,7 @@ from kava.errors import UserError
 from kava.text import first_line
 
 SIZES = {"hidden": 48, "heads": 4, "kv-heads": 2, "seed": 0}
+RANDOM_SIZES = ("hidden", "heads", "seed")  # a cut student may have fewer KV heads
 LIKE_LAYERS = 3
 IMPORTANCE_TOKENS = 4096
 
@@ -37,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         option("--keep-layers", help="with --from: numbers of layers from 0, such as 0,3,6,9"),
         option("--by", choices=["depth", "importance"], default="depth", help="with --from: which of the layers"),
         option("--text", type=Path, help="with --by importance: UTF-8 text to read"),
+        option("--mlp-channels", type=int, help="with --from: how many of each layer; default: all"),
         *(
             option(f"--{name}", type=int, help=f"with --like; default: {default}") for name, default in SIZES.items()
         ),
@@ -53,7 +57,7 @@ def _make(arguments: argparse.Namespace) -> None:
 
 
 def _cut(arguments: argparse.Namespace) -> None:
-    if given := [name for name in SIZES if getattr(arguments, name.replace("-", "_")) is not None]:
+    if given := [name for name in RANDOM_SIZES if getattr(arguments, name) is not None]:
         raise UserError(f"--{given[0]} is of --like: a student cut from a model has the model's own sizes; remove it")
     if (arguments.layers is None) == (arguments.keep_layers is None):
         raise UserError("give --layers N, how many to keep, or --keep-layers 0,3,6, which")
@@ -66,7 +70,8 @@ def _cut(arguments: argparse.Namespace) -> None:
 
     from kava.config.schema import Student
     from kava.models.cut import importance, most_important
-    from kava.models.load import load_student, load_tokenizer
+    from kava.models.load import build, load_student, load_tokenizer
+    from kava.models.narrow import narrow_model
 
     keep: Any = arguments.layers
     if arguments.keep_layers:
@@ -86,6 +91,8 @@ def _cut(arguments: argparse.Namespace) -> None:
     except ValidationError as error:
         raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     student = load_student(source, torch.device("cpu"))
+    if arguments.mlp_channels is not None or arguments.kv_heads is not None:
+        student = narrow_model(student, arguments.mlp_channels, arguments.kv_heads, build)
     student.save_pretrained(arguments.output)
     load_tokenizer(source).save_pretrained(arguments.output)
     kept = ", ".join(map(str, student.config.kept_layers))
@@ -100,8 +107,10 @@ def _text(file: Path) -> str:
 
 
 def _draw(arguments: argparse.Namespace) -> None:
-    if arguments.keep_layers or arguments.text or arguments.by != "depth":
-        raise UserError("--keep-layers, --by and --text are of --from: a random student has no layers of the model's")
+    if arguments.keep_layers or arguments.text or arguments.by != "depth" or arguments.mlp_channels:
+        raise UserError(
+            "--keep-layers, --by, --text and --mlp-channels are of --from: a random student has nothing of the model's"
+        )
     sizes = {name: getattr(arguments, name.replace("-", "_")) for name in SIZES}
     sizes = {name: SIZES[name] if value is None else value for name, value in sizes.items()}
     layers = LIKE_LAYERS if arguments.layers is None else arguments.layers

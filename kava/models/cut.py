@@ -1,7 +1,7 @@
 """A student cut from a model: some of its layers as they are, with its embeddings, its head and its tokenizer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,9 +94,14 @@ def cut_model(model: Any, kept: Sequence[int], make: Any) -> Any:
     make
         Configuration → model with any weights.
     """
+    return rebuilt(model, cut_config(model.config, kept), cut_state(model, kept), make)
+
+
+def rebuilt(model: Any, config: Any, state: Mapping[str, Tensor], make: Any) -> Any:
+    """A model of another configuration with tensors of this one; `make` gives it any weights first."""
     with torch.device("meta"):
-        student = make(cut_config(model.config, kept))
-    student.load_state_dict(cut_state(model, kept), assign=True)
+        student = make(config)
+    student.load_state_dict(state, assign=True)
     student.tie_weights()
     # Tables that no checkpoint holds, such as the frequencies of RoPE, are those of the whole model, too.
     whole = dict(model.named_non_persistent_buffers())
