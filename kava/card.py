@@ -159,11 +159,11 @@ def base_licence(source: Mapping[str, Any]) -> dict[str, str]:
     A card on the hub is read from the hub's cache, and never fetched: `hf download MODEL README.md` puts it there.
     """
     path = model_path(source["model"])
-    if Path(path).is_dir():
-        found: str | None = str(Path(path) / FILE)
-    else:
+    if on_hub(source["model"]):
         cached = try_to_load_from_cache(path, FILE, revision=source["revision"])
         found = cached if isinstance(cached, str) else None
+    else:  # of a GGUF file, that of its conversion
+        found = str(Path(path) / FILE)
     if found is None or not Path(found).is_file():
         return {"license": UNKNOWN}
     try:

@@ -7,12 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kava.config.cache import require_user_cache, user_cache
 from kava.config.data import Data, FolderData
+from kava.config.gguf import PIP, gguf_file, is_gguf
 from kava.config.load import PACKAGE
 from kava.config.schema import ModelSettings
 from kava.config.splits import FORMATS, split_files
 from kava.errors import UserError
-from kava.files import read_json, sha256_file, write_json
+from kava.files import read_json, sha256_file, sha256_json, write_json
 
 WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model",
@@ -20,6 +22,8 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.tx
 # The end token is a stop string, and the tokenizer goes with a student that is exported.
 ANSWERS = (*WEIGHTS, *TOKENIZER, "generation_config.json")
 BUILTIN = "kava:"
+# Of what `kava.models.gguf` makes of a GGUF file; another number is another model.
+GGUF_CONVERSION = 1
 # Bytes of a file whose hash is kept.
 LARGE = 16 << 20
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -28,11 +32,16 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def model_path(model: str) -> str:
     """Where to load a model from: a local directory, or the hub id unchanged.
 
+    Of a GGUF file it is the directory of its conversion, which loading makes if it is not there yet.
+
     Raises
     ------
     UserError
-        Neither an existing directory with a `config.json` nor the form of a hub id.
+        Neither an existing directory with a `config.json` nor the form of a hub id; or a GGUF file that is not here.
     """
+    if is_gguf(model):
+        stem = gguf_file(model).stem.encode()[:100].decode(errors="ignore")
+        return str(require_user_cache() / "gguf" / f"{stem}-{sha256_json(_gguf_identity(model))[:16]}")
     if model.startswith(BUILTIN):
         directory = PACKAGE / "demo" / model.removeprefix(BUILTIN)
         if not directory.is_dir():
@@ -57,16 +66,23 @@ def model_path(model: str) -> str:
 
 def on_hub(name: str) -> bool:
     """Whether a model or data set is named by a hub id, and not by a place on this machine."""
-    return bool(HUB_ID.fullmatch(name)) and not name.startswith(".") and not Path(name).is_dir()
+    return bool(HUB_ID.fullmatch(name)) and not name.startswith(".") and not is_gguf(name) and not Path(name).is_dir()
 
 
 def display_name(model: str) -> str:
-    """Name of a model to show and to keep in manifests: a hub id, or the name of a directory without its path."""
+    """Name of a model to show and to keep in manifests: a hub id, or the name of a directory or file without a path."""
+    if is_gguf(model):
+        return model if model.startswith(PIP) else Path(model).name
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def model_identity(settings: ModelSettings, patterns: tuple[str, ...] = WEIGHTS) -> dict[str, Any]:
-    """What the bytes of a model depend on: ``{"hub", "revision"}`` or ``{"files": {name: sha256}}``."""
+    """What the bytes of a model depend on: a revision of the hub, or hashes of files.
+
+    ``{"hub", "revision"}``, ``{"files": {name: sha256}}``, or of a GGUF file ``{"gguf": sha256, "conversion"}``.
+    """
+    if is_gguf(settings.model):
+        return _gguf_identity(settings.model)
     path = model_path(settings.model)
     # Code of the repository's own is another model; without it keys are as they were before there was the setting.
     code = {"trust_remote_code": True} if settings.trust_remote_code else {}
@@ -103,6 +119,10 @@ def data_identity(data: Data) -> dict[str, Any]:
     return {"source": source, "train": train, "test": {"limit": data.test, **files["test"]}}
 
 
+def _gguf_identity(model: str) -> dict[str, Any]:
+    return {"gguf": _cached_sha256(gguf_file(model)), "conversion": GGUF_CONVERSION}
+
+
 def _hub_identity(hub_id: str, revision: str | None, what: str) -> dict[str, Any]:
     if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise UserError(
@@ -117,7 +137,8 @@ def _cached_sha256(path: Path) -> str:
     stat = path.stat()
     if stat.st_size < LARGE:
         return sha256_file(path)
-    cache = _cache_of_hashes()
+    folder = user_cache()
+    cache = folder / "sha256.json" if folder else None
     known: dict[str, str] = {}
     # The cache only saves time; a home that is not there, or cannot be read or written, is no error.
     with suppress(OSError, UserError):
@@ -129,11 +150,3 @@ def _cached_sha256(path: Path) -> str:
             with suppress(OSError):
                 write_json(cache, known)
     return known[key]
-
-
-def _cache_of_hashes() -> Path | None:
-    """File in the user's cache folder; None for a user who has neither a home nor one."""
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification: what is not absolute does not count.
-    folder = named if named.is_absolute() else Path(os.path.expanduser("~/.cache"))
-    return folder / "kava" / "sha256.json" if folder.is_absolute() else None

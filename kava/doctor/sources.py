@@ -7,6 +7,7 @@ from typing import Any, Final
 from huggingface_hub import constants
 
 from kava.config.data import FolderData
+from kava.config.gguf import gguf_file, is_gguf
 from kava.config.identity import model_path
 from kava.config.schema import Config
 from kava.config.splits import split_files
@@ -21,6 +22,8 @@ from kava.errors import UserError
 from kava.hub import Repository, cached, measure, repositories
 from kava.models.capture import require_known_rotation
 from kava.models.families import require_readable
+from kava.models.gguf import is_converted
+from kava.models.gguf_header import gguf_fault
 from kava.models.load import check_model, load_model_config, load_tokenizer
 from kava.models.on_disk import tokenizer_fault, weights_fault
 from kava.tasks import task_of
@@ -45,6 +48,10 @@ def sources(config: Config, fetch: str) -> Sources:
     missing: list[Repository] = []
     absent = False
     for role, repository in repositories(config).items():
+        if role != "data" and is_gguf(_name(config, role)) and not is_converted(_name(config, role)):
+            lines.append(_unconverted(role, _name(config, role), fetch))
+            absent = True
+            continue
         folder = cached(repository) if repository else _local(config, role)
         fault = _fault(role, folder) if folder else None
         # A download replaces what is not whole, and no model that is the wrong one.
@@ -95,6 +102,14 @@ def _rows(data: FolderData, name: str, folder: Path) -> Check:
     if rows.warnings:
         return warning("data", f"{message}; {' '.join(rows.warnings)}", "look at these rows before a run")
     return ok("data", message)
+
+
+def _unconverted(role: str, model: str, fetch: str) -> Check:
+    """Of a GGUF file from which no plain model was made yet: whether one can be, by its header."""
+    if fault := gguf_fault(gguf_file(model)):
+        return refused(role, fault, f"{model}: ")
+    made = "a GGUF file, of which the first command that loads it makes a plain model"
+    return warning(role, f"{model}, {made}", f"run `{fetch}` to have it made now")
 
 
 def _unusable(config: Config, role: str) -> Check | None:

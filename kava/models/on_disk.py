@@ -104,8 +104,8 @@ def weights_fault(folder: Path, again: str) -> str | None:
         )
     if len(missing) == len(shards) and (ggufs := sorted(folder.glob("*.gguf"))):
         return (
-            f"its weights are {ggufs[0].name}, and only safetensors are read; take the checkpoint of the same model "
-            "that was not quantised, in safetensors"
+            f"its weights are {ggufs[0].name}, and of a directory only safetensors are read; name the file in place of "
+            f"its directory, {ggufs[0]}"
         )
     if missing:
         return f"{missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''} missing; {again}"

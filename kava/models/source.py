@@ -10,11 +10,13 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from kava.config.gguf import is_gguf
 from kava.config.identity import model_path
 from kava.config.schema import ModelSettings
 from kava.errors import UserError
 from kava.faults import machine_fault
 from kava.hub import FETCH, NO_SAFETENSORS, Repository, hub_fault
+from kava.models.gguf import converted
 from kava.models.on_disk import tokenizer_damage, tokenizer_fault, weights_fault
 from kava.text import first_line
 
@@ -24,7 +26,12 @@ SETTINGS = ("config.json", "tokenizer_config.json")
 
 
 def path_of(source: ModelSettings) -> str:
-    """Where to load from. Code of yet another repository is refused, since no revision pins it and no key knows it."""
+    """Where to load from; of a GGUF file its conversion, which is made first.
+
+    Code of yet another repository is refused, since no revision pins it and no key knows it.
+    """
+    if is_gguf(source.model):
+        return str(converted(source.model))
     path = model_path(source.model)
     if not source.trust_remote_code:
         return path

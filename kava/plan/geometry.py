@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from kava.config.identity import model_path
+from kava.config.identity import model_path, on_hub
 from kava.config.schema import ModelSettings
 from kava.errors import UserError
 from kava.files import read_json
@@ -30,7 +30,7 @@ def read_geometry(source: ModelSettings) -> Any:
     Raises
     ------
     UserError
-        The model is neither a directory, nor packaged, nor in the hub's cache; or KAVA cannot read its KV.
+        The model is neither on this machine, nor packaged, nor in the hub's cache; or KAVA cannot read its KV.
     """
     from huggingface_hub import try_to_load_from_cache
     from transformers import AutoConfig
@@ -39,7 +39,7 @@ def read_geometry(source: ModelSettings) -> Any:
 
     model, revision = source.model, source.revision
     path = model_path(model)
-    if not Path(path).is_dir():
+    if on_hub(model):
         if model in PACKAGED:
             return AutoConfig.for_model(**read_json(GEOMETRIES / f"{PACKAGED[model]}.json"))
         if not isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
