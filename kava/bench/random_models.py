@@ -25,7 +25,7 @@ def with_random_weights(config: Config, tokenizer: Path, folder: Path) -> Config
     for seed, role in enumerate(("teacher", "student")):
         settings: ModelSettings = getattr(config, role)
         _write(settings, tokenizer, folder / role, seed)
-        chosen[role] = settings.model_copy(update={"model": str(folder / role), "revision": None})
+        chosen[role] = settings.moved(folder / role)
     return config.model_copy(update=chosen)
 
 

@@ -4,6 +4,7 @@ The JSON schema (`workflow/schemas/config.schema.json`) and the table of setting
 generated from these models by `kava config --write-docs`; a test fails when they drift.
 """
 
+from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
@@ -36,6 +37,10 @@ class ModelSettings(Settings):
     trust_remote_code: bool = Field(
         False, description="run the Python code that lies beside the weights; only for a repository that you have read"
     )
+
+    def moved(self, folder: Path) -> Self:
+        """The same of a whole model that lies in a directory."""
+        return self.model_copy(update={"model": str(folder), "revision": None})
 
 
 class Teacher(ModelSettings):
@@ -84,7 +89,7 @@ class Lora(Settings):
 
 
 class Student(ModelSettings):
-    keep_layers: Positive | list[Layer] | None = Field(
+    keep_layers: Positive | tuple[Layer, ...] | None = Field(
         None,
         description="cut the student from the model: how many of its layers, spread evenly with the first and the "
         "last, or which, from 0; all else is the model's. null: the whole model",
@@ -101,10 +106,13 @@ class Student(ModelSettings):
 
     @field_validator("keep_layers")
     @classmethod
-    def _layers_in_order(cls, keep: int | list[int] | None) -> int | list[int] | None:
-        if isinstance(keep, list) and (not keep or keep != sorted(set(keep))):
-            raise ValueError(f"keep_layers {keep} must name layers in rising order, each once, one at least")
+    def _layers_in_order(cls, keep: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+        if isinstance(keep, tuple) and (not keep or keep != tuple(sorted(set(keep)))):
+            raise ValueError(f"keep_layers {list(keep)} must name layers in rising order, each once, one at least")
         return keep
+
+    def moved(self, folder: Path) -> Self:
+        return super().moved(folder).model_copy(update={"keep_layers": None})
 
 
 class Chat(Settings):

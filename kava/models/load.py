@@ -90,7 +90,7 @@ def load_model_config(source: ModelSettings) -> Any:
     return config if kept is None else cut_config(config, chosen_layers(kept, config.num_hidden_layers, source.model))
 
 
-def _kept(source: ModelSettings) -> int | list[int] | None:
+def _kept(source: ModelSettings) -> int | tuple[int, ...] | None:
     """Which layers of a model are to be loaded; None for all."""
     return source.keep_layers if isinstance(source, Student) else None
 

@@ -262,7 +262,7 @@ def _traced(
     config = read_geometry(ModelSettings.model_validate_json(teacher))
     side = TeacherShape(geometry(config), config.hidden_size, **json.loads(kv))
     config, of_step = (
-        read_geometry(ModelSettings.model_validate_json(student)),
+        read_geometry(Student.model_validate_json(student)),
         StepSettings.model_validate_json(settings),
     )
     return trace_training(config, side, Arm.model_validate_json(arm), of_step, stage, tokens, step)

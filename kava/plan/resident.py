@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from kava.config.schema import ModelSettings, Teacher
+from kava.config.schema import ModelSettings, Student, Teacher
 from kava.plan.geometry import read_geometry
 from kava.plan.trace import Counts, parameter_counts, trace_forward
 
@@ -17,7 +17,12 @@ INT8_STEP_BYTES = 3 + 6
 
 def which(settings: ModelSettings) -> ModelSettings:
     """Which model it is, and nothing of how it is loaded."""
-    return ModelSettings(**{name: getattr(settings, name) for name in ModelSettings.model_fields})
+    fields = {name: getattr(settings, name) for name in ModelSettings.model_fields}
+    return (
+        Student(**fields, keep_layers=settings.keep_layers)
+        if isinstance(settings, Student)
+        else ModelSettings(**fields)
+    )
 
 
 @cache

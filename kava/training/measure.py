@@ -30,7 +30,7 @@ def run(job: Job[MeasureSpec], runtime: Runtime) -> None:
     spec = read_json(manifest)["spec"]
     device = use_device(runtime)
     tokens, store = TokenSet(job.inputs["tokens"]), StoreReader(job.inputs["store"], device)
-    student = load_student(runtime.student.model_copy(update={"model": str(folder), "keep_layers": None}), device)
+    student = load_student(runtime.student.moved(folder), device)
     projector, arm = Projector.load(folder / "projector"), Arm.model_validate(spec["arm"])
     model = DistillationModel(student, projector, arm, False, store.keys_form)
     training, held_out = (stored_batches(tokens, split, store) for split in ("train", "validation"))
