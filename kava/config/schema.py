@@ -99,8 +99,13 @@ class Chat(Settings):
 
 
 class Evaluation(Settings):
-    batch_size: Positive = Field(16, description="questions per generate call")
+    batch_size: Positive = Field(16, description="questions per generate call, and examples per scored forward")
     max_new_tokens: Positive = Field(256, description="longest answer in tokens")
+    generate: bool = Field(
+        True,
+        description="have answers written and marked; false: judge by the likelihood of the gold answers alone, which "
+        "takes seconds. Of matter where data.kind has marks",
+    )
 
 
 def _check_template(template: str) -> None:
