@@ -72,6 +72,7 @@ RERUNS: dict[str, set[str]] = {
     "evaluation.batch_size": COMPARED,
     "evaluation.max_new_tokens": COMPARED,
     "evaluation.generate": COMPARED,
+    "evaluation.at_steps": TRAINED | set(REFERENCES),  # a step is kept by training, and validation is scored
     "arms.a.": of_arm(PRETRAINED),
 }
 # What concerns the page alone: how a run went on, not what it made; runs that are added; words.
@@ -120,6 +121,7 @@ def changed(setting: Setting, base: dict[str, Any]) -> tuple[Config, Config] | N
         "student.revision": ({"student": HUB}, "b" * 40),
         "data.revision": ({"data": {"path": HUB["model"], "revision": HUB["revision"]}}, "b" * 40),
         "template": ({}, "{question} {answer}"),
+        "evaluation.at_steps": ({}, [10, 20]),
         "comparisons": ({}, [[DRAWN, PRETRAINED]]),
     }
     if setting.path in values:

@@ -109,6 +109,7 @@ class Jobs:
             distill=self.config.distill.without_how(),
             export_dtype=student.export_dtype,
             lora=student.lora,
+            at_steps=self.config.evaluation.at_steps or None,
         )
         folder = self._folder(arm, seed) / "student"
         inputs = {"tokens": self.tokenize.output}

@@ -130,6 +130,7 @@ class DistillSpec(TrainingSpec):
     distill: Distill
     export_dtype: Literal["float32", "bfloat16"]
     lora: Lora | None
+    at_steps: list[int] | None = left_out()
 
     @property
     def settings(self) -> Distill:
