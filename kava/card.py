@@ -17,7 +17,7 @@ from kava.data.prompt_format import PromptFormat
 from kava.errors import UserError
 from kava.files import write_atomic
 from kava.grades import grade
-from kava.tasks import task_of
+from kava.tasks import scored, task_of
 from kava.tasks.base import Task
 from kava.tasks.metric import Metric
 
@@ -44,7 +44,7 @@ def write_card(
     sources
         `teacher`, `student` (before distillation) and `data`, as configured.
     evaluation
-        `n`, and a number for each metric of the data's task; None before there are any.
+        `n`, and a number for each metric that was measured; None before there are any.
 
     Raises
     ------
@@ -197,32 +197,41 @@ def _eval_results(evaluation: Mapping[str, Any] | None, data: Mapping[str, Any],
             metric_name=metric.label,
             metric_value=evaluation[metric.name],
         )
-        for metric in task.metrics
+        for metric in _measured(evaluation, task)
     ]
+
+
+def _measured(evaluation: Mapping[str, Any], task: Task) -> list[Metric]:
+    """Metrics of which an evaluation has a number: marks if answers were generated, agreement if it is known."""
+    return [metric for metric in scored(task, generate=True) if evaluation.get(metric.name) is not None]
 
 
 def _scores(evaluation: Mapping[str, Any] | None, data: str, task: Task) -> str:
     if evaluation is None:
         return "Not evaluated yet."
-    n = f"{evaluation['n']:,}"
-    if task.harness is None:
-        rows = [f"| {_label(metric)} | {evaluation[metric.name]:.4f} |" for metric in task.metrics]
-        return _table(("", f"mean over {n} test rows"), rows) + (
-            f"\n\nHow likely the answers of {data} are to this model, each token given all before it; nothing was "
-            "generated. Lower is better, and only numbers of one tokenizer compare."
-        )
+    n, measured = f"{evaluation['n']:,}", _measured(evaluation, task)
+    marks = [metric for metric in measured if metric.proportion]
+    rows = [f"| {_label(metric)} | {evaluation[metric.name]:.4f} |" for metric in measured if metric not in marks]
+    likelihood = _table(("", f"mean over {n} test rows"), rows) + (
+        f"\n\nHow likely the answers of {data} are to this model, each token given all before it"
+        f"{'' if marks else '; nothing was generated'}. A lower NLL is better, and only numbers of one tokenizer "
+        "compare; agreement is the share of tokens at which this model's likeliest token is the teacher's."
+    )
+    if not marks or task.harness is None:
+        return likelihood
     # Imports statsmodels, which takes seconds that distillation need not wait.
     from kava.report.statistics.intervals import wilson
 
-    rows = []
-    for metric in task.metrics:
+    marked = []
+    for metric in marks:
         low, high = wilson(evaluation[metric.name], evaluation["n"])
-        rows.append(f"| {metric.label} | {evaluation[metric.name]:.4f} | {low:.4f} to {high:.4f} |")
-    return _table(("", "share right", "95% interval"), rows) + (
+        marked.append(f"| {metric.label} | {evaluation[metric.name]:.4f} | {low:.4f} to {high:.4f} |")
+    table = _table(("", "share right", "95% interval"), marked) + (
         f"\n\n{n} test questions of {data}, answered greedily and 0-shot, scored by the {task.harness.title} filters "
         "of lm-evaluation-harness. The interval is Wilson's, over questions: it says nothing about students trained "
         "anew."
     )
+    return f"{table}\n\n{likelihood}" if rows else table
 
 
 def _label(metric: Metric) -> str:

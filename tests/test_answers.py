@@ -24,8 +24,10 @@ from kava.config.job import Job
 from kava.config.schema import Evaluation, ModelSettings, Teacher
 from kava.config.specs import EvaluateSpec, EvaluationKey
 from kava.data.task import write_task
-from kava.evaluation import evaluate
+from kava.evaluation import evaluate, judge
 from kava.evaluation.harness import AnswerStop, harness_results, samples, score
+from kava.evaluation.likelihood import AnswerScore
+from kava.evaluation.questions import Questions
 from kava.files import read_json, write_json
 from kava.models.load import load_for_evaluation, load_tokenizer, second_model_allowed
 from kava.report.build import build_report
@@ -56,6 +58,10 @@ def strict(marks: str) -> float:
 
 def flexible(marks: str) -> float:
     return sum(mark in "BF" for mark in marks) / len(marks)
+
+
+# Of the right answers, which are not of matter here.
+SCORE = AnswerScore(1.0, np.array([1]), np.array([1]))
 
 
 def wilson(rate: float, n: int) -> list[float]:
@@ -98,23 +104,24 @@ def report_of_the_stage_itself(tmp_path_factory: pytest.TempPathFactory) -> dict
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "check_prompts", lambda *_: None)
-        patch.setattr(evaluate, "require_fit", lambda *_: None)
+        patch.setattr(evaluate, "require_room", lambda *_: None)
+        patch.setattr(evaluate, "test_questions", lambda *_: Questions("test", rows, rows, rows))
+        patch.setattr(judge, "score_answers", lambda *_: [SCORE] * len(rows))
         patch.setattr(evaluate, "write_card", lambda *_: None)
         patch.setattr(evaluate, "load_model_config", lambda _: None)
         patch.setattr(evaluate, "load_for_evaluation", lambda source, _: source.model)
         patch.setattr(evaluate, "load_tokenizer", lambda _: None)
         patch.setattr(evaluate, "load_ends", lambda *_: {})
-        patch.setattr(evaluate, "harness_results", answer)
-        spec = EvaluateSpec(key=EvaluationKey(evaluation=Evaluation()))
+        patch.setattr(judge, "harness_results", answer)
+        spec = EvaluateSpec(key=EvaluationKey(scores=1, evaluation=Evaluation()))
         for role, files in (("teacher", planted.teacher), ("student_base", planted.student_base)):
             output = files.evaluation / "manifest.json"
-            evaluate.run(
-                Job("evaluate", spec.model_copy(update={"reference": role}), output, {"tokens": tokens}), runtime
-            )
+            inputs = {"tokens": tokens, "teacher": planted.teacher.evaluation / "manifest.json"}
+            evaluate.run(Job("evaluate", spec.model_copy(update={"reference": role}), output, inputs), runtime)
         for runs in planted.runs.values():
             for run in runs.values():
                 write_json(run.student / "generation_config.json", {})
-                inputs = {"tokens": tokens, "student": run.student / "manifest.json"}
+                inputs |= {"student": run.student / "manifest.json"}
                 evaluate.run(Job("evaluate", spec, run.evaluation / "manifest.json", inputs), runtime)
     inputs, of_report = job_inputs(planted), job_spec(planted)
     report = build_report(report_inputs(of_report, inputs, PROVENANCE))

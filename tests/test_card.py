@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, manifes
         write_card(tmp_path, manifest, sources)
 
 
-def test_only_the_students_own_evaluation_writes_into_its_card(manifest, tmp_path, monkeypatch) -> None:
+def test_only_the_students_own_evaluation_writes_into_its_card(manifest, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     options = [
         "--configfile",
@@ -145,8 +145,14 @@ def test_only_the_students_own_evaluation_writes_into_its_card(manifest, tmp_pat
     shutil.copytree(REPOSITORY / "kava" / "demo" / "student", student)
     (student / "README.md").write_text("as it was")
     write_json(student / "manifest.json", manifest)
-    evaluate = ["evaluate", *options, "--arm", "structured", "--input", f"student={student / 'manifest.json'}"]
-    assert main([*evaluate, "--output", str(tmp_path / "trial" / "manifest.json")]) == 0
+    arm = ["evaluate", *options, "--arm", "structured", "--input", f"student={student / 'manifest.json'}"]
+    assert main(arm) == 1
+    assert "run `kava evaluate --reference teacher`" in capsys.readouterr().err
+    assert main(["evaluate", *options, "--reference", "teacher"]) == 0
+    assert main([*arm, "--output", str(tmp_path / "trial" / "manifest.json")]) == 0
     assert (student / "README.md").read_text() == "as it was"
-    assert main([*evaluate, "--output", str(tmp_path / "run" / "evaluation" / "manifest.json")]) == 0
-    assert "2 test questions of" in (student / "README.md").read_text()
+    assert main([*arm, "--output", str(tmp_path / "run" / "evaluation" / "manifest.json")]) == 0
+    card = (student / "README.md").read_text()
+    assert "2 test questions of" in card
+    assert "| answer NLL, nats per token |" in card
+    assert "| teacher agreement |" in card

@@ -28,6 +28,8 @@ from kava.config.jobs import REFERENCES
 from kava.config.load import merge
 from kava.config.training import Distill, Pretrain
 
+# All evaluations: each is compared with what the teacher finds likeliest.
+COMPARED = of_arm(PRETRAINED, DRAWN, PLAIN, stages=("evaluate",)) | set(REFERENCES)
 # Setting → what runs again, the report aside. A name that ends in a point is of all settings below it that have no row.
 RERUNS: dict[str, set[str]] = {
     "experiment": ARMS,  # in a folder of its own
@@ -35,13 +37,13 @@ RERUNS: dict[str, set[str]] = {
     "chat": EVERYTHING,
     "chat.": EVERYTHING,
     "max_length": EVERYTHING,
-    "student_reasoning": ARMS | {"tokenize"},
+    "student_reasoning": ARMS | {"tokenize", "student_base"},
     "teacher.model": EVERYTHING,
     "teacher.revision": EVERYTHING,
     "teacher.trust_remote_code": EVERYTHING,
-    "teacher.quantization": READ_KV | {"extract", "bench", "teacher"},
-    "teacher.double_quantization": READ_KV | {"extract", "bench", "teacher"},
-    "teacher.dtype": READ_KV | {"extract", "bench", "teacher"},
+    "teacher.quantization": READ_KV | {"extract", "bench"} | COMPARED,
+    "teacher.double_quantization": READ_KV | {"extract", "bench"} | COMPARED,
+    "teacher.dtype": READ_KV | {"extract", "bench"} | COMPARED,
     "student.model": ARMS | {"student_base"},
     "student.revision": ARMS | {"student_base"},
     "student.trust_remote_code": ARMS | {"student_base"},
@@ -68,8 +70,10 @@ RERUNS: dict[str, set[str]] = {
     "pretrain.batch_size": READ_KV,  # alignment is measured in batches of it
     "pretrain.log_every": READ_KV,
     "distill.": TRAINED,
-    "evaluation.batch_size": of_arm(PRETRAINED, DRAWN, PLAIN, stages=("evaluate",)) | set(REFERENCES),
-    "evaluation.max_new_tokens": of_arm(PRETRAINED, DRAWN, PLAIN, stages=("evaluate",)) | set(REFERENCES),
+    "evaluation.batch_size": COMPARED,
+    "evaluation.max_new_tokens": COMPARED,
+    "evaluation.generate": COMPARED,
+    "evaluation.at_steps": TRAINED | set(REFERENCES),  # a step is kept by training, and validation is scored
     "arms.a.": of_arm(PRETRAINED),
 }
 # What concerns the page alone: how a run went on, not what it made; runs that are added; words.
@@ -118,6 +122,7 @@ def changed(setting: Setting, base: dict[str, Any]) -> tuple[Config, Config] | N
         "student.revision": ({"student": HUB}, "b" * 40),
         "data.revision": ({"data": {"path": HUB["model"], "revision": HUB["revision"]}}, "b" * 40),
         "template": ({}, "{question} {answer}"),
+        "evaluation.at_steps": ({}, [10, 20]),
         "comparisons": ({}, [[DRAWN, PRETRAINED]]),
     }
     if setting.path in values:

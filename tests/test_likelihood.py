@@ -1,7 +1,8 @@
-"""The negative log-likelihood of answers: against float64, one example and one token at a time, whatever the batch."""
+"""Likelihood of answers and agreement with a teacher: against float64, one token at a time, whatever the batch."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,15 @@ import torch
 from conftest import tiny_model
 from scipy.special import log_softmax
 
+from kava.config.schema import Evaluation
 from kava.data.tokens import Segment
 from kava.errors import UserError
-from kava.evaluation import evaluate, likelihood
-from kava.evaluation.likelihood import answer_nll, batches
+from kava.evaluation import judge, likelihood
+from kava.evaluation.agreement import agreement, read_likeliest, write_likeliest
+from kava.evaluation.likelihood import AnswerScore, batches, score_answers
+from kava.evaluation.questions import Questions, require_room
+from kava.files import write_json
+from kava.tasks import scored, task_of
 
 P, R, A = Segment.PROMPT, Segment.REASONING, Segment.ANSWER
 # Lengths of prompt, reasoning and answer.
@@ -37,6 +43,10 @@ def one_by_one(model: Any, ids: np.ndarray, segments: np.ndarray) -> float:
                 logits = model(input_ids=torch.from_numpy(ids[None, :position].astype(np.int64))).logits[0, -1]
             values.append(-log_softmax(logits.numpy())[ids[position]])
     return float(np.mean(values))
+
+
+def answer_nll(model: Any, ids: Any, segments: Any, batch_size: int) -> list[float]:
+    return [score.nll for score in score_answers(model, ids, segments, batch_size)]
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2", "gemma2"])
@@ -91,8 +101,88 @@ def test_without_a_first_token_of_a_prompt_the_others_count() -> None:
     )
 
 
+def likeliest_one_by_one(model: Any, ids: np.ndarray, segments: np.ndarray) -> list[int]:
+    """At each token behind the prompt, what a forward over just what stands before it finds most probable."""
+    found = []
+    for position in range(1, len(ids)):
+        if segments[position] != P:
+            with torch.no_grad():
+                found.append(
+                    int(model(input_ids=torch.from_numpy(ids[None, :position].astype(np.int64))).logits[0, -1].argmax())
+                )
+    return found
+
+
+def test_agreement_is_the_share_of_answer_tokens_with_the_same_likeliest_one(
+    examples: tuple[list[np.ndarray], list[np.ndarray]], tmp_path: Path
+) -> None:
+    """A model against one whose weights differ a little, so that they agree at some tokens and not at others."""
+    teacher, student = tiny_model("qwen2"), tiny_model("qwen2")
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.01)
+    digest = write_likeliest(tmp_path, {"test": score_answers(teacher, *examples, batch_size=4)})
+    write_json(tmp_path / "manifest.json", {"likeliest_sha256": digest, "questions_sha256": "these"})
+    known = read_likeliest(tmp_path / "manifest.json", "these")["test"]
+    scores = score_answers(student, *examples, batch_size=3)
+    found = [agreement(*pair) for pair in zip(scores, known, strict=True)]
+    expected = []
+    for example in zip(*examples, strict=True):
+        both = (likeliest_one_by_one(model, *example) for model in (teacher, student))
+        expected.append(float(np.mean([one == other for one, other in zip(*both, strict=True)])))
+    assert found == pytest.approx(expected)
+    assert 0.1 < np.mean(expected) < 0.9
+
+
+def test_an_answer_that_the_teacher_did_not_read_has_no_agreement() -> None:
+    score = AnswerScore(1.0, np.array([5, 6]), np.array([5, 7]))
+    assert agreement(score, ([5, 6], [5, 6])) == 0.5
+    assert agreement(score, ([5, 9], [5, 7])) is None
+    assert agreement(score, ([5], [5])) is None
+
+
+def test_a_file_that_is_not_the_teachers_is_refused_with_what_makes_it(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    digest = write_likeliest(tmp_path, {"test": [AnswerScore(1.0, np.array([5]), np.array([6]))]})
+    write_json(manifest, {"likeliest_sha256": digest, "questions_sha256": "these"})
+    assert read_likeliest(manifest, "these") == {"test": [([5], [6])]}
+    with pytest.raises(UserError, match="is of other questions"):
+        read_likeliest(manifest, "those")
+    (tmp_path / "likeliest.jsonl").write_text("")
+    with pytest.raises(UserError, match="kava evaluate --reference teacher"):
+        read_likeliest(manifest, "these")
+
+
+def test_a_task_without_generation_is_judged_by_likelihood_first() -> None:
+    named = {
+        (kind, generate): [metric.name for metric in scored(task_of(kind), generate)]
+        for kind in ("gsm8k", "text")
+        for generate in (True, False)
+    }
+    assert named["gsm8k", True] == ["strict_match", "flexible_extract", "answer_nll", "teacher_agreement"]
+    assert named["gsm8k", False] == named["text", True] == named["text", False] == ["answer_nll", "teacher_agreement"]
+
+
+def test_a_mean_is_of_the_questions_that_have_the_number() -> None:
+    metrics = scored(task_of("text"), True)
+    lines = [{"answer_nll": 1.0, "teacher_agreement": None}, {"answer_nll": 2.0, "teacher_agreement": 0.5}]
+    assert judge.means(lines, metrics) == {"answer_nll": 1.5, "teacher_agreement": 0.5}
+    assert judge.means(lines[:1], metrics) == {"answer_nll": 1.0, "teacher_agreement": None}
+
+
 def test_a_likelihood_that_is_no_number_is_refused_with_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "answer_nll", lambda *_: [1.0, float("nan"), float("inf")])
-    tokens, model = SimpleNamespace(test_ids=[], test_segments=[]), SimpleNamespace(name_or_path="the student")
+    scores = [AnswerScore(nll, np.array([1]), np.array([1])) for nll in (1.0, float("nan"), float("inf"))]
+    monkeypatch.setattr(judge, "score_answers", lambda *_: scores)
+    model, nothing = SimpleNamespace(name_or_path="the student"), Questions("test", [], [], [])
     with pytest.raises(UserError, match=r"test row 1 is nan \(2 of 3 are no numbers\): logits of the student overflow"):
-        evaluate.likelihoods(model, tokens, 1)  # type: ignore[arg-type]
+        judge.judge(model, None, nothing, task_of("text"), Path(), Evaluation(), None)
+
+
+def test_a_gold_answer_beyond_a_models_positions_or_rows_is_refused_with_its_question() -> None:
+    config = tiny_model("qwen2").config
+    ids = [np.array([5, 6, 7]), np.arange(3, 60).repeat(2)[:70]]
+    with pytest.raises(UserError, match=r"test question 1 \(from 0\) has 70 tokens with its gold .* has 64 positions"):
+        require_room("student", "tiny", config, Questions("test", [], ids, ids))
+    with pytest.raises(UserError, match="has 61 embedding rows, and the data has the token id 99"):
+        require_room("student", "tiny", config, Questions("test", [], [np.array([5, 99])], ids))
+    require_room("student", "tiny", config, Questions("test", [], ids[:1], ids[:1]))

@@ -77,7 +77,7 @@ def test_every_model_is_judged_by_the_likelihood_of_each_test_row(run: BenchJobs
     for name, folder in evaluations(run).items():
         lines, manifest = lines_of(folder), read_json(folder / "manifest.json")
         assert [line["doc_id"] for line in lines] == list(range(8))
-        assert all(set(line) == {*FIELDS, "answer_nll"} for line in lines)
+        assert all(set(line) == {*FIELDS, "answer_nll", "teacher_agreement"} for line in lines)
         assert [(line["question"], line["gold"]) for line in lines] == [(r["prompt"], r["response"]) for r in rows]
         assert manifest["answer_nll"] == pytest.approx(sum(line["answer_nll"] for line in lines) / 8, rel=1e-12)
         assert manifest["n"] == 8
@@ -85,6 +85,9 @@ def test_every_model_is_judged_by_the_likelihood_of_each_test_row(run: BenchJobs
         assert manifest["questions_sha256"] == TokenSet(run.tokenize.output).questions_sha256
         assert manifest["samples_sha256"] == sha256_file(folder / "samples.jsonl")
         means[name] = manifest["answer_nll"]
+        shares = [line["teacher_agreement"] for line in lines]
+        assert manifest["teacher_agreement"] == pytest.approx(sum(shares) / 8, rel=1e-12)
+        assert (set(shares) == {1.0}) == (name == "teacher"), "no other model agrees with it everywhere"
     assert len(set(means.values())) == len(means)
     for arm in run.config.arms:
         assert means[arm] < means["student_base"], "twelve steps of training on such text help"

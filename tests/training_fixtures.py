@@ -16,6 +16,7 @@ from kava.kv import Geometry, KeysValues
 from kava.models.capture import geometry
 from kava.store.codecs import TokenInfo
 from kava.store.reader import StoredExample
+from kava.training.at_steps import AtSteps
 from kava.training.batches import Batches, stored_batches
 from kava.training.calibrate import calibrate
 from kava.training.journal import TrainingRun
@@ -104,10 +105,12 @@ def run(
     tracker: str = "none",
     data: Batches | None = None,
     seed: int = 7,
+    at_steps: AtSteps | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     short = {"steps": 8, "batch_size": 4, "accumulation": 2, "student_lr": 1e-3, "log_every": 2, "save_every": 4}
     settings = Distill(**short | changes)
     measure(model, 4)
     data = data or batches(store=model.projector is not None)
-    return train(model, data, settings, TrainingRun(folder, "fingerprint", "arm", seed, torch.device("cpu"), tracker))
+    of_run = TrainingRun(folder, "fingerprint", "arm", seed, torch.device("cpu"), tracker)
+    return train(model, data, settings, of_run, at_steps)

@@ -21,7 +21,7 @@ NUMERIC_MODULES: Final = (
 # Of these, what is run by distillation alone.
 DISTILL_ONLY: Final = (
     "losses/auxiliary.py", "losses/cka.py", "losses/codi.py", "losses/cross_entropy.py", "losses/logit_kd.py",
-    "losses/schedule.py", "training/distill.py", "training/export.py", "training/lora.py",
+    "losses/schedule.py", "training/at_steps.py", "training/distill.py", "training/export.py", "training/lora.py",
     "training/signals/hidden_states.py", "training/signals/topk_logits.py",
 )  # fmt: skip
 # Of these, what says how a run goes on, or stops it.

@@ -43,6 +43,8 @@ STORE_FORMAT = 2
 # Of top-k logits, in the key of stores that hold some: since 2 they are of the tokenizer's tokens, without padded rows.
 TOPK_FORMAT = 2
 BENCH_FORMAT = 1
+# Of the numbers that an evaluation finds: since 1 the likelihood of gold answers, and agreement with the teacher.
+SCORES_FORMAT = 1
 # Bytes; file systems take 255, of which kind, codec and key need some.
 LONGEST_NAME = 200
 REFERENCES = ("teacher", "student_base")
@@ -108,6 +110,7 @@ class Jobs:
             distill=self.config.distill.without_how(),
             export_dtype=student.export_dtype,
             lora=student.lora,
+            at_steps=self.config.evaluation.at_steps or None,
         )
         folder = self._folder(arm, seed) / "student"
         inputs = {"tokens": self.tokenize.output}
@@ -136,8 +139,9 @@ class Jobs:
         return canonical_json(manifest["spec"]) == job.params and measured != metrics_digest()
 
     def evaluate(self, arm: str, seed: int) -> Job[EvaluateSpec]:
-        spec = EvaluateSpec(key=EvaluationKey(evaluation=self.config.evaluation))
-        inputs = {"tokens": self.tokenize.output, "student": self.distill(arm, seed).output}
+        spec = EvaluateSpec(key=EvaluationKey(scores=SCORES_FORMAT, evaluation=self.config.evaluation))
+        teacher = self.reference("teacher").output
+        inputs = {"tokens": self.tokenize.output, "student": self.distill(arm, seed).output, "teacher": teacher}
         return Job("evaluate", spec, self._folder(arm, seed) / "evaluation" / "manifest.json", inputs)
 
     def reference(self, role: str) -> Job[EvaluateSpec]:
@@ -146,14 +150,22 @@ class Jobs:
             raise UserError(f"unknown reference {role!r}; allowed: {', '.join(REFERENCES)}")
         settings: ModelSettings = self.config.teacher if role == "teacher" else self.config.student
         how = self.config.teacher.precision if role == "teacher" else {}
+        inputs, beside_the_teacher = {"tokens": self.tokenize.output}, {}
+        if role != "teacher":
+            teacher, reasoning = self.reference("teacher"), self.config.student_reasoning
+            inputs["teacher"] = teacher.output
+            beside_the_teacher = {"teacher": sha256_json(teacher.spec.key.model_dump())}
+            beside_the_teacher |= {"student_reasoning": reasoning} if reasoning != "full" else {}
         key = EvaluationKey(
+            scores=SCORES_FORMAT,
             model=(model_identity(settings, ANSWERS) | how) if role == "teacher" else self._student,
             tokens=self.tokenize.spec.key.as_the_teacher_reads(),
             evaluation=self.config.evaluation,
+            **beside_the_teacher,
         )
         folder = _keyed(self.cache / "references", f"{role}-{_short_name(settings)}", key)
         spec = EvaluateSpec(key=key, reference=role)
-        return Job("evaluate", spec, folder / "manifest.json", {"tokens": self.tokenize.output})
+        return Job("evaluate", spec, folder / "manifest.json", inputs)
 
     @cached_property
     def bench(self) -> Job[BenchSpec]:

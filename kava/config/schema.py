@@ -122,8 +122,25 @@ class Chat(Settings):
 
 
 class Evaluation(Settings):
-    batch_size: Positive = Field(16, description="questions per generate call")
+    batch_size: Positive = Field(16, description="questions per generate call, and examples per scored forward")
     max_new_tokens: Positive = Field(256, description="longest answer in tokens")
+    generate: bool = Field(
+        True,
+        description="have answers written and marked; false: judge by the likelihood of the gold answers alone, which "
+        "takes seconds. Of matter where data.kind has marks",
+    )
+    at_steps: list[Positive] = Field(
+        default=[],
+        description="optimizer steps, increasing, after which the student is kept as it is then, and judged by the "
+        "validation questions; a whole model each on disk",
+    )
+
+    @field_validator("at_steps")
+    @classmethod
+    def _increasing(cls, steps: list[int]) -> list[int]:
+        if steps != sorted(set(steps)):
+            raise ValueError(f"at_steps {steps} do not increase; name each step once, the first one first")
+        return steps
 
 
 def _check_template(template: str) -> None:
@@ -208,6 +225,11 @@ class Config(Settings):
         _check_template(self.template)
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} repeat a value; each seed is one run of every arm")
+        if late := [step for step in self.evaluation.at_steps if step > self.distill.steps]:
+            raise ValueError(
+                f"evaluation.at_steps has {late[0]}, and distill.steps is {self.distill.steps}; remove it, or train "
+                "for longer"
+            )
         check_names(self.experiment, self.cache_dir, self.arms)
         if not self.data.has_reasoning:
             self._check_without_reasoning()

@@ -130,6 +130,7 @@ class DistillSpec(TrainingSpec):
     distill: Distill
     export_dtype: Literal["float32", "bfloat16"]
     lora: Lora | None
+    at_steps: list[int] | None = left_out()
 
     @property
     def settings(self) -> Distill:
@@ -146,11 +147,27 @@ class MeasureSpec(Settings):
 
 
 class EvaluationKey(Settings):
-    """What answers depend on besides a trained student, which is an input."""
+    """What an evaluation depends on besides a trained student, which is an input.
 
+    Attributes
+    ----------
+    scores
+        Version of what is measured.
+    model, tokens
+        Of a reference, and what it is asked.
+    teacher
+        Of another reference than the teacher: hash of the key of the teacher's own, whose likeliest tokens it is
+        compared with.
+    student_reasoning
+        The same: what its gold answers are, as the students read them; left out where they are whole.
+    """
+
+    scores: int
     evaluation: Evaluation
     model: Identity | None = left_out()
     tokens: TeacherTokens | None = left_out()
+    teacher: str | None = left_out()
+    student_reasoning: Literal["equations"] | None = left_out()
 
 
 class EvaluateSpec(Settings):

@@ -1,7 +1,7 @@
-"""How likely a model finds the right answers: their negative log-likelihood per token, by one forward each."""
+"""How likely a model finds the right answers, and what it finds likeliest at their tokens, by one forward each."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,27 @@ from kava.kv import pad_ids
 LOGITS_AT_ONCE = 2**27
 
 
+class AnswerScore(NamedTuple):
+    """What a model makes of a right answer.
+
+    Attributes
+    ----------
+    nll
+        Mean negative log-likelihood of its tokens, in nats.
+    ids, likeliest
+        Its tokens, and at each the one that the model finds most probable there, `[A]`.
+    """
+
+    nll: float
+    ids: np.ndarray
+    likeliest: np.ndarray
+
+
 @torch.inference_mode()
-def answer_nll(
+def score_answers(
     model: Any, input_ids: Sequence[np.ndarray], segments: Sequence[np.ndarray], batch_size: int
-) -> list[float]:
-    """Mean negative log-likelihood of the tokens of each example's answer, given all tokens before them.
+) -> list[AnswerScore]:
+    """Score the tokens of each example's answer, given all tokens before them.
 
     Every token behind the prompt counts, the end token included. Examples are padded on the right and masked, so that
     batches change nothing but rounding.
@@ -34,13 +50,13 @@ def answer_nll(
 
     Returns
     -------
-    list of float
-        Nats per token, in the order of the examples.
+    list of AnswerScore
+        In the order of the examples.
     """
     # What nothing stands before is not predicted, should the prompt's one token be merged with the answer's first.
     starts = [max(1, int(np.argmax(of_example != Segment.PROMPT))) for of_example in segments]
     lengths, vocabulary = [len(ids) for ids in input_ids], model.config.get_text_config().vocab_size
-    values = [0.0] * len(input_ids)
+    scores: dict[int, AnswerScore] = {}
     for batch in batches(lengths, starts, batch_size, vocabulary):
         ids, mask = (x.to(model.device) for x in pad_ids([input_ids[example] for example in batch]))
         first = min(starts[example] for example in batch)
@@ -48,10 +64,12 @@ def answer_nll(
         # The model's own logits: some families change what their head gives.
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
         nll = F.cross_entropy(logits.float().transpose(1, 2), ids[:, first:], reduction="none")
+        likeliest = logits.argmax(-1).cpu().numpy()
         for row, example in enumerate(batch):
-            of_answer = nll[row, starts[example] - first : lengths[example] - first]
-            values[example] = float(of_answer.double().mean())
-    return values
+            answer = slice(starts[example] - first, lengths[example] - first)
+            own = np.asarray(input_ids[example])[starts[example] :]
+            scores[example] = AnswerScore(float(nll[row, answer].double().mean()), own, likeliest[row, answer])
+    return [scores[example] for example in range(len(input_ids))]
 
 
 def batches(lengths: Sequence[int], starts: Sequence[int], batch_size: int, vocabulary: int) -> Iterator[list[int]]:

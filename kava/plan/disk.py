@@ -24,7 +24,7 @@ class Disk:
     store: int  # the teacher's KV, before entropy coding; its real size if it is sealed already
     store_is_there: bool
     checkpoints: int  # of the run that keeps most, with the one that is being written; they go when the run ends
-    models: int  # students and projectors that all runs leave
+    models: int  # students, at all steps that are kept, and projectors that all runs leave
     free: int  # where the store will lie
 
     @property

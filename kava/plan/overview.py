@@ -103,7 +103,7 @@ def _disk(jobs: Jobs, count: TokenCount, needed: Needs) -> Disk:
     config, phases = jobs.config, {stage: _phase(needed, stage) for stage in ("pretrain", "distill")}
     checkpoints = {stage: max(need.checkpoint() for need in arms) for stage, arms in phases.items() if arms}
     width = {"float32": 4, "bfloat16": 2}[config.student.export_dtype]
-    student = parameter_counts(read_geometry(config.student)).all * width
+    student = parameter_counts(read_geometry(config.student)).all * width * (1 + len(config.evaluation.at_steps))
     projectors = [need.traced(step=False).projector for need in phases["pretrain"]]
     # A projector is kept by the stage that fits it and by the one that goes on with it.
     left_behind = len(config.seeds) * (len(config.arms) * student + 2 * sum(projectors))

@@ -25,6 +25,9 @@ from kava.text import from_outside
 log = logging.getLogger("kava")
 RUNTIME_VARIABLE = "KAVA_RUNTIME"
 
+# What makes an input of another stage's, where it is not the stage before.
+MAKERS = {"teacher": "`kava evaluate --reference teacher` with the same configuration"}
+
 BesideOthers = Literal["refuse", "wait", "share"]
 
 
@@ -137,7 +140,8 @@ def _run(
     job, runtime = _job(stage, arguments, select)
     for name, path in job.inputs.items():
         if not path.is_file():
-            raise UserError(f"input {name}: {path} does not exist; run the stage that makes it, or Snakemake")
+            maker = MAKERS.get(name, "the stage that makes it")
+            raise UserError(f"input {name}: {path} does not exist; run {maker}, or Snakemake")
     _mark_shared(job)
     if beside_others == "wait" and _finished_for_readers(job):
         log.info("%s is finished, and is left as it is, since this user cannot write there", job.output.parent)

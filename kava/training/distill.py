@@ -1,6 +1,7 @@
 """Distil the student of one arm: train, export, write the card and the manifest."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from kava.config.specs import DistillSpec
 from kava.data.positions import check_positions
 from kava.data.task import read_prompt
 from kava.files import read_json
+from kava.training.at_steps import AtSteps, on_host
 from kava.training.export import export
 from kava.training.finish import finish
 from kava.training.lora import merge_lora
@@ -26,7 +28,20 @@ def run(job: Job[DistillSpec], runtime: Runtime) -> None:
         job.output.unlink(missing_ok=True)  # what it vouches for is about to change
     folder = job.output.parent
     tokens, prompt = read_json(job.inputs["tokens"]), read_prompt(job.inputs["tokens"].parent / "task")
-    model, tokenizer, manifest = run_phase(job, runtime)
+
+    def leave(student: Any, tokenizer: Any, folder: Path) -> None:
+        """Export a trained student, which becomes a plain model in the dtype of its files."""
+        stop_at(student, tokens["end_token_id"])
+        if job.spec.lora:
+            merge_lora(student)
+        export(student.to(getattr(torch, job.spec.export_dtype)), tokenizer, prompt, tokens["spec"], folder)
+
+    steps = job.spec.at_steps or []
+
+    def at_steps(student: Any, tokenizer: Any) -> AtSteps:
+        return AtSteps(steps, folder / "at_steps", lambda to: leave(on_host(student), tokenizer, to))
+
+    model, tokenizer, manifest = run_phase(job, runtime, make_at_steps=at_steps)
     if not is_main_process():
         return
     files = ["model.safetensors", "config.json"]
@@ -34,11 +49,10 @@ def run(job: Job[DistillSpec], runtime: Runtime) -> None:
         model.projector.save(folder / "projector")
         files.append("projector/projector.safetensors")
     manifest |= {"prompt": prompt.to_dict()}
-    stop_at(model.student, tokens["end_token_id"])
-    if job.spec.lora:
-        merge_lora(model.student)
-    student = model.student.to(getattr(torch, job.spec.export_dtype))
-    export(student, tokenizer, prompt, tokens["spec"], folder)
+    if steps:
+        manifest |= {"at_steps": steps}
+        files += [f"at_steps/{step}/model.safetensors" for step in steps]
+    leave(model.student, tokenizer, folder)
     write_card(folder, manifest, runtime.sources)
     finish(job.output, manifest, files, model)
 

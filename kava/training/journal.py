@@ -4,6 +4,8 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,14 @@ class Journal:
         """Begin after so many steps; lines after them are dropped, and seconds go on from there."""
         self._logged = time.monotonic()
         self._began = self._logged - (self._metrics.resume_at(step) if self._writes else 0.0)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is done here is no part of training, and takes none of its seconds."""
+        began = time.monotonic()
+        yield
+        spent = time.monotonic() - began
+        self._began, self._logged = self._began + spent, self._logged + spent
 
     def line(self, step: int, means: dict[str, float], groups: list[dict[str, Any]], waited: float) -> None:
         """One line of everything.

@@ -17,6 +17,7 @@ from kava.config.training import Distill, Pretrain
 from kava.errors import UserError
 from kava.files import sha256_json
 from kava.text import first_line
+from kava.training.at_steps import AtSteps
 from kava.training.batches import Batch, Batches, reader_onto
 from kava.training.checkpoints import Checkpoints, Progress
 from kava.training.journal import Journal, MetricsFile, TrainingRun
@@ -30,7 +31,13 @@ from kava.training.watch import first_warnings, late_step
 log = logging.getLogger("kava")
 
 
-def train(model: DistillationModel, batches: Batches, settings: Pretrain | Distill, run: TrainingRun) -> dict[str, Any]:
+def train(
+    model: DistillationModel,
+    batches: Batches,
+    settings: Pretrain | Distill,
+    run: TrainingRun,
+    at_steps: AtSteps | None = None,
+) -> dict[str, Any]:
     """Train a model and return the facts of the run for its manifest.
 
     Parameters
@@ -41,6 +48,8 @@ def train(model: DistillationModel, batches: Batches, settings: Pretrain | Disti
         The training split.
     settings, run
         Of the phase.
+    at_steps
+        What is written of the student while it is trained; None for nothing.
 
     Raises
     ------
@@ -57,7 +66,7 @@ def train(model: DistillationModel, batches: Batches, settings: Pretrain | Disti
     late = late_step(model.compared_steps(settings.steps), settings.steps, settings.log_every)
     out_of_memory: list[dict[str, int]] = []
     if settings.steps:
-        out_of_memory = Loop(model, batches, settings, run, order, late).run().out_of_memory
+        out_of_memory = Loop(model, batches, settings, run, order, late, at_steps).run().out_of_memory
     else:
         metrics.resume_at(0)
     return {
@@ -85,7 +94,9 @@ class Loop:
         run: TrainingRun,
         order: list[int],
         late: int,
+        at_steps: AtSteps | None = None,
     ) -> None:
+        self.at_steps = at_steps
         self.model, self.settings, self.arm = model, settings, run.arm
         set_seed(run.seed)
         # Runs have had a data loader, which drew a number first: dropout masks are to stay what they were.
@@ -127,6 +138,8 @@ class Loop:
             self.progress = saved
             self.micro_batches.resize(saved.batch_size)
         self.journal.start(self.progress.step)
+        if self.at_steps and self.accelerator.is_main_process:
+            self.at_steps.begin(self.progress.step)
         self.accelerator.wait_for_everyone()
         while self.progress.step < settings.steps:
             self.progress.add(self.gradients(self.progress.step))
@@ -140,6 +153,9 @@ class Loop:
             if step % settings.log_every == 0:
                 means, waited = self.progress.take_means(), self.micro_batches.take_waited()
                 self.journal.line(step, means, self.optimizer.param_groups, waited)
+            if self.at_steps and step in self.at_steps.steps and self.accelerator.is_main_process:
+                with self.journal.apart():
+                    self.at_steps.write(step)
             if step % settings.save_every == 0 or last or asked:
                 self.checkpoints.save(self.progress, *states)
             if asked and not last:

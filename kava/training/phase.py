@@ -26,6 +26,7 @@ from kava.losses import signals_read
 from kava.models.capture import geometry
 from kava.models.load import load_model_config, load_student, load_tokenizer
 from kava.store.reader import StoreReader
+from kava.training.at_steps import AtSteps
 from kava.training.batches import Batches, stored_batches
 from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
 from kava.training.journal import TrainingRun
@@ -39,6 +40,8 @@ from kava.training.student import prepare_student, student_dtype
 log = logging.getLogger("kava")
 
 MakeTeacher = Callable[[DistillationModel, StoredSplit], TeacherSignals]
+# Of the student that is trained, and its tokenizer.
+MakeAtSteps = Callable[[Any, Any], AtSteps]
 
 
 def stored_teacher(_model: DistillationModel, stored: StoredSplit) -> TeacherSignals:
@@ -47,7 +50,10 @@ def stored_teacher(_model: DistillationModel, stored: StoredSplit) -> TeacherSig
 
 
 def run_phase(
-    job: Job[PretrainSpec] | Job[DistillSpec], runtime: Runtime, make_teacher: MakeTeacher = stored_teacher
+    job: Job[PretrainSpec] | Job[DistillSpec],
+    runtime: Runtime,
+    make_teacher: MakeTeacher = stored_teacher,
+    make_at_steps: MakeAtSteps | None = None,
 ) -> tuple[DistillationModel, Any, dict[str, Any]]:
     """Train and measure.
 
@@ -59,6 +65,8 @@ def run_phase(
         Device, tracker, where the student lies, how often to save.
     make_teacher
         What the steps read of the teacher, given the model and where it is stored; a benchmark has a live one.
+    make_at_steps
+        What writes the student at some steps, given it and its tokenizer; None writes nothing.
 
     Returns
     -------
@@ -104,7 +112,7 @@ def run_phase(
         read = partial(measured["train"].slice, first, settings.batch_size)
         calibrate(projector, student, read, keys, base_student=not trained)
     run = TrainingRun(job.output.parent, run_fingerprint(spec, inputs), spec.name, seed, device, runtime.tracker)
-    facts = train(model, batches, settings, run)
+    facts = train(model, batches, settings, run, make_at_steps(student, tokenizer) if make_at_steps else None)
     alignment, warnings = None, facts.pop("warnings")
     if projector is not None:
         alignment = measure_alignment(model, measured["train"], measured["validation"], settings.batch_size)

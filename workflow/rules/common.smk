@@ -123,7 +123,7 @@ def cpus(processes):
 def arm_inputs(stage):
     """Input function: what the job of one arm and seed reads."""
     return lambda wildcards: {
-        name: ancient(path) if name in ("tokens", "store") else path
+        name: ancient(path) if name in ("tokens", "store", "teacher") else path
         for name, path in arm_job(stage, wildcards).inputs.items()
     }
 

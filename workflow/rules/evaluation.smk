@@ -32,7 +32,7 @@ for role in ("teacher", "student_base"):
         name:
             f"evaluate_{role}"
         input:
-            tokens=ancient(reference.inputs["tokens"]),
+            **{name: ancient(path) for name, path in reference.inputs.items()},
         output:
             manifest=report(
                 reference.output,
