@@ -62,3 +62,9 @@ ANSWER_NLL = Metric(
     unit="nats per token",
     meaning="Negative log-likelihood of the row’s own answer, mean over its tokens: lower is better.",
 )
+TEACHER_AGREEMENT = Metric(
+    "teacher_agreement",
+    "teacher agreement",
+    proportion=False,
+    meaning="Share of the tokens of the gold answer at which the model’s likeliest token is also the teacher’s.",
+)
