@@ -11,8 +11,7 @@ from report_files import write_bench, write_evaluation, write_store, write_text_
 
 from kava.report.build import Report, build_report
 from kava.report.inputs import ReferenceFiles, ReportInputs, RunFiles
-from kava.tasks import task_of
-from kava.tasks.base import scored
+from kava.tasks import scored, task_of
 
 
 class Planted(NamedTuple):

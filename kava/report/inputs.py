@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kava.files import read_json
-from kava.tasks import task_of
-from kava.tasks.base import Breakdown, scored
+from kava.tasks import scored, task_of
+from kava.tasks.base import Breakdown
 from kava.tasks.metric import Metric
 
 # What the name of a further model among a report's inputs begins with.

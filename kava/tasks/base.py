@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kava.tasks.metric import ANSWER_NLL, TEACHER_AGREEMENT, Metric
+from kava.tasks.metric import Metric
 
 # `question` and `answer`.
 Row = dict[str, str]
@@ -178,13 +178,3 @@ class Task(ABC):
         """
         del samples, file
         return None
-
-
-def scored(task: Task, generate: bool) -> tuple[Metric, ...]:
-    """By what an evaluation judges a model, the primary metric first.
-
-    The task's own marks, unless no answer is generated, then the likelihood of the gold answers and the agreement with
-    the teacher, which need none.
-    """
-    own = task.metrics if generate or task.harness is None else ()
-    return tuple(dict.fromkeys((*own, ANSWER_NLL, TEACHER_AGREEMENT)))

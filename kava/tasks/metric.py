@@ -66,5 +66,5 @@ TEACHER_AGREEMENT = Metric(
     "teacher_agreement",
     "teacher agreement",
     proportion=False,
-    meaning="Share of the tokens of the gold answer at which the model’s likeliest token is also the teacher’s.",
+    meaning="Share of the tokens of the row’s own answer at which the model’s likeliest next token is the teacher’s.",
 )

@@ -30,7 +30,7 @@ points. How the arms stand against the base student follows, of these students a
 (`against_base`). The numbers of up to 6 comparisons follow, and of one that shows nothing the difference that it would
 have shown with 80% power. Of more, it says how many KV arms were compared with each control, which are better, which
 worse, and that the others show no difference; the numbers stand in the table. Comparisons of controls with each other
-follow last.
+follow, and last how many steps KV arms saved (`kava.report.verdict.saved`).
 
 The number of seeds and questions, arms whose KV loss did nothing (`kava.report.notices`), that intervals are over
 questions, failed checks of fairness, comparisons that could not be made, declared seeds that are missing and shown
@@ -107,7 +107,7 @@ def decide(
     floor
         Why `metric` is not the task's own, in words.
     saved : sequence of str
-        What `kava.report.steps` says of the steps that arms saved.
+        What `kava.report.verdict.saved` says of the steps that arms saved.
     """
     usable = [row for row in comparisons if row.tested]
     identical = [row for row in comparisons if row.identical]
