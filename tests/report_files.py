@@ -12,6 +12,7 @@ import numpy as np
 
 from kava.data.overlap import find_overlap
 
+LIKELIHOOD = ("answer_nll", "teacher_agreement")
 EVALUATED = {"batch_size": 16, "max_new_tokens": 256}
 
 
@@ -38,6 +39,7 @@ def edit_lines(path: Path, change: Callable[[list[dict[str, Any]]], list[dict[st
 
 
 def write_evaluation(directory: Path, right: np.ndarray, model: str) -> Path:
+    """Of questions with marks; a right answer has the lower negative log-likelihood."""
     rows = []
     for doc, hit in enumerate(right):
         a, b = 3 + doc % 17, 2 + doc % 11
@@ -50,9 +52,11 @@ def write_evaluation(directory: Path, right: np.ndarray, model: str) -> Path:
                 "answer": f"She has {a} + {b} = <<{a}+{b}={said}>>{said} apples.\n#### {said}",
                 "strict_match": int(hit),
                 "flexible_extract": int(hit or doc % 29 == 0),
+                "answer_nll": (0.8 if hit else 1.4) + 0.01 * (doc % 7),
+                "teacher_agreement": (0.9 if hit else 0.7) - 0.01 * (doc % 5),
             }
         )
-    return _write_evaluation(directory, rows, ("strict_match", "flexible_extract"), model)
+    return _write_evaluation(directory, rows, ("strict_match", "flexible_extract", *LIKELIHOOD), model)
 
 
 def write_text_evaluation(directory: Path, nlls: np.ndarray, model: str) -> Path:
@@ -64,6 +68,7 @@ def write_text_evaluation(directory: Path, nlls: np.ndarray, model: str) -> Path
             "gold": f"It is {doc}.",
             "answer": f"It is {doc}.",
             "answer_nll": float(nll),
+            "teacher_agreement": None,
         }
         for doc, nll in enumerate(nlls)
     ]
@@ -76,6 +81,7 @@ def _write_evaluation(directory: Path, rows: list[dict[str, Any]], metrics: tupl
         "stage": "evaluate",
         "spec": {"key": {"evaluation": EVALUATED}},
         "model": model,
+        "teacher_agreement": None,
         **{metric: float(np.mean([row[metric] for row in rows])) for metric in metrics},
         "n": len(rows),
         "questions_sha256": sha("questions"),
@@ -83,6 +89,21 @@ def _write_evaluation(directory: Path, rows: list[dict[str, Any]], metrics: tupl
     write_json(directory / "manifest.json", manifest)
     write_json(directory / "cost.json", {"seconds": 12.3, "peak_memory_mib": 400.5})
     return directory
+
+
+def write_at_steps(evaluation: Path, scores: dict[int, dict[str, float]], n: int = 40, pace: float = 0.5) -> None:
+    """Scores at steps of training, of which each takes `pace` seconds; `scores` is step → metric → mean."""
+    at_steps = {str(step): {**means, "n": n, "seconds": pace * step} for step, means in scores.items()}
+    edit_json(evaluation / "manifest.json", at_steps=at_steps)
+
+
+def forget_likelihoods(evaluation: Path) -> None:
+    """As an evaluation was before the gold answers were scored."""
+    edit_lines(
+        evaluation / "samples.jsonl", lambda rows: [{k: v for k, v in r.items() if k not in LIKELIHOOD} for r in rows]
+    )
+    manifest = json.loads((evaluation / "manifest.json").read_text())
+    write_json(evaluation / "manifest.json", {k: v for k, v in manifest.items() if k not in LIKELIHOOD})
 
 
 def write_training(

@@ -11,7 +11,7 @@ from report_files import write_bench, write_evaluation, write_store, write_text_
 
 from kava.report.build import Report, build_report
 from kava.report.inputs import ReferenceFiles, ReportInputs, RunFiles
-from kava.tasks import task_of
+from kava.tasks import scored, task_of
 
 
 class Planted(NamedTuple):
@@ -99,7 +99,7 @@ def write_experiment(
     return ReportInputs(
         experiment=name,
         preset=name,
-        metrics=task_of(kind).metrics,
+        metrics=scored(task_of(kind), True),
         breakdowns=task_of(kind).breakdowns,
         arms={arm: planted.config for arm, planted in arms.items()},
         runs=runs,

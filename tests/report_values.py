@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kava.report.finished import Answer, Evaluation, FinishedRun, Training
+from kava.report.evaluated import Answer, Evaluation
+from kava.report.finished import FinishedRun, Training
 from kava.tasks.metric import FLEXIBLE_EXTRACT, STRICT_MATCH
 
 MARKS = (STRICT_MATCH, FLEXIBLE_EXTRACT)

@@ -10,7 +10,8 @@ import pytest
 
 from kava.config import Jobs, jobs, load_config
 from kava.files import read_json, write_json
-from kava.report.finished import Cost, Evaluation, FinishedRun, Training, read_training
+from kava.report.evaluated import Evaluation
+from kava.report.finished import FinishedRun, Training, read_training
 from kava.report.notices import metrics_warnings
 from kava.stages import distill, extract, measure, pretrain, tokenize
 
@@ -66,4 +67,4 @@ def test_other_metrics_plan_the_measuring_alone_and_the_report_reads_what_it_fin
 
 
 def _run(distilled: Training) -> FinishedRun:
-    return FinishedRun(None, distilled, Evaluation({}, 0, {}, 0, None, {}, Cost()))
+    return FinishedRun(None, distilled, Evaluation({}, 0, {}, 0, None, {}))

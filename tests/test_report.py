@@ -20,6 +20,7 @@ SEED_KEYS = {
     *("strict_match", "strict_match_ci95", "flexible_extract", "flexible_extract_ci95", "n"),
     *("cos_sim", "cos_sim_centered", "cos_sim_constant", "r2"),
     *("angular_distance", "alignment_accuracy", "alignment_grade", "collapsed"),
+    *("answer_nll", "answer_nll_ci95", "teacher_agreement", "teacher_agreement_ci95", "at_steps"),
     *("retrieval_at_1", "mag_ratio", "train_seconds", "train_tokens", "optimizer_steps", "peak_memory_mib"),
 }
 ARM_KEYS = {

@@ -13,7 +13,8 @@ from kava.report.breakdown import Bin, break_down, words_of
 from kava.report.build import Report
 from kava.report.charts.scores import breakdown_charts
 from kava.report.clean import jsonable
-from kava.report.finished import Answer, FinishedRun, Runs
+from kava.report.evaluated import Answer
+from kava.report.finished import FinishedRun, Runs
 from kava.report.results import Score
 from kava.report.statistics.intervals import wilson
 from kava.tasks import task_of

@@ -26,7 +26,7 @@ from kava.files import read_json, sha256_file
 from kava.plan.check import need_of
 from kava.plan.needs import Judged, LikelihoodNeed
 from kava.plan.overview import overview
-from kava.report.finished import FIELDS
+from kava.report.evaluated import FIELDS
 
 pytestmark = pytest.mark.slow
 TRAINING = {"steps": 4, "batch_size": 4, "accumulation": 1, "log_every": 2}

@@ -20,7 +20,7 @@ def arm_of(rates: Mapping[str, float], n: int, metric: Metric = STRICT_MATCH) ->
     """An arm of which nothing but its mean by seed is known."""
     mean = Score(sum(rates.values()) / len(rates), None)
     seeds = {seed: SeedRow({metric.name: Score(rate, None)}, n) for seed, rate in rates.items()}
-    return ArmRow(None, None, None, {metric.name: mean}, None, None, None, [], seeds)
+    return ArmRow(None, None, None, {metric.name: mean}, None, None, [], seeds)
 
 
 def arms(n: int = 500, seeds: int = 3, rate: float | None = None, names: str = "A B sft") -> dict[str, ArmRow]:

@@ -83,6 +83,7 @@ def _merged(named: Experiments, parts: Mapping[str, ReportInputs], command: str)
         raise UserError(f"the experiments are judged by different metrics, {said}; report each by itself")
     differing = _differing_settings(named)
     across = _of_the_same_name(named, parts)
+    bases = {part.student_base.evaluation.name for part in parts.values()}
     benches = {part.bench.parent.name if part.bench else None for part in parts.values()}
     return ReportInputs(
         experiment=", ".join(named),
@@ -102,8 +103,21 @@ def _merged(named: Experiments, parts: Mapping[str, ReportInputs], command: str)
         provenance={"command": command} | {name: _origin(e) for name, e in named.items()},
         bench=first.bench if len(benches) == 1 else None,
         tokens={name: e.inputs["tokens"] for name, e in named.items()},
+        references=_references(parts),
+        common_start=len(bases) == 1,
         mismatches=_other_questions(named) + _other_references(parts, named),
     )
+
+
+def _references(parts: Mapping[str, ReportInputs]) -> dict[str, ReferenceFiles]:
+    """Further models by name; with that of the experiment before it where experiments give it to several models."""
+    found: dict[str, ReferenceFiles] = {}
+    for experiment, part in parts.items():
+        for name, files in part.references.items():
+            of_all = [other.references[name] for other in parts.values() if name in other.references]
+            same = len({each.evaluation.name for each in of_all}) == 1
+            found.setdefault(name if same else f"{experiment}/{name}", files)
+    return found
 
 
 def _origin(experiment: Experiment) -> dict[str, Any]:

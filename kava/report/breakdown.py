@@ -8,7 +8,8 @@ import numpy as np
 
 from kava.report.alignment import mean
 from kava.report.clean import Row, grouped
-from kava.report.finished import Answer, Runs
+from kava.report.evaluated import Answer
+from kava.report.finished import Runs
 from kava.report.results import Score
 from kava.report.statistics.intervals import interval_of
 from kava.tasks.base import Breakdown

@@ -8,17 +8,31 @@ from kava.report.alignment import OverShuffled, first_cka, over_shuffled
 from kava.report.breakdown import Bin, break_down
 from kava.report.clean import Row, flatten, jsonable
 from kava.report.comparisons import compare_arms, compare_with_base
+from kava.report.cost import CostRow, MeanCost, cost_row, mean_cost
 from kava.report.curves import CurveRow, curves
+from kava.report.evaluated import AtStep, read_evaluation
 from kava.report.fairness import check_evaluations, check_training
 from kava.report.fidelity import Fidelity, read_fidelity
-from kava.report.finished import questions_apart, read_evaluation, read_json, read_run
+from kava.report.finished import questions_apart, read_run
+from kava.report.floor import judged_by
 from kava.report.inputs import ReportInputs
-from kava.report.notices import inert_runs, lost_numbers, merged, metrics_warnings, run_notices, token_warnings
+from kava.report.notices import (
+    inert_runs,
+    lost_numbers,
+    merged,
+    metrics_warnings,
+    run_notices,
+    token_warnings,
+    unknown_numbers,
+)
 from kava.report.overlap import check_overlap
-from kava.report.results import ArmRow, CostRow, MeanCost, ReferenceRow, arm_row, cost_row, mean_cost, reference_row
+from kava.report.reading import read_json
+from kava.report.results import ArmRow, ReferenceRow, arm_row, reference_row
 from kava.report.samples import Samples, pick_samples
 from kava.report.statistics.compare import Comparison
+from kava.report.steps import StepsSaved, steps_saved
 from kava.report.verdict.question import question
+from kava.report.verdict.saved import of_steps
 from kava.report.verdict.verdict import Verdict, decide
 from kava.tasks.metric import Metric
 
@@ -78,6 +92,12 @@ class Report(Row):
         Dotted configuration key → arm → value, for the keys in which the arms differ.
     warnings
         Sentences, the worst first, with where numbers were not finite.
+    references
+        Further models that were not trained here, by name.
+    start
+        The base student at step 0 of every arm; None where that was not scored, or the arms began from several.
+    unknown
+        A sentence on numbers that evaluations of an older version do not have; empty if there are none.
     experiments
         By name, in a report over several; None in that of a run.
     """
@@ -89,6 +109,7 @@ class Report(Row):
     verdict: Verdict
     teacher: ReferenceRow
     student_base: ReferenceRow
+    references: Mapping[str, ReferenceRow]
     arms: Mapping[str, ArmRow]
     comparisons: Sequence[Comparison]
     against_base: Sequence[Comparison]
@@ -103,6 +124,9 @@ class Report(Row):
     kv_until: Mapping[str, float]
     breakdown: Mapping[str, Sequence[Bin]]
     samples: Samples
+    steps_saved: Sequence[StepsSaved]
+    start: AtStep | None
+    unknown: str
     arm_differences: Mapping[str, Mapping[str, Any]]
     configuration: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -113,7 +137,7 @@ class Report(Row):
 
     def to_dict(self) -> dict[str, Any]:
         """`ab_report.json`: plain JSON types, without NaN or infinity."""
-        numbers = {name: value for name, value in vars(self).items() if name != "metrics"}
+        numbers = {name: value for name, value in vars(self).items() if name not in ("metrics", "start")}
         if self.experiments is None:
             del numbers["experiments"]
         said = {"verdict": self.verdict.sentence, "verdict_parts": self.verdict, "breakdown": self.breakdown or None}
@@ -139,15 +163,20 @@ def build_report(inputs: ReportInputs) -> Report:
         each is a sentence in `fairness.mismatches`, and what cannot be compared is None.
     """
     lost: list[str] = []
-    metrics, metric = inputs.metrics, inputs.metrics[0]
     runs = questions_apart(
         {
-            arm: {seed: read_run(files, metrics, lost) for seed, files in inputs.runs.get(arm, {}).items()}
+            arm: {seed: read_run(files, inputs.metrics, lost) for seed, files in inputs.runs.get(arm, {}).items()}
             for arm in inputs.arms
         }
     )
-    teacher, base = (read_evaluation(x.evaluation, metrics, lost) for x in (inputs.teacher, inputs.student_base))
-    named = {"teacher": teacher, "base student": base}
+    teacher, base, *further = (
+        read_evaluation(files.evaluation, inputs.metrics, lost)
+        for files in (inputs.teacher, inputs.student_base, *inputs.references.values())
+    )
+    references = dict(zip(inputs.references, further, strict=True))
+    metrics, floor = judged_by(inputs.metrics, runs, base)
+    metric, start = metrics[0], base.at_steps.get(0) if inputs.common_start else None
+    named = {"teacher": teacher, "base student": base} | {f"reference {name}": x for name, x in references.items()}
     named |= {f"{arm} (seed {seed})": run.evaluation for arm, seeds in runs.items() for seed, run in seeds.items()}
 
     arms = {arm: arm_row(config, runs[arm], inputs.seeds[arm], metrics) for arm, config in inputs.arms.items()}
@@ -170,6 +199,8 @@ def build_report(inputs: ReportInputs) -> Report:
     }
     shown: dict[str, dict[str, Any]] = jsonable(as_configured, lost=lost)
     inert = inert_runs(runs, inputs.arms, inputs.controls)
+    at_steps = {arm: {seed: run.evaluation.at_steps for seed, run in seeds.items()} for arm, seeds in runs.items()}
+    saved = steps_saved(at_steps, inputs.seeds, inputs.comparisons, inputs.controls, inputs.arms, start, metrics)
     inert_arms = list(dict.fromkeys(notice.arm for notice in inert))
     warnings = merged(run_notices(runs) + inert + broken) + token_warnings(tokens) + overlap.warnings
     return Report(
@@ -178,10 +209,21 @@ def build_report(inputs: ReportInputs) -> Report:
         metrics=metrics,
         question=question(inputs, comparisons),
         verdict=decide(
-            arms, comparisons, inputs.controls, inputs.arms, metric, mismatches, inputs.across, against_base, inert_arms
+            arms,
+            comparisons,
+            inputs.controls,
+            inputs.arms,
+            metric,
+            mismatches,
+            inputs.across,
+            against_base,
+            inert_arms,
+            floor,
+            of_steps(saved, metric),
         ),
         teacher=reference_row(inputs.teacher, teacher, metrics),
         student_base=reference_row(inputs.student_base, base, metrics),
+        references={name: reference_row(inputs.references[name], x, metrics) for name, x in references.items()},
         arms=arms,
         comparisons=comparisons,
         against_base=against_base,
@@ -196,6 +238,9 @@ def build_report(inputs: ReportInputs) -> Report:
         kv_until={arm: c["kv_until"] for arm, c in inputs.arms.items() if c.get("aligner") and "kv_until" in c},
         breakdown=break_down(runs, inputs.seeds, metric, inputs.breakdowns),
         samples=pick_samples(runs, metrics),
+        steps_saved=saved,
+        start=start,
+        unknown=unknown_numbers(named, inputs.metrics),
         curves=logged,
         inert=inert_arms,
         warnings=warnings + metrics_warnings(runs) + lost_numbers(lost),

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from kava.report.finished import Evaluation, FinishedRun, Runs
+from kava.report.evaluated import Evaluation
+from kava.report.finished import FinishedRun, Runs
 from kava.report.statistics.compare import Comparison, compare
 from kava.report.statistics.p_values import SeedLevel, holm, minimal_detectable_effect
 from kava.tasks.metric import Metric
@@ -106,15 +107,15 @@ def compare_with_base(
     comparisons
         The declared ones, whose p-values count in the correction.
     """
-    rows = []
+    rows, of_base = [], base.scores(metric)
     for arm, seeds in runs.items():
         if not seeds:
             continue
         scores = {seed: run.evaluation.scores(metric) for seed, run in seeds.items()}
         digests = {run.evaluation.questions_sha256 for run in seeds.values()}
-        asked = all(run.keys() == base.answers.keys() for run in scores.values())
-        if base.answers and asked and digests == {base.questions_sha256}:
-            row = compare(arm, BASE, scores, dict.fromkeys(scores, base.scores(metric)), metric)
+        asked = all(run.keys() == of_base.keys() for run in scores.values())
+        if of_base and asked and digests == {base.questions_sha256}:
+            row = compare(arm, BASE, scores, dict.fromkeys(scores, of_base), metric)
         else:
             row = Comparison(arm, BASE, metric)
         rows.append(replace(row, complete=set(seeds) == set(declared_seeds[arm])))

@@ -9,7 +9,8 @@ from operator import attrgetter
 from typing import Any
 
 from kava.report.clean import grouped
-from kava.report.finished import Evaluation, Runs
+from kava.report.evaluated import Evaluation
+from kava.report.finished import Runs
 from kava.tasks.metric import Metric
 
 # What must be the same in every arm, and how it is called on the page.
@@ -19,6 +20,9 @@ TERMS = {
     "optimizer steps": attrgetter("optimizer_steps"),
     "training tokens": attrgetter("train_tokens"),
 }
+
+# A setting that older evaluations do not have, with what they did.
+ASKED_BEFORE = (("generate", True),)
 
 
 def _short(value: Any) -> str:
@@ -92,11 +96,11 @@ def check_evaluations(evaluations: Mapping[str, Evaluation], metrics: Sequence[M
 
 
 def _other_settings(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """A sentence if models were evaluated in different ways; the batch size is none."""
+    """A sentence if models were evaluated in different ways; neither batch size nor scores at steps are one."""
 
     def said(evaluation: Evaluation) -> str:
-        settings = sorted(evaluation.settings.items())
-        return ", ".join(f"{key} {value}" for key, value in settings if key != "batch_size")
+        settings = [pair for pair in sorted(evaluation.settings.items()) if pair not in ASKED_BEFORE]
+        return ", ".join(f"{key} {value}" for key, value in settings if key not in ("batch_size", "at_steps"))
 
     ways = grouped((said(evaluation), name) for name, evaluation in evaluations.items())
     if len(ways) < 2:

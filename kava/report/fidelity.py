@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.report.clean import Row
-from kava.report.finished import read_json
+from kava.report.reading import read_json
 
 
 @dataclass(frozen=True)

@@ -1,72 +1,24 @@
 """The files of finished runs as values; everything else in the report works from these."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kava.errors import UserError
 from kava.files import sha256_file
 from kava.grades import Grade, collapsed, grade
-from kava.report.clean import Row, clean_text, jsonable
+from kava.report.clean import Row
+from kava.report.evaluated import Evaluation, read_evaluation
 from kava.report.inputs import RunFiles
+from kava.report.reading import NO_COST, Cost, read_cost, read_json, read_lines
 from kava.tasks.metric import Metric
 
-FIELDS = ("doc_id", "question", "gold", "answer")
 # What the training stages log at a step.
 LOGGED = ("loss", "ce", "kv", "codi", "logit_kd", "cka", "attention", "cos_sim", "cos_sim_centered")
 # Alignment that is shown by layer and head.
 MAPPED = ("cos_sim_centered", "r2")
 
 Heads = list[list[list[float | None]]]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a stage took; the peak is in MiB."""
-
-    seconds: float | None = None
-    peak_memory_mib: float | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A line of `samples.jsonl`; `scores` is metric → number."""
-
-    question: str
-    gold: str
-    answer: str
-    scores: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluated model.
-
-    Attributes
-    ----------
-    answers
-        doc_id (as a string) → its answer.
-    lines
-        Number of lines read, which exceeds `len(answers)` if a doc_id occurs twice.
-    means
-        Metric → mean, as the manifest records it.
-    n, questions_sha256, settings
-        Number of questions, their digest, and how they were asked; as recorded.
-    """
-
-    answers: Mapping[str, Answer]
-    lines: int
-    means: Mapping[str, float | None]
-    n: int
-    questions_sha256: str | None
-    settings: Mapping[str, Any]
-    cost: Cost = Cost()
-
-    def scores(self, metric: Metric) -> dict[str, float]:
-        """doc_id → number of the answer by `metric`."""
-        return {doc: answer.scores[metric.name] for doc, answer in self.answers.items()}
 
 
 @dataclass(frozen=True)
@@ -137,7 +89,7 @@ class Training:
     warnings: Sequence[str] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     cka: Mapping[str, list[list[float | None]]] | None = None
-    cost: Cost = Cost()
+    cost: Cost = NO_COST
     logged: Sequence[Logged] = ()
 
 
@@ -152,81 +104,6 @@ class FinishedRun:
 
 # Arm → seed → run.
 Runs = Mapping[str, Mapping[str, FinishedRun]]
-
-
-def read_json(path: Path, lost: list[str]) -> dict[str, Any]:
-    """One JSON object, with None for every number that is not finite; `lost` receives where those were.
-
-    Raises
-    ------
-    UserError
-        If the file does not hold one; the message names the file.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}); rerun the stage that writes it") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(value).__name__}; rerun the stage that writes it")
-    places: list[str] = []
-    finite: dict[str, Any] = jsonable(value, lost=places)
-    lost += [f"{path.as_posix()}: {place}" for place in places]
-    return finite
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    # A model may emit bytes that are no UTF-8; they are data to be shown, not a reason to stop.
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}, line {number} is not JSON: {error}; rerun the stage that writes it"
-                ) from error
-
-
-def _read_cost(directory: Path, lost: list[str]) -> Cost:
-    cost = read_json(directory / "cost.json", lost)
-    return Cost(cost.get("seconds"), cost.get("peak_memory_mib"))
-
-
-def read_evaluation(directory: Path, metrics: Sequence[Metric], lost: list[str]) -> Evaluation:
-    """Read `manifest.json`, `cost.json` and `samples.jsonl` of an evaluation.
-
-    Raises
-    ------
-    UserError
-        If a line lacks its question, gold or answer or its doc_id, a mark is not 0 or 1, or another number not finite.
-    """
-    path = directory / "samples.jsonl"
-    answers: dict[str, Answer] = {}
-    lines = 0
-    for line in _read_lines(path):
-        lines += 1
-        if missing := [key for key in FIELDS if key not in line]:
-            raise UserError(f"{path}, line {lines}, has no {' and no '.join(missing)}; rerun the evaluation")
-        for metric in metrics:
-            if not metric.allows(line.get(metric.name)):
-                raise UserError(
-                    f"{path}, doc_id {line.get('doc_id')}: {metric.name} is {line.get(metric.name)!r}, it must "
-                    f"be {'0 or 1' if metric.proportion else 'a finite number'}; rerun the evaluation"
-                )
-        question, gold, answer = (clean_text(line[key]) for key in ("question", "gold", "answer"))
-        scores = {m.name: int(line[m.name]) if m.proportion else float(line[m.name]) for m in metrics}
-        answers[str(line["doc_id"])] = Answer(question, gold, answer, scores)
-    manifest, cost = read_json(directory / "manifest.json", lost), _read_cost(directory, lost)
-    return Evaluation(
-        answers,
-        lines,
-        {metric.name: manifest[metric.name] for metric in metrics},
-        manifest["n"],
-        manifest.get("questions_sha256"),
-        manifest["spec"]["key"]["evaluation"],
-        cost,
-    )
 
 
 def read_alignment(recorded: Mapping[str, Any] | None) -> Alignment | None:
@@ -246,7 +123,7 @@ def read_training(directory: Path, lost: list[str]) -> Training:
 
     What `kava measure` wrote of this very student, in `alignment.json`, replaces what training measured.
     """
-    manifest, cost = read_json(directory / "manifest.json", lost), _read_cost(directory, lost)
+    manifest, cost = read_json(directory / "manifest.json", lost), read_cost(directory, lost)
     anew = directory / "alignment.json"
     if anew.is_file() and (later := read_json(anew, lost))["student"] == sha256_file(directory / "manifest.json"):
         former = manifest.get("measured", {}).get("warnings", [])
@@ -264,7 +141,7 @@ def read_training(directory: Path, lost: list[str]) -> Training:
         cost=cost,
         logged=[
             Logged(line["step"], {name: line[name] for name in LOGGED if line.get(name) is not None})
-            for line in _read_lines(directory / "metrics.jsonl")
+            for line in read_lines(directory / "metrics.jsonl")
         ],
     )
 

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from kava.files import read_json
-from kava.tasks import task_of
+from kava.tasks import scored, task_of
 from kava.tasks.base import Breakdown
 from kava.tasks.metric import Metric
+
+# What the name of a further model among a report's inputs begins with.
+REFERENCE = "reference/"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class ReportInputs:
     experiment, preset : str
         Names shown in the header.
     metrics : tuple of Metric
-        What answers are judged by; comparisons are of the first.
+        What answers are judged by, the task's primary metric first.
     breakdowns : tuple of Breakdown
         By what questions are grouped, beside their length.
     arms : dict
@@ -56,6 +59,10 @@ class ReportInputs:
         Store name → its `manifest.json`.
     teacher, student_base : ReferenceFiles
         The two reference lines.
+    references : dict
+        Further models that were not trained here, by name.
+    common_start : bool
+        Whether `student_base` is what all arms began from.
     comparisons : list of (str, str)
         Declared pairs (a, b); the sign of a difference is a − b.
     controls : list of str
@@ -92,6 +99,8 @@ class ReportInputs:
     tokens: dict[str, Path] = field(default_factory=dict)
     mismatches: list[str] = field(default_factory=list)
     across: list[tuple[str, str]] | None = None
+    references: dict[str, ReferenceFiles] = field(default_factory=dict)
+    common_start: bool = True
 
     def __post_init__(self) -> None:
         unknown = sorted({name for pair in self.comparisons for name in pair} | set(self.controls) | set(self.runs))
@@ -119,7 +128,8 @@ def report_inputs(spec: Mapping[str, Any], inputs: Mapping[str, Path], provenanc
     spec
         The resolved configuration, with `seeds`, `comparisons` and `controls`.
     inputs
-        `teacher`, `student_base`, `tokens`, `store`, `bench`, and `<arm>/seed-<n>/<stage>` of each run: manifests.
+        `teacher`, `student_base`, `reference/<name>` of each further model, `tokens`, `store`, `bench`, and
+        `<arm>/seed-<n>/<stage>` of each run: manifests.
     provenance
         Shown as it is.
     """
@@ -128,14 +138,14 @@ def report_inputs(spec: Mapping[str, Any], inputs: Mapping[str, Path], provenanc
     for name, path in inputs.items():
         run, _, stage = name.rpartition("/")
         arm, _, seed = run.partition("/seed-")
-        if stage == "evaluation":
+        if is_run(name) and stage == "evaluation":
             projector = inputs.get(f"{run}/projector")
             runs[arm][seed] = RunFiles(projector and projector.parent, inputs[f"{run}/student"].parent, path.parent)
     kind = spec["data"]["kind"]
     return ReportInputs(
         experiment=spec["experiment"],
         preset=spec["preset"],
-        metrics=task_of(kind).metrics,
+        metrics=scored(task_of(kind), generated(spec)),
         breakdowns=task_of(kind).breakdowns,
         arms={arm: spec["arms"][arm] for arm in controls_last},
         runs=runs,
@@ -149,7 +159,22 @@ def report_inputs(spec: Mapping[str, Any], inputs: Mapping[str, Path], provenanc
         seeds={arm: [str(seed) for seed in spec["seeds"]] for arm in controls_last},
         bench=inputs.get("bench"),
         tokens={spec["experiment"]: inputs["tokens"]},
+        references={
+            name.removeprefix(REFERENCE): _reference(path)
+            for name, path in inputs.items()
+            if name.startswith(REFERENCE) and not is_run(name)
+        },
     )
+
+
+def is_run(name: str) -> bool:
+    """Whether an input of a report is of a run, `<arm>/seed-<n>/<stage>`; names of arms and models have no slash."""
+    return name.count("/") == 2
+
+
+def generated(spec: Mapping[str, Any]) -> bool:
+    """Whether answers were generated, as a configuration says; one of before had no such setting, and they were."""
+    return bool(spec.get("evaluation", {}).get("generate", True))
 
 
 def _reference(manifest: Path) -> ReferenceFiles:

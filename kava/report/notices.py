@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 
 from kava.misalignment import INERT_BEGINS, inert_sentence, is_inert
 from kava.report.clean import grouped
+from kava.report.evaluated import Evaluation
 from kava.report.finished import Alignment, FinishedRun, Runs
 from kava.report.format import listed
+from kava.tasks.metric import ANSWER_NLL, Metric
 
 # What of a run tells its cross entropy at the end: the mean over this last share of its logged steps, which averages
 # out batches. They are the same batches in the same order for every arm of a seed, so that a relative difference above
 # the second number is the KV loss's doing.
 LAST_SHARE, SAME_CE = 0.25, 0.02
+# Models that a sentence can name.
+NAMED = 4
 
 # Not the 2 of r2, nor the number that names a layer or a head: sentences about different heads are never merged.
 NUMBER = re.compile(r"(?<![\w.])(?<!layer )(?<!head )-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
@@ -131,6 +135,24 @@ def _ranged(texts: Sequence[str]) -> str:
         return low if float(low) == float(high) else f"{low} to {high}"
 
     return NUMBER.sub(fill, texts[0])
+
+
+def unknown_numbers(evaluations: Mapping[str, Evaluation], metrics: Sequence[Metric]) -> str:
+    """A sentence on the evaluations of before the gold answers were scored; empty if there are none.
+
+    `evaluations` maps what the page calls each to its files; `metrics` are those that they may have.
+    """
+    if ANSWER_NLL not in metrics:
+        return ""
+    without = [name for name, evaluation in evaluations.items() if evaluation.means[ANSWER_NLL.name] is None]
+    if not without:
+        return ""
+    few = listed(without) if len(without) <= NAMED else f"{len(without)} models"
+    who = "any model" if len(without) == len(evaluations) else few
+    return (
+        f"Answer NLL and teacher agreement are not known of {who}: an earlier version of KAVA evaluated without them, "
+        "and evaluating again adds them."
+    )
 
 
 def lost_numbers(places: Sequence[str]) -> list[str]:

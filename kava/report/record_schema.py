@@ -4,7 +4,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from kava.report.inputs import REFERENCE, generated, is_run
 from kava.tasks import task_of
+from kava.tasks.metric import ANSWER_NLL
 
 REFERENCES = ("teacher", "student_base")
 
@@ -14,13 +16,15 @@ class _Model(BaseModel):
 
 
 class _Scored(_Model):
-    """And, by name, the mean of each metric of its task, with the interval of the primary one."""
+    """And, by name, the mean of each metric, with its interval."""
 
     model: str
     n: int
 
 
 class _Models(_Model):
+    """And, as `reference/<name>`, further models."""
+
     teacher: _Scored
     student_base: _Scored
 
@@ -52,6 +56,7 @@ class _Configuration(_Model):
     seeds: list[int]
     comparisons: list[tuple[str, str]]
     controls: list[str]
+    references: dict[str, Any] = {}
 
 
 class Record(_Model):
@@ -70,9 +75,9 @@ class Record(_Model):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        needed = {*REFERENCES, "tokens", "store"}
+        needed = {*REFERENCES, "tokens", "store", *(f"{REFERENCE}{name}" for name in self.configuration.references)}
         for name in self.files:
-            arm, _, rest = name.partition("/seed-")
+            arm, _, rest = name.partition("/seed-") if is_run(name) else (name, "", "")
             seed, _, stage = rest.partition("/")
             configured = arm in self.configuration.arms and seed in map(str, self.configuration.seeds)
             if rest and not configured:
@@ -82,7 +87,8 @@ class Record(_Model):
         if lacking := sorted(needed - self.files.keys()):
             raise ValueError(f"files has no {lacking[0]}")
         for model in (self.models.teacher, self.models.student_base):
-            scored = {*(metric.name for metric in task_of(self.configuration.data.kind).metrics)}
-            if lacking := sorted(scored - (model.model_extra or {}).keys()):
+            task, settings = task_of(self.configuration.data.kind), self.configuration.model_dump()
+            own = {*(metric.name for metric in task.metrics)} if generated(settings) else {ANSWER_NLL.name}
+            if lacking := sorted(own - (model.model_extra or {}).keys()):
                 raise ValueError(f"{model.model} has no {lacking[0]}")
         return self

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from kava.report.clean import Row, grouped
-from kava.report.finished import Answer, Runs
+from kava.report.evaluated import Answer
+from kava.report.finished import Runs
 from kava.tasks.metric import Metric
 
 # Bytes of samples in the page, which with the chart library's 0.9 MB and the curves stays under 3 MB.
 TEXT_BUDGET = 1_200_000
 # The first questions are shown even where every arm babbles; all texts are cut so that these fit half the budget.
 FIRST = 12
+DIGITS = 3
 # What would end or begin a script inside a script element; a backslash sequence says the same in JSON.
 _TAG = re.compile(r"<(?=[/!s])", re.IGNORECASE)
 
@@ -64,10 +66,10 @@ def _cut(text: str, limit: int) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """What an arm answered, and metric → number; the text was cut by `left_out` characters."""
+    """What an arm answered, and metric → number, where it is known; the text was cut by `left_out` characters."""
 
     text: str
-    scores: Mapping[str, float]
+    scores: Mapping[str, float | None]
     left_out: int
 
     def to_list(self) -> list[Any]:
@@ -101,6 +103,8 @@ class Samples(Row):
         On how many questions under the first seed some arms are right and some wrong.
     of
         Number of questions that the arms share.
+    metrics
+        Names of the metrics whose numbers an answer has: those that are known of any.
     """
 
     arms: Sequence[str]
@@ -109,6 +113,7 @@ class Samples(Row):
     disagreements: int = 0
     of: int = 0
     questions: Sequence[Question] = ()
+    metrics: Sequence[str] = ()
 
 
 def pick_samples(runs: Runs, metrics: Sequence[Metric]) -> Samples:
@@ -131,6 +136,7 @@ def pick_samples(runs: Runs, metrics: Sequence[Metric]) -> Samples:
     common = [doc for doc in first[0] if all(doc in of_arm for of_arm in first)]
     seeds = [seed for seed in seeds if all(doc in of_arm for of_arm in answers[seed] for doc in common)]
     patterns = {doc: tuple(of_arm[doc].scores[metrics[0].name] for of_arm in first) for doc in common}
+    metrics = [m for m in metrics if any(m.name in answer.scores for of_arm in first for answer in of_arm.values())]
     chosen = _choose(patterns) if metrics[0].proportion else _furthest_apart(patterns)
 
     def lengths(shown: Sequence[str]) -> list[int]:
@@ -147,7 +153,8 @@ def pick_samples(runs: Runs, metrics: Sequence[Metric]) -> Samples:
         shown = seeds[:1]
         questions = rows(shown)
     disagreements = sum(len(set(pattern)) > 1 for pattern in patterns.values()) if metrics[0].proportion else 0
-    return Samples(arms, shown, seeds, disagreements, len(common), _fitting(questions))
+    names = [metric.name for metric in metrics]
+    return Samples(arms, shown, seeds, disagreements, len(common), _fitting(questions), names)
 
 
 def _row(
@@ -155,9 +162,10 @@ def _row(
 ) -> Question:
     def shown(answer: Answer) -> Shown:
         text = _cut(answer.answer, limit)
-        return Shown(
-            text, {metric.name: answer.scores[metric.name] for metric in metrics}, len(answer.answer) - len(text)
-        )
+        numbers = {metric.name: answer.scores.get(metric.name) for metric in metrics}
+        # As many digits of further numbers as are shown: they would take the room of answers.
+        further = {name: value and round(value, DIGITS) for name, value in list(numbers.items())[1:]}
+        return Shown(text, numbers | further, len(answer.answer) - len(text))
 
     asked = next(iter(answers.values()))[0][doc]
     of_seeds = {seed: [shown(of_arm[doc]) for of_arm in row] for seed, row in answers.items()}

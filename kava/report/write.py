@@ -14,12 +14,11 @@ from kava.files import read_json, sha256_file, write_atomic, write_json
 from kava.provenance import provenance
 from kava.report.build import Report, build_report
 from kava.report.clean import jsonable
-from kava.report.inputs import report_inputs
+from kava.report.inputs import REFERENCE, is_run, report_inputs
 from kava.report.page.render import render_html
 from kava.report.record import FILE, FORMAT, without_places
 from kava.report.record_schema import REFERENCES
 from kava.report.results import ReferenceRow
-from kava.tasks.metric import Metric
 
 HEADING = (
     "# Written by `kava report`; `notes` is a setting. Of files, `path` is relative to the folder of this one,\n"
@@ -55,8 +54,10 @@ def write_record(spec: Mapping[str, Any], inputs: Mapping[str, Path], report: Re
     report
         What `build_report` made of them.
     """
-    evaluations = [path for name, path in inputs.items() if name.endswith("/evaluation")]
+    evaluations = [path for name, path in inputs.items() if is_run(name) and name.endswith("/evaluation")]
     folder = evaluations[0].parents[3]
+    models = dict(zip(REFERENCES, (report.teacher, report.student_base), strict=True))
+    models |= {f"{REFERENCE}{name}": row for name, row in report.references.items()}
     record = {
         "format": FORMAT,
         "name": spec["experiment"],
@@ -64,10 +65,7 @@ def write_record(spec: Mapping[str, Any], inputs: Mapping[str, Path], report: Re
         "notes": spec["notes"],
         "verdict": report.verdict.sentence,
         **_provenance(report.provenance),
-        "models": {
-            role: _model(row, report.metrics[0], inputs[role])
-            for role, row in zip(REFERENCES, (report.teacher, report.student_base), strict=True)
-        },
+        "models": {role: _model(row, inputs[role]) for role, row in models.items()},
         "questions_sha256": sorted({str(read_json(path).get("questions_sha256")) for path in evaluations}),
         "results": {arm: _result(arm, report) for arm in report.arms},
         "comparisons": report.comparisons,
@@ -85,7 +83,7 @@ def _places(folder: Path, inputs: Mapping[str, Path]) -> Iterator[tuple[str, dic
     """Where each file lies, in words that hold on other machines, and its hash."""
     cache = inputs["tokens"].parents[2]
     for name, path in inputs.items():
-        kind, root = ("path", folder) if "/seed-" in name else ("cache", cache)
+        kind, root = ("path", folder) if is_run(name) else ("cache", cache)
         yield name, {kind: path.relative_to(root).as_posix(), "sha256": sha256_file(path)}
 
 
@@ -99,11 +97,11 @@ def _provenance(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"report_made_with": made_with, **{name: given.get(name) for name in ("data", "tokenizer")}}
 
 
-def _model(row: ReferenceRow, primary: Metric, manifest: Path) -> dict[str, Any]:
+def _model(row: ReferenceRow, manifest: Path) -> dict[str, Any]:
     """Name, identity (a revision, or hashes of files) and scores of a model that was not trained here."""
     identity = read_json(manifest)["spec"].get("key", {}).get("model", {})
     scores = {name: score.mean for name, score in row.scores.items()}
-    return {"model": row.model, **identity, **scores, "n": row.n, f"{primary.name}_ci95": row.primary.ci95}
+    return {"model": row.model, **identity, **scores, "n": row.n, **row.intervals()}
 
 
 def _result(arm: str, report: Report) -> dict[str, Any]:
@@ -112,7 +110,7 @@ def _result(arm: str, report: Report) -> dict[str, Any]:
     alignment = report.arms[arm].alignment
     means = alignment and {**alignment.means, "grade": alignment.grade, "collapsed": alignment.collapsed}
     return {
-        **{name: value for name, value in row.items() if name not in ("alignment", "seeds")},
+        **{name: value for name, value in row.items() if name not in ("alignment", "at_steps", "seeds")},
         "control": arm in report.controls,
         "train_seconds": cost.train_seconds,
         "peak_memory_mib": cost.peak_memory_mib,

@@ -65,8 +65,12 @@ def score_chart(report: Report) -> Chart:
             for seed, row in arm.seeds.items()
             if row.primary.mean is not None
         ]
-    references = (("teacher", report.teacher, -20), ("base student", report.student_base, -7))
-    lines = [(title, row.primary.mean, lift) for title, row, lift in references if row.primary.mean is not None]
+    references = [("base student", report.student_base), ("teacher", report.teacher), *report.references.items()]
+    lines = [
+        (title, row.primary.mean, -7 - 13 * i)
+        for i, (title, row) in enumerate(references)
+        if row.primary.mean is not None
+    ]
     reached = [*(row["high"] for row in means), *(value for _, value, _ in lines), *(row["score"] for row in seeds)]
     if not metric.proportion:
         reached += [row["low"] for row in means]

@@ -30,12 +30,15 @@
   function answerCard(name, [text, ...numbers], data) {
     const leftOut = numbers.pop();
     const heading = make("h4", "", name + " ");
-    if (!data.marks) heading.append(make("span", "tag", `${data.labels[0]} ${numbers[0].toFixed(3)}`));
-    else heading.append(mark(numbers[0]));
-    for (let i = 1; data.marks && i < numbers.length; i++) {
-      if (numbers[i] === numbers[0]) continue;
-      heading.append(" ", make("span", "tag", `${data.labels[i]}: ${numbers[i] ? "right" : "wrong"}`));
-    }
+    if (data.marks) heading.append(mark(numbers[0]));
+    data.metrics.forEach((metric, i) => {
+      const number = numbers[i];
+      if (number === null || (i === 0 && data.marks)) return;
+      // A mark of another kind is told of where it differs from the first; where that is none, if it is right.
+      if (metric.mark && number === (data.marks ? numbers[0] : 0)) return;
+      const said = metric.mark ? `: ${number ? "right" : "wrong"}` : ` ${number.toFixed(3)}`;
+      heading.append(" ", make("span", "tag", metric.label + said));
+    });
     return make("section", "answer", heading, ...folded(text, leftOut, data.fold));
   }
 

@@ -4,7 +4,10 @@ from kava.grades import COLLAPSE
 from kava.report.build import Report
 
 EFFECT_SIZE = "h (effect size)"
+STEPS_SAVED = "steps saved"
 WORDS = {
+    STEPS_SAVED: "After how many training steps an arm has what its control had at a step, on validation questions; "
+    "between steps that were scored by straight lines.",
     "control": "An arm without usable KV signal; a KV arm that does not beat it has shown nothing.",
     "sft": "The control trained on the texts alone: the same student, data and steps without a KV loss.",
     "KV loss": "The distance between the student’s keys and values and the teacher’s, projected to its size; "
@@ -39,9 +42,10 @@ LOSSES = {
 def glossary(report: Report) -> dict[str, str]:
     """Word → what it means, in the order shown."""
     used = {arm.loss for arm in report.arms.values()}
+    unused = {EFFECT_SIZE: not report.metrics[0].proportion, STEPS_SAVED: not report.steps_saved}
     words = {metric.label: metric.meaning for metric in report.metrics}
     for word, meaning in WORDS.items():
-        if word != EFFECT_SIZE or report.metrics[0].proportion:
+        if not unused.get(word):
             words[word] = meaning
         if word == "KV loss":
             words |= {name: meaning for name, meaning in LOSSES.items() if name in used}

@@ -18,15 +18,18 @@ from kava.report.build import Report
 from kava.report.charts.curves import curves_end, loss_charts, similarity_charts, single_points
 from kava.report.charts.fidelity import fidelity_chart
 from kava.report.charts.scores import breakdown_charts, score_chart
+from kava.report.charts.steps import step_charts
 from kava.report.charts.style import arm_styles, highlighted, many_arms, ranked
 from kava.report.charts.wins import wins_chart
 from kava.report.clean import flatten
 from kava.report.page.first_screen import first_screen
 from kava.report.page.glossary import glossary
 from kava.report.page.heatmap import heat_map, layer_by_head
+from kava.report.page.saved import saved_tables
 from kava.report.samples import FIRST, embedded
 from kava.report.statistics.compare import Comparison
 from kava.report.verdict.findings import FEW
+from kava.tasks.metric import Metric
 
 HERE = Path(__file__).parent
 STYLES = ("page.css", "controls.css")
@@ -102,6 +105,13 @@ def _departures(differences: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str,
     return {key: value for key, value in usual.items() if value is not None}, arms
 
 
+def _is_known(metric: Metric, report: Report) -> bool:
+    """Whether any model has a number of it."""
+    seeds = [run for arm in report.arms.values() for run in arm.seeds.values()]
+    rows = [report.teacher, report.student_base, *report.references.values(), *seeds]
+    return any(row.scores[metric.name].mean is not None for row in rows)
+
+
 def _explorer(report: Report, order: Sequence[str]) -> Markup:
     """The questions as the page's script reads them; `order` of the arms as their numbers in the rows."""
     samples = report.samples
@@ -111,7 +121,11 @@ def _explorer(report: Report, order: Sequence[str]) -> Markup:
         "order": [samples.arms.index(name) for name in order],
         "many": many_arms(report),
         "fold": FOLD,
-        "labels": [metric.label for metric in report.metrics],
+        "metrics": [
+            {"label": metric.label, "mark": metric.proportion}
+            for metric in report.metrics
+            if metric.name in samples.metrics
+        ],
         "marks": report.metrics[0].proportion,
     }
     return Markup(embedded(shown))
@@ -139,7 +153,8 @@ def render_html(report: Report) -> str:
         *(formats.duration, formats.mebibytes, formats.size),
     )
     environment.filters |= {written.__name__: written for written in filters}
-    metric, *others = report.metrics
+    metric, *further = report.metrics
+    others = [other for other in further if _is_known(other, report)]
     order, styles = ranked(report), arm_styles(report)
     sort_comparisons = len(report.comparisons) > FEW
     comparisons = sorted(report.comparisons, key=_by_difference) if sort_comparisons else report.comparisons
@@ -159,6 +174,8 @@ def render_html(report: Report) -> str:
         script_hashes=f"{_hash(library)} {_hash(script)}",
         accuracy=score_chart(report),
         wins=wins_chart(comparisons, styles),
+        at_steps=step_charts(report),
+        saved=saved_tables(report.steps_saved),
         breakdowns=breakdown_charts(report),
         losses=loss_charts(report),
         similarities=similarity_charts(report),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap, norm, t
+from scipy.stats import bootstrap, norm, sem, t
 from statsmodels.stats.proportion import proportion_confint
 
 from kava.tasks.metric import Metric
@@ -67,6 +67,15 @@ def bootstrap_ci(values: np.ndarray) -> Interval:
         rng=np.random.default_rng(RNG_SEED),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def t_interval(values: Sequence[float]) -> Interval | None:
+    """Student's 95% interval of the mean of `values`, which vary about normally; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    mean = float(np.mean(values))
+    half = float(t.isf(ALPHA / 2, len(values) - 1) * sem(values))
+    return mean - half, mean + half
 
 
 def interval_of(metric: Metric, mean: float | None, n: int, values: Sequence[float]) -> Interval | None:

@@ -8,8 +8,8 @@ scored higher than b in these students (with one seed this shows nothing about t
 for what is repeated; which way is better, the metric says. Arms that are the same runs by two names are named and not
 compared. The first rule that applies decides the outcome:
 
-1. Every arm about zero (a share of right answers under 2%, or under two right answers a run): *no difference shown*,
-   "No arm answers these questions: nothing can be concluded from accuracy".
+1. Every arm about zero (`kava.report.floor`), where no likelihood of the gold answers is known to judge by: *no
+   difference shown*, "No arm answers these questions: nothing can be concluded from accuracy".
 2. KV arms were compared with controls, and none beats, repeatedly, all controls it was compared with: *no KV arm
    beats its control*, "No KV arm is shown to beat its control" (that it does not is not shown either). If trained
    students of a KV arm are shown to beat those of all its controls, the headline says that instead; with fewer than 3
@@ -30,7 +30,7 @@ points. How the arms stand against the base student follows, of these students a
 (`against_base`). The numbers of up to 6 comparisons follow, and of one that shows nothing the difference that it would
 have shown with 80% power. Of more, it says how many KV arms were compared with each control, which are better, which
 worse, and that the others show no difference; the numbers stand in the table. Comparisons of controls with each other
-follow last.
+follow, and last how many steps KV arms saved (`kava.report.verdict.saved`).
 
 The number of seeds and questions, arms whose KV loss did nothing (`kava.report.notices`), that intervals are over
 questions, failed checks of fairness, comparisons that could not be made, declared seeds that are missing and shown
@@ -42,6 +42,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kava.report.clean import Row, grouped
+from kava.report.floor import about_zero
 from kava.report.format import Scale, listed
 from kava.report.results import ArmRow
 from kava.report.statistics.compare import ENOUGH_SEEDS, SEED_MISSING, Comparison
@@ -50,7 +51,6 @@ from kava.report.verdict.findings import FEW, NO_DIFFERENCE, Configs, Pairs, sor
 from kava.report.verdict.numbers import counts, each, of_base
 from kava.tasks.metric import Metric
 
-FLOOR = 0.02
 ENOUGH_QUESTIONS = 200
 
 
@@ -81,6 +81,8 @@ def decide(
     across: Pairs | None = None,
     against_base: Sequence[Comparison] = (),
     inert: Sequence[str] = (),
+    floor: str | None = None,
+    saved: Sequence[str] = (),
 ) -> Verdict:
     """Apply the rules above.
 
@@ -102,14 +104,21 @@ def decide(
         Comparisons with the base student.
     inert : sequence of str
         Arms whose KV loss did nothing.
+    floor
+        Why `metric` is not the task's own, in words.
+    saved : sequence of str
+        What `kava.report.verdict.saved` says of the steps that arms saved.
     """
     usable = [row for row in comparisons if row.tested]
     identical = [row for row in comparisons if row.identical]
     caveats = _caveats(arms, comparisons, controls, len(mismatches))
     if inert:
         caveats.insert(0, f"the KV loss of {listed(inert)} was inert (see the warnings), so it has shown nothing of KV")
-    if metric.proportion and _about_zero(arms):
-        top = max(row.primary.mean or 0.0 for arm in arms.values() for row in arm.seeds.values())
+    runs = [(row.primary.mean, row.n) for arm in arms.values() for row in arm.seeds.values()]
+    if floor:
+        caveats.insert(0, floor)
+    if metric.proportion and about_zero(runs):
+        top = max(share or 0.0 for share, _ in runs)
         caveats.insert(0, f"the best run has a {metric.label} of {Scale(metric).value(top)}")
         headline = "No arm answers these questions: nothing can be concluded from accuracy"
         return Verdict(NO_DIFFERENCE, headline, [], caveats)
@@ -122,13 +131,8 @@ def decide(
         return Verdict(NO_DIFFERENCE, f"Nothing shown: {why}", numbers, caveats)
     found = sort_out(usable, controls, configs, across)
     outcome, headline = conclude(found, metric)
-    numbers += counts(found) if len(usable) > FEW else each(found, arms)
+    numbers += (counts(found) if len(usable) > FEW else each(found, arms)) + list(saved)
     return Verdict(outcome, headline, numbers, caveats)
-
-
-def _about_zero(arms: Mapping[str, ArmRow]) -> bool:
-    runs = [(row.primary.mean, row.n) for arm in arms.values() for row in arm.seeds.values()]
-    return bool(runs) and all(rate is not None and rate < max(FLOOR, 2 / max(n, 1)) for rate, n in runs)
 
 
 def _caveats(arms: Mapping[str, ArmRow], rows: Sequence[Comparison], controls: Sequence[str], unfair: int) -> list[str]:
