@@ -212,7 +212,7 @@ class Jobs:
     @cached_property
     def _student(self) -> dict[str, Any]:
         student = self.config.student
-        cut = {} if student.keep_layers is None else {"keep_layers": student.keep_layers}
+        cut = student.model_dump(mode="json", include={"keep_layers"}, exclude_none=True)
         return model_identity(student, ANSWERS) | cut
 
     @cached_property
