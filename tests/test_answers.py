@@ -105,7 +105,9 @@ def report_of_the_stage_itself(tmp_path_factory: pytest.TempPathFactory) -> dict
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "check_prompts", lambda *_: None)
         patch.setattr(evaluate, "require_room", lambda *_: None)
-        patch.setattr(evaluate, "test_questions", lambda *_: Questions("test", rows, rows, rows))
+        patch.setattr(
+            evaluate, "test_questions", lambda *_: Questions("test", rows, rows, rows, tokens.parent / "task")
+        )
         patch.setattr(judge, "score_answers", lambda *_: [SCORE] * len(rows))
         patch.setattr(evaluate, "write_card", lambda *_: None)
         patch.setattr(evaluate, "load_model_config", lambda _: None)

@@ -173,16 +173,17 @@ def test_a_mean_is_of_the_questions_that_have_the_number() -> None:
 def test_a_likelihood_that_is_no_number_is_refused_with_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = [AnswerScore(nll, np.array([1]), np.array([1])) for nll in (1.0, float("nan"), float("inf"))]
     monkeypatch.setattr(judge, "score_answers", lambda *_: scores)
-    model, nothing = SimpleNamespace(name_or_path="the student"), Questions("test", [], [], [])
+    model, nothing = SimpleNamespace(name_or_path="the student"), Questions("test", [], [], [], Path())
+    of_text = judge.Judge(task_of("text"), Evaluation(), None)
     with pytest.raises(UserError, match=r"test row 1 is nan \(2 of 3 are no numbers\): logits of the student overflow"):
-        judge.judge(model, None, nothing, task_of("text"), Path(), Evaluation(), None)
+        of_text.judge(model, None, nothing)
 
 
 def test_a_gold_answer_beyond_a_models_positions_or_rows_is_refused_with_its_question() -> None:
     config = tiny_model("qwen2").config
     ids = [np.array([5, 6, 7]), np.arange(3, 60).repeat(2)[:70]]
     with pytest.raises(UserError, match=r"test question 1 \(from 0\) has 70 tokens with its gold .* has 64 positions"):
-        require_room("student", "tiny", config, Questions("test", [], ids, ids))
+        require_room("student", "tiny", config, Questions("test", [], ids, ids, Path()))
     with pytest.raises(UserError, match="has 61 embedding rows, and the data has the token id 99"):
-        require_room("student", "tiny", config, Questions("test", [], [np.array([5, 99])], ids))
-    require_room("student", "tiny", config, Questions("test", [], ids[:1], ids[:1]))
+        require_room("student", "tiny", config, Questions("test", [], [np.array([5, 99])], ids, Path()))
+    require_room("student", "tiny", config, Questions("test", [], ids[:1], ids[:1], Path()))

@@ -160,7 +160,8 @@ class Jobs:
             scores=SCORES_FORMAT,
             model=(model_identity(settings, ANSWERS) | how) if role == "teacher" else self._student,
             tokens=self.tokenize.spec.key.as_the_teacher_reads(),
-            evaluation=self.config.evaluation,
+            evaluation=self.config.evaluation.model_copy(update={"at_steps": []}),
+            validation=True if self.config.evaluation.at_steps else None,
             **beside_the_teacher,
         )
         folder = _keyed(self.cache / "references", f"{role}-{_short_name(settings)}", key)

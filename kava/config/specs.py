@@ -160,6 +160,8 @@ class EvaluationKey(Settings):
         compared with.
     student_reasoning
         The same: what its gold answers are, as the students read them; left out where they are whole.
+    validation
+        Of a reference: whether the validation questions are scored, too, since students are at some of their steps.
     """
 
     scores: int
@@ -168,6 +170,7 @@ class EvaluationKey(Settings):
     tokens: TeacherTokens | None = left_out()
     teacher: str | None = left_out()
     student_reasoning: Literal["equations"] | None = left_out()
+    validation: Literal[True] | None = left_out()
 
 
 class EvaluateSpec(Settings):

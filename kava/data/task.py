@@ -6,6 +6,7 @@ lm_eval run --model hf --model_args pretrained=STUDENT --tasks kava_gsm8k --incl
 """
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,12 @@ def write_questions(folder: Path, rows: list[Row], asked: Template) -> None:
     """Write `test.jsonl`, and the prompt of a question that is none of them, into a folder."""
     write_json(folder / PROMPT, PromptFormat(_escaped(asked.prompt(QUESTION)), []).to_dict())
     _write_rows(folder, rows)
+
+
+def copy_task(folder: Path, rows: list[Row], target: Path) -> None:
+    """The task of a folder with other questions, in another folder."""
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    _write_rows(target, rows)
 
 
 def _write_rows(folder: Path, rows: list[Row]) -> None:

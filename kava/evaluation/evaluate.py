@@ -1,7 +1,10 @@
-"""Evaluate one model: its answers to the test questions and their marks, or how likely the right ones are to it."""
+"""Evaluate one model: its answers to the test questions and their marks, and how likely the right ones are to it."""
 
 import json
 import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from kava.card import write_card
 from kava.config.identity import display_name
@@ -15,12 +18,12 @@ from kava.data.tokens import TokenSet, answers
 from kava.device import peak_memory_mib, use_device
 from kava.errors import UserError
 from kava.evaluation.agreement import read_likeliest, write_likeliest
-from kava.evaluation.judge import judge, means
-from kava.evaluation.questions import require_room, test_questions
+from kava.evaluation.at_steps import kept_students, seconds_at, write_steps
+from kava.evaluation.judge import Judge, Judgement, in_words, means
+from kava.evaluation.questions import Questions, require_room, test_questions, validation_questions
 from kava.files import read_json, sha256_file, write_atomic, write_json
 from kava.models.load import load_ends, load_for_evaluation, load_model_config, load_tokenizer
 from kava.running import cost_record
-from kava.tasks import scored
 
 log = logging.getLogger("kava")
 
@@ -30,38 +33,52 @@ def run(job: Job[EvaluateSpec], runtime: Runtime) -> None:
     tokens = TokenSet(job.inputs["tokens"])
     role, settings = job.spec.reference, job.spec.key.evaluation
     folder = job.output.parent
+    kept: dict[int, Path] = {}
     if role is None:
         student = job.inputs["student"].parent
-        source = ModelSettings(model=str(student), trust_remote_code=runtime.student.trust_remote_code)
+        source = _student(student, runtime)
         distilled = read_json(job.inputs["student"])
+        kept = kept_students(student, distilled, settings.at_steps)
         # An evaluation that goes elsewhere is a trial, and no fact about the student.
         own = folder.resolve() == (student.parent / "evaluation").resolve()
     else:
         source = runtime.teacher if role == "teacher" else runtime.student
-    task = tokens.task
-    generated = task.harness is not None and settings.generate
-    shortened = tokens.manifest["spec"]["student_reasoning"] != "full" and role != "teacher"
-    questions = test_questions(tokens, runtime.teacher, shortened)
-    tokenizer = load_tokenizer(source)
-    if generated:
-        prompts = read_prompts(tokens.task_folder)
-        check_prompts(tokenizer, prompts, {source.model: source}, settings.max_new_tokens)
-    require_room(role or "student", source.model, load_model_config(source), questions)
-    right = answers(tokens.input_ids["train"], tokens.segments["train"])
-    require_end_after_answer(role or "student", source.model, load_ends(source, tokenizer), right)
-    teacher = None if role == "teacher" else read_likeliest(job.inputs["teacher"], tokens.questions_sha256)
-    job.output.unlink(missing_ok=True)  # what it vouches for is about to change
-    folder.mkdir(parents=True, exist_ok=True)
-    if role is None and own:
-        # Without the numbers of an earlier one; and before the work, should the folder not be writable.
-        write_card(student, distilled, runtime.sources)
-    with cost_record(folder / "cost.json", lambda: peak_memory_mib(device)):
-        model = load_for_evaluation(source, device)
-        lines, scores = judge(model, tokenizer, questions, task, tokens.task_folder, settings, teacher)
+    tokenizer, teacher = load_tokenizer(source), None
+    if role != "teacher":
+        teacher = read_likeliest(job.inputs["teacher"], tokens.questions_sha256)
+    judge = Judge(tokens.task, settings, teacher)
+    with TemporaryDirectory() as beside:
+        shortened = tokens.manifest["spec"]["student_reasoning"] != "full" and role != "teacher"
+        questions = test_questions(tokens, runtime.teacher, shortened)
+        held_out = None
+        if kept or job.spec.key.validation:
+            held_out = validation_questions(tokens, runtime.teacher, shortened, runtime.data, Path(beside))
+        for asked in (questions, held_out) if held_out else (questions,):
+            _check(role or "student", source, tokenizer, asked, judge)
+        right = answers(tokens.input_ids["train"], tokens.segments["train"])
+        require_end_after_answer(role or "student", source.model, load_ends(source, tokenizer), right)
+        job.output.unlink(missing_ok=True)  # what it vouches for is about to change
+        folder.mkdir(parents=True, exist_ok=True)
+        if role is None and own:
+            # Without the numbers of an earlier one; and before the work, should the folder not be writable.
+            write_card(student, distilled, runtime.sources)
+        with cost_record(folder / "cost.json", lambda: peak_memory_mib(device)):
+            model = load_for_evaluation(source, device)
+            lines, scores = judge.judge(model, tokenizer, questions)
+            at_steps: dict[int, Judgement] = {}
+            if job.spec.key.validation and held_out:  # before any step
+                at_steps[0] = judge.judge(model, tokenizer, held_out)
+            for step, then in kept.items():
+                assert held_out is not None, "they are asked of what was kept"
+                model = None  # one at a time
+                model = load_for_evaluation(_student(then, runtime), device)
+                at_steps[step] = judge.judge(model, tokenizer, held_out)
+                said = in_words(means(at_steps[step].lines, judge.metrics), judge.metrics)
+                log.info("step %d, on validation: %s", step, said)
     write_atomic(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    metrics = scored(task, settings.generate)
-    found = means(lines, metrics)
-    manifest = {
+    found = means(lines, judge.metrics)
+    seconds = seconds_at(student / "metrics.jsonl", list(kept)) if kept else {0: 0.0}
+    manifest: dict[str, Any] = {
         "stage": "evaluate",
         "spec": job.spec.model_dump(),
         "model": display_name(source.model) if role else source.model,
@@ -69,19 +86,33 @@ def run(job: Job[EvaluateSpec], runtime: Runtime) -> None:
         "n": len(lines),
         "questions_sha256": tokens.questions_sha256,
         "samples_sha256": sha256_file(folder / "samples.jsonl"),
+        **write_steps(folder, at_steps, judge.metrics, seconds),
     }
     if role == "teacher":
-        manifest["likeliest_sha256"] = write_likeliest(folder, {"test": scores})
+        of_validation = {"validation": at_steps[0].scores} if at_steps else {}
+        manifest["likeliest_sha256"] = write_likeliest(folder, {"test": scores} | of_validation)
     if role is None:
         if read_json(job.inputs["student"]) != distilled:
             raise UserError(f"{student} was trained anew while it was evaluated; evaluate it again")
         if own:
-            if generated:  # what `generate` takes for the longest answer, whoever calls it
+            if judge.generates:  # what `generate` takes for the longest answer, whoever calls it
                 generation = student / "generation_config.json"
                 write_json(generation, read_json(generation) | {"max_new_tokens": settings.max_new_tokens})
             write_card(student, distilled, runtime.sources, manifest)
     write_json(job.output, manifest)
-    said = ", ".join(f"{metric.label} {value:.4f}" for metric in metrics if (value := found[metric.name]) is not None)
-    log.info("%s, n %d", said, manifest["n"])
-    if role == "teacher" and generated and (sentence := tokens.task.hopeless(lines, folder / "samples.jsonl")):
-        log.warning("warning: %s", sentence)
+    log.info("%s, n %d", in_words(found, judge.metrics), manifest["n"])
+    if role == "teacher" and judge.generates and (fault := judge.task.hopeless(lines, folder / "samples.jsonl")):
+        log.warning("warning: %s", fault)
+
+
+def _student(folder: Path, runtime: Runtime) -> ModelSettings:
+    """A trained student, whose code is that of the model it was."""
+    return ModelSettings(model=str(folder), trust_remote_code=runtime.student.trust_remote_code)
+
+
+def _check(role: str, source: ModelSettings, tokenizer: Any, questions: Questions, judge: Judge) -> None:
+    """Raise `UserError` unless a model can read all questions with their gold answers, and with those it writes."""
+    if judge.generates:
+        prompts = read_prompts(questions.folder)
+        check_prompts(tokenizer, prompts, {source.model: source}, judge.settings.max_new_tokens)
+    require_room(role, source.model, load_model_config(source), questions)

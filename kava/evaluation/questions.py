@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from kava.config.schema import ModelSettings
 from kava.config.specs import TokensKey
 from kava.data.fit import Reach, positions, reach, require_fit
 from kava.data.rows import load_rows
-from kava.data.task import read_rows
+from kava.data.task import copy_task, read_rows
 from kava.data.template import Wording
 from kava.data.tokens import TokenSet, encode_example
 from kava.errors import UserError
@@ -31,12 +32,15 @@ class Questions:
         `question`, as the model reads it, and `answer`, the gold one.
     input_ids, segments
         Ids and `Segment` of each example as one of the models reads it, `[T]`.
+    folder
+        Of the harness's task that asks them, where answers are generated.
     """
 
     split: str
     rows: list[Row]
     input_ids: Sequence[np.ndarray]
     segments: Sequence[np.ndarray]
+    folder: Path
 
 
 def test_questions(tokens: TokenSet, teacher: ModelSettings, shortened: bool) -> Questions:
@@ -54,17 +58,28 @@ def test_questions(tokens: TokenSet, teacher: ModelSettings, shortened: bool) ->
     rows = read_rows(tokens.task_folder)
     if tokens.test_ids is not None:
         assert tokens.test_segments is not None
-        return Questions("test", rows, tokens.test_ids, tokens.test_segments)
+        return Questions("test", rows, tokens.test_ids, tokens.test_segments, tokens.task_folder)
     tokenizer, key, task = load_tokenizer(teacher), _key(tokens), tokens.task
     template = Wording(tokenizer, key.template, key.chat).template
     own = [row | {"answer": task.equations_only(row["answer"])} if shortened else row for row in rows]
     examples = [encode_example(task, tokenizer, template, row) for row in own]
-    columns = ([np.array(example[name]) for example in examples] for name in ("input_ids", "segments"))
-    return Questions("test", rows, *columns)
+    ids, segments = ([np.array(example[name]) for example in examples] for name in ("input_ids", "segments"))
+    return Questions("test", rows, ids, segments, tokens.task_folder)
 
 
-def validation_questions(tokens: TokenSet, teacher: ModelSettings, shortened: bool, data: Data) -> Questions:
-    """The validation questions of a token set; parameters as of `test_questions`, and where the data lies.
+def validation_questions(
+    tokens: TokenSet, teacher: ModelSettings, shortened: bool, data: Data, folder: Path
+) -> Questions:
+    """The validation questions of a token set, those that are not too long.
+
+    Parameters
+    ----------
+    tokens, teacher, shortened
+        As of `test_questions`.
+    data
+        Where the rows lie.
+    folder
+        For the task that asks them, which is that of the test questions.
 
     Raises
     ------
@@ -83,7 +98,9 @@ def validation_questions(tokens: TokenSet, teacher: ModelSettings, shortened: bo
             "it was made of, or tokenise anew"
         )
     ids, segments = (tokens.student_ids, tokens.student_segments) if shortened else (tokens.input_ids, tokens.segments)
-    return Questions("validation", [rows[number] for number in kept], ids["validation"], segments["validation"])
+    asked = [rows[number] for number in kept]
+    copy_task(tokens.task_folder, asked, folder)
+    return Questions("validation", asked, ids["validation"], segments["validation"], folder)
 
 
 def require_room(role: str, model: str, config: Any, questions: Questions) -> None:

@@ -4,7 +4,7 @@
 
 Loads the student and the projector, reads the teacher's KV from the store, and writes
 results/<experiment>/<arm>/seed-<n>/student/: a model that `AutoModelForCausalLM.from_pretrained` loads, its tokenizer
-and card, projector/, metrics.jsonl, manifest.json.
+and card, projector/, metrics.jsonl, manifest.json; and at_steps/<step>/, a whole model each, for evaluation.at_steps.
 """
 
 import argparse

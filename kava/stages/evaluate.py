@@ -3,8 +3,11 @@
     kava evaluate --preset demo --arm structured --seed 42
     kava evaluate --preset demo --reference teacher        # or student_base
 
-Answers are greedy, 0-shot, and scored by lm-evaluation-harness's own filters. Writes evaluation/: samples.jsonl (one
-line per question), manifest.json; and the numbers into the model card of an arm's student, student/README.md.
+Answers are greedy, 0-shot, and scored by lm-evaluation-harness's own filters; with evaluation.generate: false none are
+written. Every gold answer is scored: its negative log-likelihood per token, and at how many of its tokens the likeliest
+one is the teacher's, whose own evaluation comes first. Writes evaluation/: samples.jsonl (one line per question),
+manifest.json; with evaluation.at_steps also at_steps.jsonl, of the student at these steps and the validation questions;
+and the numbers into the model card of an arm's student, student/README.md.
 """
 
 import argparse
