@@ -9,6 +9,7 @@ COMMANDS = {
     "doctor": ("kava.commands.doctor", "whether this machine can run a preset, and what to do about it"),
     "fetch": ("kava.commands.fetch", "download models and data, so that the run needs no network"),
     "plan": ("kava.commands.plan", "what a run would take of the GPU and the disk, and what would make it fit"),
+    "write": ("kava.stages.write", "the teacher's own answers to the training questions, where data.answers asks"),
     "tokenize": ("kava.stages.tokenize", "token ids, segments and the test questions"),
     "extract": ("kava.stages.extract", "teacher KV into a compressed store"),
     "pretrain": ("kava.stages.pretrain", "a projector for the frozen student"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kava.files import write_json
+from kava.files import read_json, write_json
 
 
 @contextmanager
@@ -15,6 +15,13 @@ def cost_record(path: Path, peak_memory_mib: Callable[[], float]) -> Iterator[No
     started = time.monotonic()
     yield
     write_json(path, {"seconds": time.monotonic() - started, "peak_memory_mib": peak_memory_mib()})
+
+
+def add_cost(path: Path, seconds: float, peak_memory_mib: float) -> None:
+    """Add one process's share: what lies in a cache may be the work of several runs."""
+    before = read_json(path) if path.is_file() else {"seconds": 0.0, "peak_memory_mib": 0.0}
+    peak = max(before["peak_memory_mib"], peak_memory_mib)
+    write_json(path, {"seconds": before["seconds"] + seconds, "peak_memory_mib": peak})
 
 
 def progress_interval() -> float:

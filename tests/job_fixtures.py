@@ -57,13 +57,14 @@ def settings_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 
 
 ByStage = dict[tuple[str, int | None], Job]
-SHARED = {"tokenize", "extract", "bench_store"}
+SHARED = {"write", "tokenize", "extract", "bench_store"}
 
 
 def all_jobs(config: Config) -> ByStage:
     """Name of a job, and its seed if it has one → job."""
     plan = Jobs(config)
     found: ByStage = {(name, None): getattr(plan, name) for name in ("tokenize", "extract", "bench", "report")}
+    found |= {("write", None): plan.write} if plan.write else {}
     found |= {(role, None): plan.reference(role) for role in REFERENCES}
     for arm, settings in plan.config.arms.items():
         for seed in plan.config.seeds:

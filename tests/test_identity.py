@@ -57,6 +57,8 @@ RERUNS: dict[str, set[str]] = {
     "data.seed": EVERYTHING,
     "data.train": EVERYTHING,
     "data.validation": EVERYTHING,
+    "data.answers": EVERYTHING | {"write"},
+    "data.answers.": EVERYTHING | {"write"},
     "data.test": EVERYTHING - {"extract", "bench"},  # the teacher's KV is of the training data
     "kv.keys": READ_KV | {"extract", "bench"},
     "kv.batch_tokens": READ_KV | {"extract", "bench"},
@@ -96,6 +98,8 @@ CONTEXTS: list[dict[str, Any]] = [
     {"kv": {"codec": {"target_cos": None, "target_ratio": 0.1}}},
     {"arms": {PRETRAINED: None, DRAWN: None}},
     {"data": {"path": "somebody/something", "revision": "a" * 40}},
+    {"data": {"answers": {"temperature": 0.5}}},
+    {"data": {"path": "somebody/something", "revision": "a" * 40, "answers": {"temperature": 0.5, "keep": "all"}}},
 ]
 HUB = {"model": "somebody/something", "revision": "a" * 40}
 
@@ -120,6 +124,8 @@ def changed(setting: Setting, base: dict[str, Any]) -> tuple[Config, Config] | N
         "data.path": ({}, str(root / "other_data")),
         "teacher.revision": ({"teacher": HUB}, "b" * 40),
         "student.revision": ({"student": HUB}, "b" * 40),
+        "data.answers": ({}, "teacher"),
+        "data.answers.keep": ({"data": {"answers": "teacher"}}, "all"),
         "data.revision": ({"data": {"path": HUB["model"], "revision": HUB["revision"]}}, "b" * 40),
         "template": ({}, "{question} {answer}"),
         "evaluation.at_steps": ({}, [10, 20]),

@@ -1,9 +1,10 @@
 """Settings of the data, one class for each task of `kava/tasks/`: where rows come from, and how many."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kava.config.answers import Answers, GoldAnswers, TeacherAnswers
 from kava.config.base import Place, Positive, Seed, Settings
 
 QUESTION_AND_ANSWER = "Question: {question}\nAnswer: {answer}"
@@ -22,13 +23,33 @@ class DataSettings(Settings):
         reads where it ends, needs one.
     may_be_chat
         Whether rows may be conversations, so that ids depend on the chat template whatever `chat` says.
+    has_results
+        Whether answers have a result that tells a right one from a wrong one.
     """
 
     template: ClassVar[str] = QUESTION_AND_ANSWER
     has_reasoning: ClassVar[bool] = True
     may_be_chat: ClassVar[bool] = False
+    has_results: ClassVar[bool] = True
 
     kind: str
+    # Left out of what is written down where it is the default, as before there was the setting.
+    answers: Answers = Field(
+        GoldAnswers(),
+        exclude_if=lambda answers: isinstance(answers, GoldAnswers),
+        description="what training questions are answered with: `gold`, as in the data; or `teacher`, as the teacher "
+        "answers them",
+    )
+
+    @model_validator(mode="after")
+    def _only_results_are_right_or_wrong(self) -> Self:
+        answers = self.answers
+        if isinstance(answers, TeacherAnswers) and answers.keep == "correct" and not self.has_results:
+            raise ValueError(
+                f"answers.keep: correct, but nothing tells a right answer from a wrong one in rows of kind: "
+                f"{self.kind}; set answers: {{kind: teacher, keep: all}}"
+            )
+        return self
 
     @property
     def made_by(self) -> dict[str, Any]:
@@ -91,6 +112,7 @@ class TextData(FolderData):
     template: ClassVar[str] = PLAIN
     has_reasoning: ClassVar[bool] = False
     may_be_chat: ClassVar[bool] = True
+    has_results: ClassVar[bool] = False
     # In the key of token sets; to be raised when `kava.tasks.text` makes other rows of the same files.
     version: ClassVar[int] = 1
 

@@ -18,6 +18,7 @@ S = TypeVar("S", bound=Settings, covariant=True)
 
 # Stage → the module whose `run` does its work; by name, since settings import nothing that computes.
 BODIES: Final = {
+    "write": "kava.evaluation.write",
     "tokenize": "kava.data.tokenize",
     "extract": "kava.teacher.extract",
     "bench_store": "kava.bench.bench_store",

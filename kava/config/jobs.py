@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kava.config.answers import TeacherAnswers
 from kava.config.base import Settings
 from kava.config.benchmark import REPORT_BYTES, REPORT_ROTATED, REPORT_TOKENS, codecs_for_report
 from kava.config.code import code_digest, metrics_digest
@@ -33,11 +34,14 @@ from kava.config.specs import (
     TeacherTokens,
     TokenizeSpec,
     TokensKey,
+    WriteKey,
+    WriteSpec,
 )
 from kava.config.training import Pretrain
 from kava.errors import UserError
 from kava.files import canonical_json, read_json, sha256_json
 
+ANSWERS_FORMAT = 1
 TOKENS_FORMAT = 3
 STORE_FORMAT = 2
 # Of top-k logits, in the key of stores that hold some: since 2 they are of the tokenizer's tokens, without padded rows.
@@ -60,20 +64,40 @@ class Jobs:
         self.cache = Path(config.cache_dir)
 
     @cached_property
+    def write(self) -> Job[WriteSpec] | None:
+        """The teacher's answers to the training questions; None where those of the data are read."""
+        config, answers = self.config, self.config.data.answers
+        if not isinstance(answers, TeacherAnswers):
+            return None
+        template, chat = config.template, config.chat
+        files = (*ANSWERS, "chat_template.jinja") if self._with_chat else ANSWERS
+        key = WriteKey(
+            format_version=ANSWERS_FORMAT,
+            teacher=model_identity(config.teacher, files) | config.teacher.precision,
+            data=self._training_data,
+            template=template,
+            chat=chat,
+            answers=answers,
+        )
+        folder = _keyed(self.cache / "answers", _short_name(config.teacher), key)
+        return Job("write", WriteSpec(key=key), folder / "manifest.json")
+
+    @cached_property
     def tokenize(self) -> Job[TokenizeSpec]:
-        config = self.config
-        with_chat = config.chat or config.data.may_be_chat
+        config, write, with_chat = self.config, self.write, self._with_chat
         key = TokensKey(
             format_version=TOKENS_FORMAT,
-            data=DataIdentity(**data_identity(config.data)),
+            data=self._data,
             template=config.template,
             max_length=config.max_length,
             student_reasoning=config.student_reasoning,
             tokenizer=model_identity(config.teacher, (*TOKENIZER, "chat_template.jinja") if with_chat else TOKENIZER),
             chat=config.chat,
+            answers=write.spec.key if write else None,
         )
         folder = _keyed(self.cache / "tokens", config.data.kind, key)
-        return Job("tokenize", TokenizeSpec(key=key), folder / "manifest.json")
+        inputs = {"answers": write.output} if write else {}
+        return Job("tokenize", TokenizeSpec(key=key), folder / "manifest.json", inputs)
 
     @cached_property
     def extract(self) -> Job[ExtractSpec]:
@@ -211,6 +235,19 @@ class Jobs:
         return self.experiment / arm / f"seed-{seed}"
 
     @cached_property
+    def _data(self) -> DataIdentity:
+        return DataIdentity(**data_identity(self.config.data))
+
+    @property
+    def _training_data(self) -> DataIdentity:
+        return self._data.model_copy(update={"test": None})
+
+    @property
+    def _with_chat(self) -> bool:
+        """Whether the chat template words the rows."""
+        return self.config.chat is not None or self.config.data.may_be_chat
+
+    @cached_property
     def _student(self) -> dict[str, Any]:
         student = self.config.student
         cut = student.model_dump(mode="json", include={"keep_layers"}, exclude_none=True)
@@ -225,7 +262,7 @@ class Jobs:
     def _training_tokens(self) -> TeacherTokens:
         """What the teacher reads of the training data, on which test questions have no bearing."""
         tokens = self.tokenize.spec.key.as_the_teacher_reads()
-        return tokens.model_copy(update={"data": tokens.data.model_copy(update={"test": None})})
+        return tokens.model_copy(update={"data": self._training_data})
 
     def _known(self, arm: str, seed: int) -> str:
         """The arm, which is configured, as the seed is."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 # Beside experiments in results/, which is a cache folder, too, unless `cache_dir` names another.
-CACHE_FOLDERS: Final = ("tokens", "teacher_kv", "references", "bench")
+CACHE_FOLDERS: Final = ("answers", "tokens", "teacher_kv", "references", "bench")
 _IN_RESULTS: Final = (
     *CACHE_FOLDERS, "ab_report.html", "ab_report.json", "ab_report.log", "ab_report.benchmark.jsonl",
     "comparison.html", "comparison.json",

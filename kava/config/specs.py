@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, field_serializer, model_serializer
 
+from kava.config.answers import TeacherAnswers
 from kava.config.arms import Arm
 from kava.config.base import Settings
 from kava.config.kv import Codec, KvStore
@@ -30,6 +31,17 @@ class DataIdentity(Settings):
     test: Identity | None = left_out()
 
 
+class WriteKey(Settings):
+    """What the answers that the teacher writes depend on."""
+
+    format_version: int
+    teacher: Identity
+    data: DataIdentity
+    template: str
+    chat: Chat | None = left_out()
+    answers: TeacherAnswers
+
+
 class TeacherTokens(Settings):
     """What the teacher's ids and the test questions depend on."""
 
@@ -39,6 +51,7 @@ class TeacherTokens(Settings):
     max_length: int
     tokenizer: Identity
     chat: Chat | None = left_out()
+    answers: WriteKey | None = left_out()
 
 
 class TokensKey(TeacherTokens):
@@ -58,6 +71,10 @@ class StoreKey(KvStore):
     teacher: Identity
     tokens: TeacherTokens
     topk_format: int | None = left_out()
+
+
+class WriteSpec(Settings):
+    key: WriteKey
 
 
 class TokenizeSpec(Settings):
@@ -189,6 +206,7 @@ class ReportSpec(Config):
 
 
 SPECS: Final[dict[str, type[Settings]]] = {
+    "write": WriteSpec,
     "tokenize": TokenizeSpec,
     "extract": ExtractSpec,
     "bench_store": BenchSpec,

@@ -40,6 +40,11 @@ class Template(NamedTuple):
         """What a model is asked: the text up to the answer."""
         return self.text.removesuffix("{answer}").format(question=question).rstrip(self.trimmed)
 
+    def answer(self, question: str, continued: str) -> str:
+        """A row's answer from what a model wrote behind the prompt, without the white space that the prompt lost."""
+        lost = self.text.removesuffix("{answer}").format(question=question)[len(self.prompt(question)) :]
+        return continued.removeprefix(lost) if continued.startswith(lost) else continued.lstrip()
+
 
 class Wording:
     """How the rows of a run become text.

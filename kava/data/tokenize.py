@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, List, Value
@@ -9,6 +10,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from kava.config.job import Job, Runtime
 from kava.config.schema import ModelSettings
 from kava.config.specs import TokenizeSpec, TokensKey
+from kava.data.answers import doubts, teacher_rows
 from kava.data.doubts import tokenizer_doubts
 from kava.data.fit import Reach, reach, require_end_after_answer, require_fit
 from kava.data.overlap import find_overlap
@@ -42,6 +44,12 @@ def run(job: Job[TokenizeSpec], runtime: Runtime) -> None:
     task, loaded = task_of(data.kind), load_rows(data)
     for note in loaded.notes:
         log.info("%s", note)
+    written: dict[str, Any] = {}
+    if key.answers:
+        facts = read_json(job.inputs["answers"])
+        train = teacher_rows(job.inputs["answers"], loaded.splits["train"])
+        loaded = replace(loaded, splits=loaded.splits | {"train": train}, warnings=loaded.warnings + doubts(facts))
+        written = {"answers": {name: facts[name] for name in ("questions", "answers", "tokens")}}
     teacher, student = load_tokenizer(runtime.teacher), load_tokenizer(runtime.student)
     wording = Wording(teacher, key.template, key.chat, loaded.conversations)
     template, rows = wording.template, {split: wording.rows(of, split) for split, of in loaded.splits.items()}
@@ -74,7 +82,7 @@ def run(job: Job[TokenizeSpec], runtime: Runtime) -> None:
         overlap["questions"], overlap["same_question"]["count"], overlap["shared_ngram"]["count"], overlap["ngram"],
     )  # fmt: skip
 
-    found = {"overlap": overlap} | ({"warnings": warnings} if warnings else {})
+    found = {"overlap": overlap} | written | ({"warnings": warnings} if warnings else {})
     folder = job.output.parent
     if job.output.is_file() and (manifest := read_json(job.output))["splits"] == splits:
         # What others may be reading right now is already right; a manifest may be older than what is searched for.

@@ -149,10 +149,15 @@ def answering(model: Any, tokenizer: Any, batch_size: int) -> RowwiseStop:
     """A loaded model and its tokenizer as the harness asks it, so many prompts at a time."""
     # It warns of a model that is given and not named, as ours is.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
+    prepare(model, tokenizer)
+    return RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+def prepare(model: Any, tokenizer: Any) -> None:
+    """Give a loaded model the ends of its answers, and its tokenizer padding that the model has a row for."""
     if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
         tokenizer.pad_token = tokenizer.eos_token  # an added token without a row; padding is masked, but looked up
     model.generation_config.eos_token_id = ends_of(model.generation_config, tokenizer)
-    return RowwiseStop(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
 def answer(lm: RowwiseStop, prompt: str, stop: Sequence[str], max_new_tokens: int) -> str:

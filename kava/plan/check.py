@@ -1,6 +1,7 @@
 """The plan of one stage at its start: a run that cannot fit stops before it loads anything."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import torch
 
 from kava.config.job import Job, Runtime
 from kava.config.kv import Bf16Codec, KvStore
+from kava.config.specs import WriteSpec
 from kava.device import choose_device
 from kava.errors import UserError
 from kava.files import read_json
 from kava.models.load import load_model_config
 from kava.plan.fixes import explained
 from kava.plan.geometry import read_geometry
-from kava.plan.needs import ExtractionNeed, Judged, Need, TrainingNeed, evaluation_of
+from kava.plan.needs import ExtractionNeed, Judged, Need, TrainingNeed, evaluation_of, writing_of
 from kava.tasks import task_of
 
 log = logging.getLogger("kava")
@@ -31,12 +33,21 @@ def check_fits(job: Job, runtime: Runtime) -> None:
     UserError
         It does not fit; the sentence names what is too large and which settings fix it.
     """
+    _check(runtime, lambda: need_of(job, runtime))
+
+
+def check_writing_fits(job: Job[WriteSpec], runtime: Runtime, longest_prompt: int) -> None:
+    """The same for the teacher's answers to training questions, before there are tokens; raises what that does."""
+    _check(runtime, lambda: ("write", writing_of(runtime.teacher, job.spec.key.answers, longest_prompt)))
+
+
+def _check(runtime: Runtime, planned: Callable[[], tuple[str, Need]]) -> None:
     if choose_device(runtime.device).type == "cpu":
         return
     try:
         for source in (runtime.teacher, runtime.student):
             load_model_config(source)  # a plan downloads nothing, and a stage is about to
-        who, need = need_of(job, runtime)
+        who, need = planned()
     except UserError as error:
         log.warning("warning: it is not known whether this stage fits the GPU: %s", error)
         return

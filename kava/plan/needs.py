@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from kava.config.answers import TeacherAnswers
 from kava.config.arms import Arm, FlatAligner
 from kava.config.kv import KvStore
 from kava.config.schema import Evaluation, Lora, ModelSettings, Student, Teacher
@@ -175,6 +176,7 @@ class EvaluationNeed:
     model: Judged
     settings: Evaluation
     prompt: int  # tokens of the longest question
+    where: str = "evaluation"  # settings that these are of
 
     def memory(self) -> StageMemory:
         config, rows = read_geometry(self.model.source), self.settings.batch_size
@@ -199,7 +201,7 @@ class EvaluationNeed:
         half = self.settings.batch_size // 2
         if half:
             settings = self.settings.model_copy(update={"batch_size": half})
-            yield f"evaluation.batch_size: {half}", replace(self, settings=settings)
+            yield f"{self.where}.batch_size: {half}", replace(self, settings=settings)
         if self.model.exported and self.model.dtype == "float32":
             yield "student.export_dtype: bfloat16", replace(self, model=replace(self.model, dtype="bfloat16"))
 
@@ -247,6 +249,12 @@ def evaluation_of(task: Task, model: Judged, settings: Evaluation, hub: str | No
     if task.harness is None:
         return LikelihoodNeed(model, settings.batch_size, longest)
     return EvaluationNeed(model, settings, min(longest, task.lengths.longest_prompts.get(hub or "", longest)))
+
+
+def writing_of(teacher: Teacher, answers: TeacherAnswers, prompt: int) -> EvaluationNeed:
+    """Need of the teacher's answers to training questions, of which the longest has `prompt` tokens."""
+    settings = Evaluation(batch_size=answers.batch_size, max_new_tokens=answers.max_new_tokens)
+    return EvaluationNeed(Judged(teacher, teacher.dtype), settings, prompt, "data.answers")
 
 
 def _at_its_dearest(arm: Arm) -> Arm:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kava.config.answers import TeacherAnswers
 from kava.config.data import FolderData
 from kava.config.jobs import Jobs
 from kava.config.schema import Config
@@ -13,7 +14,7 @@ from kava.plan.disk import Disk, disk
 from kava.plan.fixes import Fix, fixes
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory
-from kava.plan.needs import ExtractionNeed, Judged, Need, TrainingNeed, evaluation_of
+from kava.plan.needs import ExtractionNeed, Judged, Need, TrainingNeed, evaluation_of, writing_of
 from kava.plan.tokens import TokenCount, count_tokens
 from kava.plan.trace import parameter_counts
 from kava.tasks import task_of
@@ -75,6 +76,8 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
         of_arm = config.student, config.teacher, config.arms[name], settings
         return stage, name, TrainingNeed(stage, name, *of_arm, longest, config.kv, task.lengths)
 
+    if isinstance(answers := config.data.answers, TeacherAnswers):
+        yield "write", "", writing_of(config.teacher, answers, longest)
     yield "extract", "", ExtractionNeed(config.teacher, longest, config.kv)
     for name, arm in config.arms.items():
         if arm.aligner:

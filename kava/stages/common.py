@@ -101,7 +101,7 @@ def _job(
 
 def _mark_shared(job: Job) -> None:
     """Leave a mark in another checkout's cache, which must not think that nobody else uses it."""
-    for name in {"tokens", "store"} & job.inputs.keys():
+    for name in {"answers", "tokens", "store"} & job.inputs.keys():
         cache = job.inputs[name].parents[2]
         if cache.resolve() != Path("results").resolve():
             with suppress(OSError):  # one that cannot be written to cannot be pruned by its mistake either

@@ -37,6 +37,22 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Written:
+    """An answer that a model wrote, as a row has it.
+
+    Attributes
+    ----------
+    answer
+        In the form of the task's rows.
+    right
+        Whether its result is that of the gold answer; None for a task whose answers have no result.
+    """
+
+    answer: str
+    right: bool | None
+
+
+@dataclass(frozen=True)
 class Lengths:
     """What was measured of a task's rows, for plans where they are not at hand; None for what nobody knows.
 
@@ -156,6 +172,20 @@ class Task(ABC):
     @abstractmethod
     def essentials(self, text: str) -> Any:
         """What is `essential` of a text, to be compared with that of another."""
+
+    @abstractmethod
+    def written(self, text: str, ended: bool, gold: str) -> Written | None:
+        """What a model wrote in answer to a question, in the form of the task's rows; None if it cannot be one.
+
+        Parameters
+        ----------
+        text
+            As it was decoded, up to the end token or stop string.
+        ended
+            Whether the model ended it; else it was cut at the longest length, and counts only up to its result.
+        gold
+            The `answer` of the question's row.
+        """
 
     def equations_only(self, answer: str) -> str:
         """An answer whose reasoning is its equations alone; asked for only of tasks with a reasoning."""

@@ -1,4 +1,4 @@
-"""Gold answers as lm-evaluation-harness reads them: an answer equal to the gold text has to count as right.
+"""Answers as lm-evaluation-harness reads them: one that is equal to the gold text has to count as right.
 
 Where the harness's filters take something else from the gold text than the metric compares, no answer can be right.
 """
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 ANSWER_MARK = "####"
+FLEXIBLE = "flexible-extract"
 # Rows whose marks are compared in one call; the metric copies them into an array as wide as the longest.
 AT_ONCE = 32
 # Drawn as nothing: zero-width space and joiners, word joiner, the mark of byte order; and those of writing direction.
@@ -65,12 +66,47 @@ def unmatched(answers: Sequence[str]) -> list[Unmatched]:
         for start in range(0, len(answers), AT_ONCE):
             rows = range(start, min(start + AT_ONCE, len(answers)))
             if harness.right([extracted[row] for row in rows], [answers[row] for row in rows]) == 1:
-                wrong = [row for row in rows if not any(map(str.isdecimal, extracted[row]))]
+                wrong = [row for row in rows if not _has_digits(extracted[row])]
             else:
                 wrong = [row for row in rows if harness.right([extracted[row]], [answers[row]]) != 1]
             for row in wrong:
                 found.setdefault(row, Unmatched(row, name, extracted[row]))
     return [found[row] for row in sorted(found)]
+
+
+def is_right(answer: str, gold: str) -> bool:
+    """Whether both of the harness's filters count an answer as the gold one."""
+    harness = _harness()
+    text = [_generated(answer, harness.stop)]
+    return all(
+        harness.right(_filtered(name, ensemble, text), [gold]) == 1 for name, ensemble in harness.filters.items()
+    )
+
+
+def marked(text: str, ended: bool) -> str | None:
+    """A text that a model wrote as an answer that ends in `#### <number>`.
+
+    Parameters
+    ----------
+    text
+        In any form.
+    ended
+        Whether the model ended it, so that its last number is its result.
+
+    Returns
+    -------
+    str or None
+        The text up to its first `#### <number>`, with that line spelled as the filters read it; or a text without such
+        a line and its last number on one. None where there is no number, or where it may be any one.
+    """
+    text = spelled(text) if ANSWER_MARK in text else text
+    if (found := re.search(_strict_pattern(), text)) and _has_digits(found[1]):
+        cut = not ended and found.end() == len(text)  # the number may have had more digits
+        return None if cut else text[: found.end()].strip().rstrip(".,")
+    (last,) = _filtered(FLEXIBLE, _harness().filters[FLEXIBLE], [text])
+    if not ended or not _has_digits(last):
+        return None
+    return spelled(f"{text.strip()}\n{ANSWER_MARK} {last}").rstrip(".,")
 
 
 def spelled(answer: str) -> str:
@@ -131,6 +167,16 @@ def _filtered(name: str, ensemble: Any, texts: Sequence[str]) -> list[str]:
         instance.resps = [text]
     ensemble.apply(instances)
     return [instance.filtered_resps[name] for instance in instances]
+
+
+def _strict_pattern() -> str:
+    """Of the filter that wants the mark, `strict-match`; its group is the number."""
+    pattern: str = harness_gsm8k()["filter_list"][0]["filter"][0]["regex_pattern"]
+    return pattern
+
+
+def _has_digits(extracted: str) -> bool:
+    return any(map(str.isdecimal, extracted))
 
 
 def _generated(answer: str, stop: Sequence[str]) -> str:

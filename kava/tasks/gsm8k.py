@@ -7,9 +7,9 @@ from typing import Any
 
 from kava.config.data import Gsm8kData
 from kava.errors import UserError
-from kava.tasks.base import Breakdown, Harness, Lengths, Row, Rows, Task
+from kava.tasks.base import Breakdown, Harness, Lengths, Row, Rows, Task, Written
 from kava.tasks.files import Reading, load_folder, missing, require_text
-from kava.tasks.gold import ANSWER_MARK, Unmatched, ending, harness_gsm8k, spelled, unmatched
+from kava.tasks.gold import ANSWER_MARK, Unmatched, ending, harness_gsm8k, is_right, marked, spelled, unmatched
 from kava.tasks.metric import FLEXIBLE_EXTRACT, STRICT_MATCH
 from kava.text import some
 
@@ -77,6 +77,15 @@ class Gsm8k(Task):
     def essentials(self, text: str) -> Any:
         scored = self.harness.definition["filter_list"][0]["filter"][0]["regex_pattern"]
         return re.findall(r"[#0-9]", text), re.findall(scored, text)
+
+    def written(self, text: str, ended: bool, gold: str) -> Written | None:
+        """What a model wrote, up to its first `#### <number>`; one without gets its last number as that line.
+
+        It is right if both of the harness's filters say so of what it has become. None for a text without any number,
+        and for one that was cut before `#### <number>` or in it: its last number may be any one of the reasoning.
+        """
+        answer = marked(text, ended)
+        return None if answer is None else Written(answer, is_right(answer, gold))
 
     def equations_only(self, answer: str) -> str:
         """An answer whose reasoning is only its equations, each with its `<<` `>>`, joined by one space.

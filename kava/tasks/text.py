@@ -12,7 +12,7 @@ from typing import Any
 
 from kava.config.data import TextData
 from kava.errors import UserError
-from kava.tasks.base import Lengths, Row, Rows, Task
+from kava.tasks.base import Lengths, Row, Rows, Task, Written
 from kava.tasks.files import Reading, load_folder, missing, require_text
 from kava.tasks.metric import ANSWER_NLL
 
@@ -58,6 +58,10 @@ class Text(Task):
 
     def essentials(self, text: str) -> Any:
         return "".join(text.split())  # tokenizers differ in what they make of white space
+
+    def written(self, text: str, ended: bool, gold: str) -> Written | None:
+        del gold
+        return Written(text.rstrip(), None) if ended and text.strip() else None
 
 
 def _row(record: Mapping[str, Any]) -> Row:

@@ -4,7 +4,6 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -17,11 +16,11 @@ from kava.data.tokens import TokenSet
 from kava.device import peak_memory_mib, use_device
 from kava.errors import Interrupted, UserError
 from kava.faults import not_writable
-from kava.files import read_json, write_json
+from kava.files import write_json
 from kava.locks import PRESENCE, present
 from kava.models.capture import geometry
 from kava.models.load import check_model, load_model_config, load_teacher, load_tokenizer
-from kava.running import progress_interval
+from kava.running import add_cost, progress_interval
 from kava.store.contents import Contents
 from kava.store.integrity import is_intact
 from kava.store.writer import Shard, StoreWriter
@@ -93,7 +92,7 @@ def run(
             raise Interrupted("interrupted; finished shards are kept: run again to go on with the others") from None
         if written:
             with writer.exclusive():
-                _add_cost(folder / "cost.json", time.monotonic() - started, peak_memory_mib(device))
+                add_cost(folder / "cost.json", time.monotonic() - started, peak_memory_mib(device))
         manifest = None if part else writer.seal()
     if manifest is None:
         if marker:
@@ -116,13 +115,6 @@ def _no_tokens(tokenizer: Any, model_config: Any, top: int) -> Any:
             int(left_out.sum()), rows,
         )  # fmt: skip
     return left_out
-
-
-def _add_cost(path: Path, seconds: float, peak_memory_mib: float) -> None:
-    """Add one process's share: a store may be the work of several runs."""
-    before = read_json(path) if path.is_file() else {"seconds": 0.0, "peak_memory_mib": 0.0}
-    peak = max(before["peak_memory_mib"], peak_memory_mib)
-    write_json(path, {"seconds": before["seconds"] + seconds, "peak_memory_mib": peak})
 
 
 def _parse_part(text: str) -> tuple[int, int]:

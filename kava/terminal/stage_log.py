@@ -10,7 +10,7 @@ TRACEBACK_LINES = 15
 KNOWN_PERCENT = 5
 BAR = re.compile(r"(?:.*:)?\s*(?P<percent>\d+)%\|.*\|\s*(?P<done>\S+)/(?P<total>\S+) \[[^<]*<(?P<left>[^,\]]*)")
 STATUS = re.compile(r"step \d+/\d+|waiting for |calibrating |\S+: writing a store|alternatives: |rate-distortion")
-RESULT = re.compile(r"strict match |sealed: ")
+RESULT = re.compile(r"strict match |sealed: |written: ")
 WARNING = "warning: "
 ERROR = re.compile(r"kava [\w ]+(\(process \d+\))?: error: .")
 

@@ -1,4 +1,26 @@
+if PLAN.write:
+
+    rule write:
+        output:
+            manifest=PLAN.write.output,
+        log:
+            PLAN.write.output.with_name("write.log"),
+        benchmark:
+            PLAN.write.output.with_name("write.benchmark.jsonl")
+        resources:
+            gpu=1,
+            mem_mb=memory(MODEL_MB),
+            runtime=24 * 60,
+            cpus_per_task=CPUS_PER_MODEL,
+        params:
+            spec=job_params(PLAN.write),
+        shell:
+            "python -m kava.stages.write --spec {params.spec:q} --output {output.manifest:q} > {log:q} 2>&1"
+
+
 rule tokenize:
+    input:
+        **{name: ancient(path) for name, path in PLAN.tokenize.inputs.items()},
     output:
         manifest=PLAN.tokenize.output,
     log:
@@ -11,8 +33,10 @@ rule tokenize:
         cpus_per_task=1,
     params:
         spec=job_params(PLAN.tokenize),
+        inputs=input_options,
     shell:
-        "python -m kava.stages.tokenize --spec {params.spec:q} --output {output.manifest:q} > {log:q} 2>&1"
+        "python -m kava.stages.tokenize --spec {params.spec:q} {params.inputs} --output {output.manifest:q}"
+        " > {log:q} 2>&1"
 
 
 rule extract_part:

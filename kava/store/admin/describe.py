@@ -8,6 +8,7 @@ from kava.files import read_json
 
 # What the manifest of another stage vouches for.
 OTHERS = {
+    "write": "the teacher's answers",
     "tokenize": "a token set",
     "evaluate": "an evaluation",
     "pretrain": "a projector",

@@ -1,4 +1,4 @@
-"""What lies in a cache folder: stores, token sets, reference evaluations. Reads no array and imports no torch."""
+"""What lies in a cache folder: stores, token sets, written answers, references. Reads no array, imports no torch."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from kava.files import paths_below, read_json
 from kava.locks import live_holder
 from kava.store.admin.describe import finished_shards, read_begun
 
-KINDS: Final = ("teacher_kv", "tokens", "references")
+KINDS: Final = ("teacher_kv", "tokens", "answers", "references")
 # Name of a folder whose content is what its key says, for as long as it exists.
 KEYED: Final = re.compile(r".+-[0-9a-f]{16}")
 # In a cache that another checkout uses too.

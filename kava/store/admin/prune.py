@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kava.errors import UserError
 from kava.locks import PRESENCE, claim
-from kava.store.admin.inventory import SHARED_MARK, Entry, entries, total_bytes
+from kava.store.admin.inventory import KINDS, SHARED_MARK, Entry, entries, total_bytes
 from kava.store.admin.usage import Usage, token_set, token_sets_of_stores
 
 
@@ -71,9 +71,7 @@ def is_own(cache: Path, results: Path) -> bool:
     """Whether a cache folder is the checkout's own, so that nobody else can depend on what lies there."""
     if (cache / SHARED_MARK).exists():
         return False
-    return cache.resolve() == Path.cwd().resolve() / results and not any(
-        (cache / kind).is_symlink() for kind in ("teacher_kv", "tokens", "references")
-    )
+    return cache.resolve() == Path.cwd().resolve() / results and not any((cache / kind).is_symlink() for kind in KINDS)
 
 
 def delete(candidate: Candidate) -> None:

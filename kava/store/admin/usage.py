@@ -5,6 +5,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kava.config.base import Settings
+from kava.config.job import Job
 from kava.config.jobs import REFERENCES, Jobs
 from kava.errors import UserError
 from kava.files import paths_below, read_json, sha256_json
@@ -36,6 +38,11 @@ class Usage:
         return users + [f"experiment {name}" for name in self._experiments(entry)]
 
     def _experiments(self, entry: Entry) -> Iterable[str]:
+        if entry.kind == "answers":
+            cache = entry.folder.parents[1]
+            return sorted(
+                {user for name, users in self.recorded.items() if _made_of(cache, name) == entry.key for user in users}
+            )
         if entry.kind != "references":
             return self.recorded.get(entry.name, [])
         # Arms are compared with the references of their own token set, which are the same for either reasoning.
@@ -49,7 +56,8 @@ class Usage:
 
 def usage(plan: Jobs) -> Usage:
     """Uses by a plan, and by every experiment of its results folder."""
-    jobs = [plan.tokenize, plan.extract, *(plan.reference(role) for role in REFERENCES)]
+    jobs: list[Job[Settings]] = [plan.tokenize, plan.extract, *(plan.reference(role) for role in REFERENCES)]
+    jobs += [plan.write] if plan.write else []
     recorded: dict[str, list[str]] = {}
     silent = []
     for run in paths_below(plan.results, "*/*/seed-*/*"):
@@ -84,6 +92,15 @@ def token_set(entry: Entry) -> str | None:
         )
     except (UserError, KeyError):
         return None
+
+
+def _made_of(cache: Path, name: str) -> str | None:
+    """Key of the teacher's answers that a token set was made of; None for gold ones, and for what is no token set."""
+    try:
+        answers = read_json(cache / "tokens" / name / "manifest.json")["spec"].get("answers")
+    except (UserError, KeyError):
+        return None
+    return sha256_json(answers)[:16] if answers else None
 
 
 def _inputs(manifest: Path) -> dict[str, str] | None:
