@@ -64,7 +64,7 @@ def all_jobs(config: Config) -> ByStage:
     """Name of a job, and its seed if it has one → job."""
     plan = Jobs(config)
     found: ByStage = {(name, None): getattr(plan, name) for name in ("tokenize", "extract", "bench", "report")}
-    found |= {(role, None): plan.reference(role) for role in REFERENCES}
+    found |= {(role, None): plan.reference(role) for role in plan.references}
     for arm, settings in plan.config.arms.items():
         for seed in plan.config.seeds:
             for stage in ("pretrain", "distill", "evaluate") if settings.aligner else ("distill", "evaluate"):

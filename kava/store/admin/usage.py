@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kava.config.jobs import REFERENCES, Jobs
+from kava.config.jobs import Jobs
 from kava.errors import UserError
 from kava.files import paths_below, read_json, sha256_json
 from kava.store.admin.describe import read_begun
@@ -49,7 +49,7 @@ class Usage:
 
 def usage(plan: Jobs) -> Usage:
     """Uses by a plan, and by every experiment of its results folder."""
-    jobs = [plan.tokenize, plan.extract, *(plan.reference(role) for role in REFERENCES)]
+    jobs = [plan.tokenize, plan.extract, *(plan.reference(role) for role in plan.references)]
     recorded: dict[str, list[str]] = {}
     silent = []
     for run in paths_below(plan.results, "*/*/seed-*/*"):
