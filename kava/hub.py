@@ -71,11 +71,11 @@ class Files:
 
 
 def repositories(config: Config) -> dict[str, Repository | None]:
-    """What the teacher, the student and the data are on the hub; None for what is not there."""
+    """What the teacher, the student, further references and the data are on the hub; None for what is not there."""
     data, rows = config.data, None
     if isinstance(data, FolderData) and on_hub(data.path):
         rows = Repository("dataset", data.path, data.revision)
-    return {"teacher": _of_model(config.teacher), "student": _of_model(config.student), "data": rows}
+    return {role: _of_model(settings) for role, settings in config.models.items()} | {"data": rows}
 
 
 def _of_model(settings: ModelSettings) -> Repository | None:

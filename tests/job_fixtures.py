@@ -65,7 +65,7 @@ def all_jobs(config: Config) -> ByStage:
     plan = Jobs(config)
     found: ByStage = {(name, None): getattr(plan, name) for name in ("tokenize", "extract", "bench", "report")}
     found |= {("write", None): plan.write} if plan.write else {}
-    found |= {(role, None): plan.reference(role) for role in REFERENCES}
+    found |= {(role, None): plan.reference(role) for role in plan.references}
     for arm, settings in plan.config.arms.items():
         for seed in plan.config.seeds:
             for stage in ("pretrain", "distill", "evaluate") if settings.aligner else ("distill", "evaluate"):

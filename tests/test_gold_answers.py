@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,41 @@ def test_a_step_at_which_the_student_was_not_kept_is_refused_before_any_work(pla
 def test_seconds_at_a_step_between_two_lines_lie_between_theirs(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "seconds": 4.0}\n{"step": 20, "seconds": 6.0}\n')
     assert seconds_at(tmp_path / "metrics.jsonl", [5, 10, 15]) == {5: 2.0, 10: 4.0, 15: 5.0}
+
+
+def test_a_further_model_is_judged_as_the_base_student_is(plan: BenchJobs) -> None:
+    further = jobs_of(plan.cache, references={"again": {"model": "kava:student"}})
+    assert further.references == ("teacher", "student_base", "again")
+    job = further.reference("again")
+    assert further.report.inputs["reference/again"] == job.output
+    run_all(further, (evaluate.run, job))
+    again, base = (read_json(further.reference(role).output) for role in ("again", "student_base"))
+    assert job.spec.reference == "again"
+    for name in (*MARKS, *LIKELIHOOD, "at_steps", "n", "questions_sha256"):
+        assert again[name] == base[name], name
+
+
+def test_a_further_model_of_another_tokenizer_or_a_taken_name_is_refused(plan: BenchJobs, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(ModelSettings(model="kava:student"))
+    tokenizer.add_tokens(["eggs and ham"])
+    shutil.copytree(REPOSITORY / "kava/demo/student", tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    other = jobs_of(plan.cache, references={"other": {"model": str(tmp_path / "other")}})
+    with pytest.raises(UserError, match=r"the tokenizer of references.other .* is not that of the token set"):
+        evaluate.run(other.reference("other"), Runtime.of(other.config))
+    for name in ("teacher", "student_base", "student"):
+        with pytest.raises(UserError, match=f"references.{name} has the name of what every run has"):
+            jobs_of(plan.cache, references={name: {"model": "kava:student"}})
+    with pytest.raises(UserError, match="unknown reference 'nobody'; allowed: teacher, student_base, other"):
+        other.reference("nobody")
+
+
+def test_a_student_that_reads_equations_alone_is_judged_by_those(plan: BenchJobs) -> None:
+    tokens, teacher = TokenSet(plan.tokenize.output), ModelSettings(model="kava:teacher")
+    whole, shortened = (questions_of_the_test(tokens, teacher, shortened) for shortened in (False, True))
+    assert shortened.rows == whole.rows, "the questions and the gold text are the same"
+    tokenizer = load_tokenizer(teacher)
+    for number, row in enumerate(whole.rows):
+        text = tokenizer.decode(shortened.input_ids[number][shortened.segments[number] > 0], skip_special_tokens=True)
+        assert "".join(text.split()) == "".join(tokens.task.equations_only(row["answer"]).split())
+        assert len(shortened.input_ids[number]) < len(whole.input_ids[number])

@@ -28,6 +28,8 @@ from kava.config.jobs import REFERENCES
 from kava.config.load import merge
 from kava.config.training import Distill, Pretrain
 
+# A name in `references`, as `settings_fields` walks them.
+FURTHER = "a"
 # All evaluations: each is compared with what the teacher finds likeliest.
 COMPARED = of_arm(PRETRAINED, DRAWN, PLAIN, stages=("evaluate",)) | set(REFERENCES)
 # Setting → what runs again, the report aside. A name that ends in a point is of all settings below it that have no row.
@@ -77,6 +79,7 @@ RERUNS: dict[str, set[str]] = {
     "evaluation.generate": COMPARED,
     "evaluation.at_steps": TRAINED | set(REFERENCES),  # a step is kept by training, and validation is scored
     "arms.a.": of_arm(PRETRAINED),
+    "references.a.": {FURTHER},
 }
 # What concerns the page alone: how a run went on, not what it made; runs that are added; words.
 PAGE_ALONE = {
@@ -126,6 +129,9 @@ def changed(setting: Setting, base: dict[str, Any]) -> tuple[Config, Config] | N
         "student.revision": ({"student": HUB}, "b" * 40),
         "data.answers": ({}, "teacher"),
         "data.answers.keep": ({"data": {"answers": "teacher"}}, "all"),
+        "references.a.model": ({"references": {FURTHER: {"model": str(root / "other")}}}, str(root / "teacher")),
+        "references.a.revision": ({"references": {FURTHER: HUB}}, "b" * 40),
+        "references.a.trust_remote_code": ({"references": {FURTHER: {"model": str(root / "other")}}}, True),
         "data.revision": ({"data": {"path": HUB["model"], "revision": HUB["revision"]}}, "b" * 40),
         "template": ({}, "{question} {answer}"),
         "evaluation.at_steps": ({}, [10, 20]),

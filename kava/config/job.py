@@ -7,9 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 
-from kava.config.base import Settings
+from kava.config.base import Name, Settings
 from kava.config.data import Data
-from kava.config.schema import Config, Evaluation, Student, Teacher, Tracker
+from kava.config.schema import Config, Evaluation, ModelSettings, Student, Teacher, Tracker
 from kava.config.specs import SPECS, DistillSpec, NoPretraining, PretrainSpec
 from kava.config.training import Distill, Pretrain
 from kava.files import canonical_json
@@ -72,7 +72,7 @@ class Runtime(Settings):
     ----------
     device, tracker, vram_budget_gib
         As configured.
-    teacher, student, data
+    teacher, student, references, data
         Settings with the places where models and data lie.
     pretrain, distill
         Of which those count that are marked `How`: checkpoints on disk and of activations, compiled layers.
@@ -84,6 +84,7 @@ class Runtime(Settings):
     tracker: Tracker
     teacher: Teacher
     student: Student
+    references: dict[Name, ModelSettings]
     data: Data
     pretrain: Pretrain
     distill: Distill
@@ -94,6 +95,10 @@ class Runtime(Settings):
     def of(cls, config: Config) -> "Runtime":
         """As a configuration says."""
         return cls(**{name: getattr(config, name) for name in cls.model_fields})
+
+    def reference(self, role: str) -> ModelSettings:
+        """As `Config.reference`."""
+        return {"teacher": self.teacher, "student_base": self.student, **self.references}[role]
 
     @property
     def sources(self) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from kava.config.code import code_digest, metrics_digest
 from kava.config.gguf import is_gguf
 from kava.config.identity import ANSWERS, TOKENIZER, data_identity, display_name, model_identity
 from kava.config.job import Job
-from kava.config.schema import Config, ModelSettings
+from kava.config.schema import REFERENCES, Config, ModelSettings
 from kava.config.specs import (
     BenchKey,
     BenchSpec,
@@ -51,7 +51,6 @@ BENCH_FORMAT = 1
 SCORES_FORMAT = 1
 # Bytes; file systems take 255, of which kind, codec and key need some.
 LONGEST_NAME = 200
-REFERENCES = ("teacher", "student_base")
 
 
 class Jobs:
@@ -168,11 +167,16 @@ class Jobs:
         inputs = {"tokens": self.tokenize.output, "student": self.distill(arm, seed).output, "teacher": teacher}
         return Job("evaluate", spec, self._folder(arm, seed) / "evaluation" / "manifest.json", inputs)
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Models that are judged and not trained, the teacher first."""
+        return (*REFERENCES, *self.config.references)
+
     def reference(self, role: str) -> Job[EvaluateSpec]:
-        """Evaluation of the untrained `teacher` or `student_base`; it depends on no arm, so it is shared."""
-        if role not in REFERENCES:
-            raise UserError(f"unknown reference {role!r}; allowed: {', '.join(REFERENCES)}")
-        settings: ModelSettings = self.config.teacher if role == "teacher" else self.config.student
+        """Evaluation of an untrained model of `references`; it depends on no arm, so it is shared."""
+        if role not in self.references:
+            raise UserError(f"unknown reference {role!r}; allowed: {', '.join(self.references)}")
+        settings = self.config.reference(role)
         how = self.config.teacher.precision if role == "teacher" else {}
         inputs, beside_the_teacher = {"tokens": self.tokenize.output}, {}
         if role != "teacher":
@@ -214,6 +218,7 @@ class Jobs:
     def report(self) -> Job[ReportSpec]:
         config = self.config
         inputs: dict[str, Path] = {role: self.reference(role).output for role in REFERENCES}
+        inputs |= {f"reference/{name}": self.reference(name).output for name in self.config.references}
         inputs["tokens"] = self.tokenize.output
         inputs["store"] = self.extract.output
         if config.report.codecs:

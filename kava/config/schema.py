@@ -26,6 +26,8 @@ from kava.config.names import check_names
 from kava.config.training import Distill, Pretrain
 
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
+# Of every run, the models that are judged and not trained.
+REFERENCES = ("teacher", "student_base")
 
 
 class ModelSettings(Settings):
@@ -208,6 +210,11 @@ class Config(Settings):
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
     arms: dict[Name, Arm] = Field(min_length=1, description="name → arm; null removes an arm of the preset")
+    references: dict[Name, ModelSettings] = Field(
+        default={},
+        description="name → a further model that is judged as it is, as the base student is, and never trained: a line "
+        "of the report; its tokenizer has to be the teacher's",
+    )
     seeds: list[Seed] = Field(
         min_length=1, description="every arm is trained once with each seed, from 0 to 4294967295 (2**32 - 1)"
     )
@@ -230,6 +237,8 @@ class Config(Settings):
                 f"evaluation.at_steps has {late[0]}, and distill.steps is {self.distill.steps}; remove it, or train "
                 "for longer"
             )
+        if taken := [name for name in (*REFERENCES, "student", "data") if name in self.references]:
+            raise ValueError(f"references.{taken[0]} has the name of what every run has; choose another")
         check_names(self.experiment, self.cache_dir, self.arms)
         if not self.data.has_reasoning:
             self._check_without_reasoning()
@@ -325,6 +334,15 @@ class Config(Settings):
                 )
             if self.student_reasoning != "full":
                 raise ValueError(f"{where}.loss.weights: importance is not defined for student_reasoning: equations")
+
+    def reference(self, role: str) -> ModelSettings:
+        """A model that is judged and not trained: of `REFERENCES`, or of `references`."""
+        return {"teacher": self.teacher, "student_base": self.student, **self.references}[role]
+
+    @property
+    def models(self) -> dict[str, ModelSettings]:
+        """All models that a run reads, by their settings' names."""
+        return {"teacher": self.teacher, "student": self.student, **self.references}
 
     @property
     def control_arms(self) -> list[str]:

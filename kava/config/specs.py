@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, field_seri
 
 from kava.config.answers import TeacherAnswers
 from kava.config.arms import Arm
-from kava.config.base import Settings
+from kava.config.base import Name, Settings
 from kava.config.kv import Codec, KvStore
 from kava.config.schema import Chat, Config, Evaluation, Lora
 from kava.config.training import Distill, Pretrain
@@ -192,7 +192,7 @@ class EvaluationKey(Settings):
 
 class EvaluateSpec(Settings):
     key: EvaluationKey
-    reference: Literal["teacher", "student_base"] | None = left_out()
+    reference: Name | None = left_out()
 
 
 class ReportSpec(Config):

@@ -107,5 +107,5 @@ def _lack_of(config: Config) -> str | None:
 
 
 def _models(runtime: Runtime) -> dict[str, ModelSettings]:
-    return {f"the {role} {source.model}": source for role, source in
-            (("teacher", runtime.teacher), ("student", runtime.student))}  # fmt: skip
+    models = {"teacher": runtime.teacher, "student": runtime.student, **runtime.references}
+    return {f"the {role} {source.model}": source for role, source in models.items()}

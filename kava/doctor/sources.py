@@ -114,9 +114,8 @@ def _unconverted(role: str, model: str, fetch: str) -> Check:
 
 def _unusable(config: Config, role: str) -> Check | None:
     """What keeps a model that is here from its part, by its settings and the headers of its weights."""
-    settings = config.teacher if role == "teacher" else config.student
     try:
-        check_model(settings)
+        check_model(config.models[role])
     except UserError as error:
         return refused(role, error)
     return None
@@ -175,7 +174,7 @@ def _sample(config: Config) -> Rows:
 def _name(config: Config, role: str) -> str:
     if role == "data":
         return config.data.path if isinstance(config.data, FolderData) else config.data.kind
-    return config.teacher.model if role == "teacher" else config.student.model
+    return config.models[role].model
 
 
 def _local(config: Config, role: str) -> Path | None:

@@ -14,7 +14,7 @@ from kava.config.specs import EvaluateSpec
 from kava.data.fit import require_end_after_answer
 from kava.data.positions import check_prompts
 from kava.data.task import read_prompts
-from kava.data.tokens import TokenSet, answers
+from kava.data.tokens import TokenSet, answers, vocabulary_sha256
 from kava.device import peak_memory_mib, use_device
 from kava.errors import UserError
 from kava.evaluation.agreement import read_likeliest, write_likeliest
@@ -42,8 +42,13 @@ def run(job: Job[EvaluateSpec], runtime: Runtime) -> None:
         # An evaluation that goes elsewhere is a trial, and no fact about the student.
         own = folder.resolve() == (student.parent / "evaluation").resolve()
     else:
-        source = runtime.teacher if role == "teacher" else runtime.student
+        source = runtime.reference(role)
     tokenizer, teacher = load_tokenizer(source), None
+    if role in runtime.references and vocabulary_sha256(tokenizer) != tokens.manifest["vocabulary_sha256"]:
+        raise UserError(
+            f"the tokenizer of references.{role} {source.model} is not that of the token set, and numbers per token "
+            "compare only between models of one tokenizer; choose a model with the teacher's, or remove it"
+        )
     if role != "teacher":
         teacher = read_likeliest(job.inputs["teacher"], tokens.questions_sha256)
     judge = Judge(tokens.task, settings, teacher)

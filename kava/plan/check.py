@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kava.config.job import Job, Runtime
 from kava.config.kv import Bf16Codec, KvStore
 from kava.config.specs import WriteSpec
@@ -15,8 +13,7 @@ from kava.errors import UserError
 from kava.files import read_json
 from kava.models.load import load_model_config
 from kava.plan.fixes import explained
-from kava.plan.geometry import read_geometry
-from kava.plan.needs import ExtractionNeed, Judged, Need, TrainingNeed, evaluation_of, writing_of
+from kava.plan.needs import ExtractionNeed, Judged, Need, TrainingNeed, as_it_comes, evaluation_of, writing_of
 from kava.tasks import task_of
 
 log = logging.getLogger("kava")
@@ -68,9 +65,8 @@ def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
         judged = Judged(runtime.student, runtime.student.export_dtype, exported=True)
         if role == "teacher":
             judged = Judged(runtime.teacher, runtime.teacher.dtype)
-        elif role == "student_base":  # as it comes
-            dtype = read_geometry(runtime.student).dtype or torch.float32
-            judged = Judged(runtime.student, str(dtype).removeprefix("torch."))
+        elif role:
+            judged = as_it_comes(runtime.reference(role))
         need = evaluation_of(task, judged, job.spec.key.evaluation, data.get("hub"), longest)
         return f"evaluate of {role or 'the student'}", need
     kv = _kv_of(job.inputs["store"]) if "store" in job.inputs else NO_STORE

@@ -169,6 +169,11 @@ class Judged:
         return forward_parts(which(self.source), self.dtype, rows, tokens, None, False)
 
 
+def as_it_comes(source: ModelSettings) -> Judged:
+    """A model that is not trained, in the dtype of its files."""
+    return Judged(source, str(read_geometry(source).dtype or torch.float32).removeprefix("torch."))
+
+
 @dataclass(frozen=True)
 class EvaluationNeed:
     """Greedy answers of one model to a batch of questions."""
@@ -233,7 +238,7 @@ class LikelihoodNeed:
 
 
 def evaluation_of(task: Task, model: Judged, settings: Evaluation, hub: str | None, longest: int) -> Need:
-    """Need of the evaluation of one model.
+    """Need of the evaluation of one model: of written answers or of scoring the gold ones, whichever takes more.
 
     Parameters
     ----------
@@ -246,9 +251,11 @@ def evaluation_of(task: Task, model: Judged, settings: Evaluation, hub: str | No
     longest
         `max_length`, which prompts seldom exceed and test examples never do.
     """
-    if task.harness is None:
-        return LikelihoodNeed(model, settings.batch_size, longest)
-    return EvaluationNeed(model, settings, min(longest, task.lengths.longest_prompts.get(hub or "", longest)))
+    scored = LikelihoodNeed(model, settings.batch_size, longest)
+    if task.harness is None or not settings.generate:
+        return scored
+    written = EvaluationNeed(model, settings, min(longest, task.lengths.longest_prompts.get(hub or "", longest)))
+    return written if written.memory().peak >= scored.memory().peak else scored
 
 
 def writing_of(teacher: Teacher, answers: TeacherAnswers, prompt: int) -> EvaluationNeed:

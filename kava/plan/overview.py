@@ -14,7 +14,7 @@ from kava.plan.disk import Disk, disk
 from kava.plan.fixes import Fix, fixes
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory
-from kava.plan.needs import ExtractionNeed, Judged, Need, TrainingNeed, evaluation_of, writing_of
+from kava.plan.needs import ExtractionNeed, Judged, Need, TrainingNeed, as_it_comes, evaluation_of, writing_of
 from kava.plan.tokens import TokenCount, count_tokens
 from kava.plan.trace import parameter_counts
 from kava.tasks import task_of
@@ -87,7 +87,8 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
     hub = config.data.path if isinstance(config.data, FolderData) else None
     teacher = Judged(config.teacher, config.teacher.dtype)
     student = Judged(config.student, config.student.export_dtype, exported=True)
-    for role, model in (("teacher", teacher), ("student", student)):
+    further = {name: as_it_comes(source) for name, source in config.references.items()}
+    for role, model in ({"teacher": teacher, "student": student} | further).items():
         yield f"evaluate {role}", "", evaluation_of(task, model, config.evaluation, hub, longest)
 
 

@@ -1,7 +1,7 @@
 """Judge one model by the test questions: its answers, or with data.kind text how likely the right ones are to it.
 
     kava evaluate --preset demo --arm structured --seed 42
-    kava evaluate --preset demo --reference teacher        # or student_base
+    kava evaluate --preset demo --reference teacher        # or student_base, or a name of `references`
 
 Answers are greedy, 0-shot, and scored by lm-evaluation-harness's own filters; with evaluation.generate: false none are
 written. Every gold answer is scored: its negative log-likelihood per token, and at how many of its tokens the likeliest
@@ -18,7 +18,7 @@ from kava.config.jobs import Jobs
 from kava.stages.common import stage_main
 from kava.stages.selection import ARM_OPTIONS, arm_and_seed
 
-OPTIONS = ARM_OPTIONS | {"reference": "`teacher` or `student_base`, in place of an arm"}
+OPTIONS = ARM_OPTIONS | {"reference": "`teacher`, `student_base` or a name of `references`, in place of an arm"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ rule evaluate:
         " > {log:q} 2>&1"
 
 
-for role in ("teacher", "student_base"):
+for role in PLAN.references:
     reference = PLAN.reference(role)
 
     rule:
@@ -39,7 +39,7 @@ for role in ("teacher", "student_base"):
                 caption="../report/evaluation.rst",
                 category="Evaluations",
                 labels={
-                    "model": "teacher" if role == "teacher" else "base student",
+                    "model": {"student_base": "base student"}.get(role, role),
                     "seed": "–",
                 },
             ),
@@ -70,6 +70,7 @@ rule report:
             name: (
                 ancient(path)
                 if name in ("tokens", "store", "bench", "teacher", "student_base")
+                or name.startswith("reference/")
                 else path
             )
             for name, path in PLAN.report.inputs.items()

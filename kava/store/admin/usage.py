@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kava.config.base import Settings
 from kava.config.job import Job
-from kava.config.jobs import REFERENCES, Jobs
+from kava.config.jobs import Jobs
 from kava.errors import UserError
 from kava.files import paths_below, read_json, sha256_json
 from kava.store.admin.describe import read_begun
@@ -56,7 +56,7 @@ class Usage:
 
 def usage(plan: Jobs) -> Usage:
     """Uses by a plan, and by every experiment of its results folder."""
-    jobs: list[Job[Settings]] = [plan.tokenize, plan.extract, *(plan.reference(role) for role in REFERENCES)]
+    jobs: list[Job[Settings]] = [plan.tokenize, plan.extract, *(plan.reference(role) for role in plan.references)]
     jobs += [plan.write] if plan.write else []
     recorded: dict[str, list[str]] = {}
     silent = []
