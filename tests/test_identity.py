@@ -118,6 +118,7 @@ def changed(setting: Setting, base: dict[str, Any]) -> tuple[Config, Config] | N
         "data.revision": ({"data": {"path": HUB["model"], "revision": HUB["revision"]}}, "b" * 40),
         "template": ({}, "{question} {answer}"),
         "comparisons": ({}, [[DRAWN, PRETRAINED]]),
+        "kv.signals.topk_segments": ({}, ["reasoning", "answer"]),
     }
     if setting.path in values:
         context, value = values[setting.path]

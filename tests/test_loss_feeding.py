@@ -234,8 +234,8 @@ def test_each_part_is_weighed_by_its_own_share_of_the_step(stores: Any) -> None:
     settings = arm(loss={"kind": "structural"}, kv_weight=0.3, auxiliary=AUXILIARIES)
     model, batches = prepared(stores["full"], settings)
     batch = batches.collate(EXAMPLES)
-    shares = {"labels": 0.5, "kv": 0.25, "covered": 0.75, "examples": 0.125, "answers": 0.0625}
-    share_of = {"ce": "labels", "kv": "kv", "attention": "kv", "codi": "examples", "logit_kd": "answers"}
+    shares = {"labels": 0.5, "kv": 0.25, "covered": 0.75, "examples": 0.125, "predicted": 0.0625}
+    share_of = {"ce": "labels", "kv": "kv", "attention": "kv", "codi": "examples", "logit_kd": "predicted"}
     share_of |= dict.fromkeys(("cka", "cos_sim", "cos_sim_centered", "magnitude"), "covered")
     with torch.no_grad():
         whole, part = model(shares=WHOLE, **batch), model(shares=shares, **batch)

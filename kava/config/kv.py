@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kava.config.base import Positive, Settings
 
@@ -172,7 +172,22 @@ class Signals(Settings):
         None, description="scores of tokens, so that a selection can be made on reading a full store"
     )
     hidden_states: bool = Field(False, description="of all layers at the last token before the answer")
-    topk_logits: int = Field(0, ge=0, le=1024, description="largest log-probabilities kept per answer token; 0: none")
+    topk_logits: int = Field(
+        0, ge=0, le=1024, description="largest log-probabilities kept per token of topk_segments; 0: none"
+    )
+    topk_segments: list[Literal["reasoning", "answer"]] = Field(
+        ["answer"],
+        min_length=1,
+        description="tokens whose logits are kept; [reasoning, answer] are all with a label",
+        exclude_if=lambda value: value == ["answer"],
+    )
+
+    @field_validator("topk_segments")
+    @classmethod
+    def _each_once_in_order(cls, segments: list[str]) -> list[str]:
+        if segments != sorted(set(segments), reverse=True):
+            raise ValueError(f"topk_segments {segments} must be [answer], [reasoning] or [reasoning, answer]")
+        return segments
 
 
 class KvStore(Settings):

@@ -207,6 +207,10 @@ class Config(Settings):
                 and settings.candidates == "reasoning"
             ):
                 raise ValueError(f"{where}.candidates: reasoning, but {rows}; set {where}.candidates: all")
+        if "reasoning" in self.kv.signals.topk_segments:
+            raise ValueError(
+                f"kv.signals.topk_segments: {self.kv.signals.topk_segments}, but {rows}; set topk_segments: [answer]"
+            )
         for name, arm in self.arms.items():
             if arm.auxiliary.codi:
                 raise ValueError(
@@ -273,6 +277,11 @@ class Config(Settings):
                 raise ValueError(
                     f"{where}.auxiliary.{loss} reads what the store does not hold; set kv.signals.{settings.needs}"
                 )
+        if arm.auxiliary.logit_kd and "reasoning" in signals.topk_segments and self.student_reasoning != "full":
+            raise ValueError(
+                f"{where}.auxiliary.logit_kd compares logits at every token of the reasoning, which student_reasoning: "
+                f"{self.student_reasoning} takes from the student; set kv.signals.topk_segments: [answer]"
+            )
         if arm.aligner and arm.loss.weights == "importance":
             if signals.importance is None or signals.importance.scope != "example":
                 raise ValueError(

@@ -12,8 +12,8 @@ from kava.kv import KeysValues
 from kava.losses.schedule import weight_at
 
 # What a batch holds of an optimizer step, and losses are means over: tokens with a label, weight of the tokens that the
-# KV loss compares, tokens with teacher KV, examples, tokens of answers.
-MeanOver = Literal["labels", "kv", "covered", "examples", "answers"]
+# KV loss compares, tokens with teacher KV, examples, tokens for which the teacher's logits are stored.
+MeanOver = Literal["labels", "kv", "covered", "examples", "predicted"]
 
 
 class StudentPass(NamedTuple):

@@ -68,7 +68,9 @@ class TrainingNeed:
             lora=self.student.lora if distills else None,
             learns=settings.steps > 0,
         )
-        kv: dict[str, Any] = {"codec": self.kv.codec.kind, "top": self.kv.signals.topk_logits, "keys": self.kv.keys}
+        signals = self.kv.signals
+        kv: dict[str, Any] = {"codec": self.kv.codec.kind, "keys": self.kv.keys}
+        kv |= {"top": signals.topk_logits, "topk_segments": signals.topk_segments}
         kv |= {"prompt": self.lengths.shortest_prompt, "answer": self.lengths.longest_answer}
         models = which(self.student), which(self.teacher)
         texts = (each.model_dump_json() for each in (*models, _at_its_dearest(self.arm), step_settings))

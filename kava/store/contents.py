@@ -3,7 +3,7 @@
 import numpy as np
 
 from kava.config.kv import Importance, KvStore, RkvSelection, RkvWindowSelection
-from kava.data.tokens import Segment
+from kava.data.tokens import of_segments
 from kava.errors import UserError
 from kava.kv import Geometry
 from kava.select import make_selector
@@ -76,8 +76,8 @@ class Contents:
         packing = Packing.pack(lengths, self.settings.shard_tokens)
         axes = {"token": packing.tokens}
         if self.signals.topk_logits:
-            answers = [int((of_example == Segment.ANSWER).sum()) for of_example in segments]
-            axes["answer"] = packing.axis(answers, AXIS_CHUNKS["answer"])
+            predicted = [int(of_segments(x, self.signals.topk_segments).sum()) for x in segments]
+            axes["answer"] = packing.axis(predicted, AXIS_CHUNKS["answer"])
         if self.signals.hidden_states:
             axes["example"] = packing.axis([1] * len(segments), AXIS_CHUNKS["example"])
         return packing, axes

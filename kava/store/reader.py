@@ -133,7 +133,7 @@ class StoreReader:
         return self._signal(split, example, "hidden")[0].view(torch.bfloat16)
 
     def topk_logits(self, split: str, example: int) -> tuple[Tensor, Tensor]:
-        """Ids `[A, k]` and log-probabilities `[A, k]` that the teacher gives to each answer token, largest first."""
+        """Ids `[A, k]` and log-probabilities `[A, k]` for each token of `topk_segments`, largest first."""
         return self._signal(split, example, "topk_ids"), self._signal(split, example, "topk_logprobs")
 
     def _signal(self, split: str, example: int, name: str) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from numcodecs import Blosc
 from torch import Tensor
 
-from kava.data.tokens import Segment
+from kava.data.tokens import Segment, of_segments
 from kava.kv import KeysValues, pad_ids, tokens_first
 from kava.models.capture import capture, capture_with_hidden, observed_attention
 from kava.select.scores import BatchRow, ScoreCollector, Scores, candidates_of
@@ -35,7 +35,7 @@ class Extractor:
     Parameters
     ----------
     teacher
-        The model; its head is run on answer tokens only, and only for top-k logits.
+        The model; its head is run on the tokens of top-k logits only.
     contents
         What the store holds.
     input_ids, segments
@@ -153,15 +153,16 @@ class Extractor:
         return stored, signals
 
     def _of_the_answer(self, hidden: Any, row: int, segments: np.ndarray) -> dict[str, Tensor]:
-        """Hidden states before the answer, and the top log-probabilities of its tokens."""
+        """Hidden states before the answer, and the top log-probabilities of its tokens, or of all with a label."""
         signals: dict[str, Tensor] = {}
-        answers = np.flatnonzero(segments == Segment.ANSWER)
         if self.contents.signals.hidden_states:
-            states = torch.stack([layer[row, answers[0] - 1] for layer in hidden])
+            answer = np.flatnonzero(segments == Segment.ANSWER)[0]
+            states = torch.stack([layer[row, answer - 1] for layer in hidden])
             signals["signals/hidden"] = states.bfloat16().cpu().view(torch.int16)[None]
             hidden = hidden[-1]
         if top := self.contents.signals.topk_logits:
-            logits = self.teacher.get_output_embeddings()(hidden[row, answers - 1])  # the token before predicts it
+            predicted = np.flatnonzero(of_segments(segments, self.contents.signals.topk_segments))
+            logits = self.teacher.get_output_embeddings()(hidden[row, predicted - 1])  # the token before predicts it
             logits = logits.float()
             if self.no_tokens is not None:
                 logits = logits.masked_fill(self.no_tokens, -torch.inf)
