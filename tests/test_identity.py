@@ -119,6 +119,7 @@ def changed(setting: Setting, base: dict[str, Any]) -> tuple[Config, Config] | N
         "template": ({}, "{question} {answer}"),
         "comparisons": ({}, [[DRAWN, PRETRAINED]]),
         "kv.signals.topk_segments": ({}, ["reasoning", "answer"]),
+        "kv.signals.token_hidden_states": ({}, [0, 2]),
     }
     if setting.path in values:
         context, value = values[setting.path]

@@ -137,7 +137,9 @@ class ExtractionNeed:
     def memory(self) -> StageMemory:
         config, dtype, kv = read_geometry(self.teacher), self.teacher.dtype, self.kv
         rows = max(1, kv.batch_tokens // self.tokens)
-        traced = forward_parts(which(self.teacher), dtype, rows, self.tokens, kv.keys, kv.signals.hidden_states)
+        blocks = len(kv.signals.token_hidden_states or [])
+        wanted = kv.keys, kv.signals.hidden_states, blocks
+        traced = forward_parts(which(self.teacher), dtype, rows, self.tokens, *wanted)
         weights, dequantised = loaded_bytes(self.teacher, dtype, rows * self.tokens)
         encoding = ENCODING_COPIES * ENCODE_TOKENS * geometry(config).channels * 4
         parts = {name: count for name, count in traced.items() if name != "weights"}
