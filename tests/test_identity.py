@@ -83,7 +83,7 @@ NOTHING = {"cache_dir", "extract_jobs", "tracker", "device", "vram_budget_gib"}
 FIXED = {"arms.a.select.scope"}
 # A selection on reading has to be that of the stored scores: both change together.
 TOGETHER = {"arms.a.select.": "kv.signals.importance."}
-SIGNALS = {"hidden_states": True, "topk_logits": 8}
+SIGNALS = {"hidden_states": True, "token_hidden_states": [0, 2], "topk_logits": 8}
 CONTEXTS: list[dict[str, Any]] = [
     {},
     {"kv": {"signals": SIGNALS | {"importance": {"kind": "rkv"}}}},
@@ -120,6 +120,10 @@ def changed(setting: Setting, base: dict[str, Any]) -> tuple[Config, Config] | N
         "comparisons": ({}, [[DRAWN, PRETRAINED]]),
         "kv.signals.topk_segments": ({}, ["reasoning", "answer"]),
         "kv.signals.token_hidden_states": ({}, [0, 2]),
+        "arms.a.auxiliary.hidden.layers": (
+            {"kv": {"signals": SIGNALS}, "arms": {PRETRAINED: {"auxiliary": {"hidden": {}}}}},
+            [0, 2],
+        ),
     }
     if setting.path in values:
         context, value = values[setting.path]

@@ -27,7 +27,7 @@ from kava.training.signals.base import Signal, TeacherShape
 
 
 def test_what_a_loss_reads_the_configuration_demands_of_the_store() -> None:
-    demanded = {name: settings for name, settings in Auxiliaries(codi={}, logit_kd={}, cka={}) if settings}
+    demanded = {name: settings for name, settings in Auxiliaries(codi={}, logit_kd={}, cka={}, hidden={}) if settings}
     assert demanded.keys() == {loss.name for loss in losses.AUXILIARY} == set(Auxiliaries.model_fields)
     names = {signal.name for signal in signals.SIGNALS}
     for loss in losses.AUXILIARY:

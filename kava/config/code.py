@@ -20,9 +20,9 @@ NUMERIC_MODULES: Final = (
 )  # fmt: skip
 # Of these, what is run by distillation alone.
 DISTILL_ONLY: Final = (
-    "losses/auxiliary.py", "losses/cka.py", "losses/codi.py", "losses/cross_entropy.py", "losses/logit_kd.py",
-    "losses/schedule.py", "training/distill.py", "training/export.py", "training/lora.py",
-    "training/signals/hidden_states.py", "training/signals/topk_logits.py",
+    "losses/auxiliary.py", "losses/cka.py", "losses/codi.py", "losses/cross_entropy.py", "losses/hidden.py",
+    "losses/logit_kd.py", "losses/schedule.py", "training/distill.py", "training/export.py", "training/lora.py",
+    "training/signals/hidden_states.py", "training/signals/token_hidden_states.py", "training/signals/topk_logits.py",
 )  # fmt: skip
 # Of these, what says how a run goes on, or stops it.
 SPEAKING: Final = (

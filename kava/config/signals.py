@@ -25,6 +25,17 @@ def check_signals(where: str, arm: Arm, signals: Signals, student_reasoning: str
             f"{where}.auxiliary.logit_kd compares logits at every token of the reasoning, which student_reasoning: "
             f"{student_reasoning} takes from the student; set kv.signals.topk_segments: [answer]"
         )
+    if hidden := arm.auxiliary.hidden:
+        if missing := sorted({*(hidden.layers or [])} - {*(signals.token_hidden_states or [])}):
+            raise ValueError(
+                f"{where}.auxiliary.hidden.layers names the teacher's layers {missing}, which "
+                f"kv.signals.token_hidden_states: {signals.token_hidden_states} does not store; add them to it"
+            )
+        if student_reasoning != "full":
+            raise ValueError(
+                f"{where}.auxiliary.hidden compares token by token, and student_reasoning: {student_reasoning} takes "
+                "tokens from the student; set student_reasoning: full"
+            )
     if arm.aligner and arm.loss.weights == "importance":
         if signals.importance is None or signals.importance.scope != "example":
             raise ValueError(

@@ -71,6 +71,7 @@ class TrainingNeed:
         signals = self.kv.signals
         kv: dict[str, Any] = {"codec": self.kv.codec.kind, "keys": self.kv.keys}
         kv |= {"top": signals.topk_logits, "topk_segments": signals.topk_segments}
+        kv |= {"token_hidden_states": signals.token_hidden_states or []}
         kv |= {"prompt": self.lengths.shortest_prompt, "answer": self.lengths.longest_answer}
         models = which(self.student), which(self.teacher)
         texts = (each.model_dump_json() for each in (*models, _at_its_dearest(self.arm), step_settings))

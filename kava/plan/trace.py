@@ -6,7 +6,7 @@ nothing, so a step of a 0.5B student takes seconds and no memory, and the plan c
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from kava.align.projector import Projector
 from kava.config.arms import Arm
 from kava.config.base import Settings
 from kava.config.schema import Lora
+from kava.losses.hidden import with_layers
 from kava.models.capture import capture, capture_with_blocks, capture_with_hidden, geometry
 from kava.models.load import build
 from kava.plan.example import masks, teacher_side
@@ -112,6 +113,9 @@ def training_model(
 
     Parameters are those of `trace_training`, and the student as `prepare_student` leaves it.
     """
+    arm = with_layers(arm, student.config, teacher.geometry.layers, teacher.token_hidden_states)
+    if arm.auxiliary.hidden:
+        teacher = replace(teacher, token_hidden_states=arm.auxiliary.hidden.layers or ())
     projector = None
     if arm.aligner:
         projector = Projector(arm.aligner, teacher.geometry, geometry(student.config), arm.loss.center)

@@ -15,7 +15,7 @@ from kava.tasks.metric import Metric
 
 FIELDS = ("doc_id", "question", "gold", "answer")
 # What the training stages log at a step.
-LOGGED = ("loss", "ce", "kv", "codi", "logit_kd", "cka", "attention", "cos_sim", "cos_sim_centered")
+LOGGED = ("loss", "ce", "kv", "codi", "logit_kd", "cka", "hidden", "attention", "cos_sim", "cos_sim_centered")
 # Alignment that is shown by layer and head.
 MAPPED = ("cos_sim_centered", "r2")
 

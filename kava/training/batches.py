@@ -83,6 +83,7 @@ class Batches:
             "covered": 0.0,
             "examples": float(len(examples)),
             "predicted": 0.0,
+            "tokens": float(sum(len(self.ids[example]) for example in examples)),
         } | self.teacher.counts(examples)
 
     def slice(self, examples: Iterable[int], batch_size: int) -> Iterator[Batch]:

@@ -67,7 +67,8 @@ class StoredSplit:
 class TeacherShape:
     """What a step needs to know of the teacher's side: KV geometry, hidden width, codec's kind, stored logits.
 
-    `prompt` and `answer` are lengths as `kava.plan.example.masks` takes them; `topk_segments` is as in `Signals`.
+    `prompt` and `answer` are lengths as `kava.plan.example.masks` takes them; `topk_segments` and `token_hidden_states`
+    are as in `Signals`, but that of a step's batch the latter are the layers of its arm.
     """
 
     geometry: Geometry
@@ -75,6 +76,7 @@ class TeacherShape:
     codec: str = "bf16"
     top: int = 0
     topk_segments: Sequence[str] = ("answer",)
+    token_hidden_states: Sequence[int] = ()
     keys: str = "pre_rope"
     prompt: int = 1
     answer: int | None = None
