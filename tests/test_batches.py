@@ -32,6 +32,7 @@ def stores(teacher: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """A store with every signal, and one without any that keeps a few tokens."""
     folder = tmp_path_factory.mktemp("stores")
     signals = {"importance": {"kind": "rkv"}, "hidden_states": True, "topk_logits": 5}
+    signals |= {"token_hidden_states": [0, 1, 2]}
     fill_store(folder / "full", teacher, some_ids(), BF16, signals=signals)
     fill_store(folder / "kept", teacher, some_ids(), INT8, select={"kind": "uniform", "budget": 6})
     return {name: folder / name / "manifest.json" for name in ("full", "kept")}

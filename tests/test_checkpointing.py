@@ -31,7 +31,9 @@ def step(model: DistillationModel, checkpointed: bool) -> tuple[dict[str, torch.
         model.student.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     batch = batches().collate([0, 1, 2])
-    batch["teacher_hidden"] = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    batch["teacher_hidden"] = torch.randn(3, 5, 24, generator=generator)
+    batch["teacher_token_hidden"] = torch.randn(3, 3, batch["input_ids"].shape[1], 24, generator=generator)
     saved: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -39,7 +41,7 @@ def step(model: DistillationModel, checkpointed: bool) -> tuple[dict[str, torch.
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        own = model._read(batch, True, True)
+        own = model._read(batch, True, model._auxiliaries)
     torch.manual_seed(3)
     output = model(**batch)
     output["loss"].backward()
@@ -51,10 +53,10 @@ def step(model: DistillationModel, checkpointed: bool) -> tuple[dict[str, torch.
 @pytest.mark.parametrize("kind", ["mercator", "structural"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointing_changes_neither_kv_nor_gradients(family: str, kind: str) -> None:
-    arm = {"loss": {"kind": kind}, "auxiliary": {"codi": {}}}
+    arm = {"loss": {"kind": kind}, "auxiliary": {"codi": {}, "hidden": {"layers": [0, 1, 3]}}}
     (plain, plain_bytes), (checkpointed, bytes_) = (step(a_model(family, **arm), on) for on in (False, True))
     assert plain.keys() == checkpointed.keys()
-    assert {"kv", "codi", "ce"} < plain.keys()
+    assert {"kv", "codi", "hidden", "ce"} < plain.keys()
     for name, tensor in plain.items():
         torch.testing.assert_close(checkpointed[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
     assert bytes_ < 0.8 * plain_bytes
@@ -68,7 +70,7 @@ def test_kv_loss_alone_gives_a_checkpointed_student_its_gradient() -> None:
             model.student.activation_checkpointing_enable({"use_reentrant": False})
         model.train()
         batch = batches().collate([0, 1, 2])
-        own = model._read(batch, True, False).kv
+        own = model._read(batch, True, []).kv
         projected = model.projector(KeysValues(batch["teacher_keys"], batch["teacher_values"]))
         model.objective.distance(own, projected, batch["kv_weight"], model.projector, 0.0).backward()
         gradients.append({name: p.grad for name, p in model.student.named_parameters() if p.grad is not None})

@@ -93,7 +93,7 @@ NOTHING = {"cache_dir", "extract_jobs", "tracker", "device", "vram_budget_gib"}
 FIXED = {"arms.a.select.scope"}
 # A selection on reading has to be that of the stored scores: both change together.
 TOGETHER = {"arms.a.select.": "kv.signals.importance."}
-SIGNALS = {"hidden_states": True, "topk_logits": 8}
+SIGNALS = {"hidden_states": True, "token_hidden_states": [0, 2], "topk_logits": 8}
 CONTEXTS: list[dict[str, Any]] = [
     {},
     {"kv": {"signals": SIGNALS | {"importance": {"kind": "rkv"}}}},
@@ -136,6 +136,12 @@ def changed(setting: Setting, base: dict[str, Any]) -> tuple[Config, Config] | N
         "template": ({}, "{question} {answer}"),
         "evaluation.at_steps": ({}, [10, 20]),
         "comparisons": ({}, [[DRAWN, PRETRAINED]]),
+        "kv.signals.topk_segments": ({}, ["reasoning", "answer"]),
+        "kv.signals.token_hidden_states": ({}, [0, 2]),
+        "arms.a.auxiliary.hidden.layers": (
+            {"kv": {"signals": SIGNALS}, "arms": {PRETRAINED: {"auxiliary": {"hidden": {}}}}},
+            [0, 2],
+        ),
     }
     if setting.path in values:
         context, value = values[setting.path]

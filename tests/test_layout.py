@@ -33,7 +33,9 @@ from kava.store.reader import StoreReader
 from kava.store.shard import ShardContent
 from kava.store.writer import StoreWriter
 
-SIGNALS = {"importance": {"kind": "rkv"}, "hidden_states": True, "topk_logits": 3}
+SIGNALS = {
+    "importance": {"kind": "rkv"}, "hidden_states": True, "token_hidden_states": [0, 2], "topk_logits": 3,
+}  # fmt: skip
 
 
 def is_poison(rows: np.ndarray, name: str) -> bool:

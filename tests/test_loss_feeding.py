@@ -20,7 +20,7 @@ from kava.training.kv import KvObjective
 from kava.training.model import WHOLE, DistillationModel
 
 GEOMETRY = Geometry(2, 2, 4)
-AUXILIARIES = {"codi": {}, "logit_kd": {}, "cka": {}}
+AUXILIARIES = {"codi": {}, "logit_kd": {}, "cka": {}, "hidden": {"layers": [0, 2]}}
 EXAMPLES = [0, 1, 3, 5]
 
 
@@ -173,7 +173,7 @@ def test_attention_kl_gives_keys_a_gradient_and_queries_none() -> None:
 
 
 def test_auxiliaries_of_a_student_that_is_the_teacher_are_zero(stores: Any, teacher: Any) -> None:  # noqa: F811
-    settings = arm(None, auxiliary=AUXILIARIES)
+    settings = arm(None, auxiliary=AUXILIARIES | {"hidden": {"layers": [0, 1, 2]}})
     model = DistillationModel(teacher, None, settings, True, "pre_rope", 32).eval()
     batches = stored_batches(token_set(), "train", StoreReader(stores["full"]), settings)
     with torch.no_grad():
@@ -182,6 +182,7 @@ def test_auxiliaries_of_a_student_that_is_the_teacher_are_zero(stores: Any, teac
     assert 0 <= float(output["codi"]) < 1e-4
     assert abs(float(output["logit_kd"])) < 1e-4
     assert abs(float(output["cka"])) < 1e-3
+    assert abs(float(output["hidden"])) < 1e-4
 
 
 def test_auxiliaries_of_a_shallower_student_are_those_by_hand(stores: Any) -> None:  # noqa: F811
@@ -234,14 +235,21 @@ def test_each_part_is_weighed_by_its_own_share_of_the_step(stores: Any) -> None:
     settings = arm(loss={"kind": "structural"}, kv_weight=0.3, auxiliary=AUXILIARIES)
     model, batches = prepared(stores["full"], settings)
     batch = batches.collate(EXAMPLES)
-    shares = {"labels": 0.5, "kv": 0.25, "covered": 0.75, "examples": 0.125, "answers": 0.0625}
-    share_of = {"ce": "labels", "kv": "kv", "attention": "kv", "codi": "examples", "logit_kd": "answers"}
+    shares = {"labels": 0.5, "kv": 0.25, "covered": 0.75, "examples": 0.125, "predicted": 0.0625, "tokens": 0.375}
+    share_of = {
+        "ce": "labels",
+        "kv": "kv",
+        "attention": "kv",
+        "codi": "examples",
+        "logit_kd": "predicted",
+        "hidden": "tokens",
+    }
     share_of |= dict.fromkeys(("cka", "cos_sim", "cos_sim_centered", "magnitude"), "covered")
     with torch.no_grad():
         whole, part = model(shares=WHOLE, **batch), model(shares=shares, **batch)
     for name, share in share_of.items():
         torch.testing.assert_close(part[name], shares[share] * whole[name])
-    expected = part["ce"] + 0.3 * (part["kv"] + part["attention"]) + part["codi"] + part["logit_kd"] + part["cka"]
+    expected = part["ce"] + 0.3 * (part["kv"] + part["attention"]) + sum(part[name] for name in AUXILIARIES)
     torch.testing.assert_close(part["loss"], expected)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
-from test_batches import stores, teacher, token_set  # noqa: F401
+from test_batches import ANSWER, stores, teacher, token_set  # noqa: F401
 from torch import Tensor
 
 from kava import losses
@@ -27,7 +27,7 @@ from kava.training.signals.base import Signal, TeacherShape
 
 
 def test_what_a_loss_reads_the_configuration_demands_of_the_store() -> None:
-    demanded = {name: settings for name, settings in Auxiliaries(codi={}, logit_kd={}, cka={}) if settings}
+    demanded = {name: settings for name, settings in Auxiliaries(codi={}, logit_kd={}, cka={}, hidden={}) if settings}
     assert demanded.keys() == {loss.name for loss in losses.AUXILIARY} == set(Auxiliaries.model_fields)
     names = {signal.name for signal in signals.SIGNALS}
     for loss in losses.AUXILIARY:
@@ -46,10 +46,15 @@ class Best(Signal):
         ids = [self.stored.store.topk_logits(self.stored.split, example)[0] for example in examples]
         return {"teacher_best": torch.cat(ids)[:, 0].long()}
 
+    def counts(self, examples: list[int]) -> dict[str, float]:
+        return {"predicted": float(ANSWER * len(examples))}
+
     @staticmethod
-    def largest(teacher: TeacherShape, rows: int, tokens: int, answers: int) -> dict[str, Tensor]:  # noqa: F811
+    def largest(
+        teacher: TeacherShape, rows: int, tokens: int, predicted: Mapping[str, int]  # noqa: F811
+    ) -> dict[str, Tensor]:  # fmt: skip
         del teacher, rows, tokens
-        return {"teacher_best": torch.zeros(answers, dtype=torch.int64)}
+        return {"teacher_best": torch.zeros(predicted["answer"], dtype=torch.int64)}
 
 
 class Follow(Auxiliary):
@@ -57,7 +62,7 @@ class Follow(Auxiliary):
 
     name = "follow"
     reads = ("best",)
-    mean_over = "answers"
+    mean_over = "predicted"
 
     def forward(self, student: StudentPass, batch: Mapping[str, Tensor]) -> Tensor:
         logits = student.head(student.hidden[-1][:, :-1][student.answer[:, 1:]])

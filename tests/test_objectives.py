@@ -20,6 +20,7 @@ from kava.training.model import DistillationModel
 from kava.training.phase import judge, measure_alignment
 from kava.training.watch import first_warnings, late_step, warnings_at
 
+AUXILIARIES = {"codi": {}, "logit_kd": {}, "cka": {}, "hidden": {"layers": [0, 2]}}
 ARMS = {
     "flat": arm({"kind": "flat"}),
     "linear, mse": arm({"kind": "linear"}, loss={"kind": "mse"}),
@@ -31,8 +32,8 @@ ARMS = {
     "by importance": arm(loss={"kind": "mercator", "weights": "importance"}),
     "values of the reasoning": arm(tensors="values", segments=["reasoning"]),
     "selected": arm(select={"kind": "random", "budget": 8}),
-    "everything": arm(auxiliary={"codi": {}, "logit_kd": {}, "cka": {}}),
-    "auxiliaries alone": arm(None, auxiliary={"codi": {}, "logit_kd": {}, "cka": {}}),
+    "everything": arm(auxiliary=AUXILIARIES),
+    "auxiliaries alone": arm(None, auxiliary=AUXILIARIES),
 }
 
 
@@ -81,7 +82,7 @@ def test_every_objective_reaches_the_students_values(name: str, stores: Any, mon
         assert layer.self_attn.v_proj.weight.grad.abs().sum() > 0
     for parameter in model.parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad).all()
-    assert bool(list(model.auxiliary.parameters())) == ("codi" in used)  # its projection
+    assert bool(list(model.auxiliary.parameters())) == bool({"codi", "hidden"} & used)  # projections
     assert all(p.grad.abs().sum() > 0 for p in model.auxiliary.parameters())
 
 
@@ -90,7 +91,7 @@ def test_the_loss_is_the_weighed_sum_of_its_parts(name: str, stores: Any) -> Non
     settings = ARMS[name].model_copy(update={"kv_weight": 0.3})
     model, batches = prepare(stores["full"], settings)
     output = model.eval()(**batches.collate([0, 1, 2]))
-    expected = output["ce"] + sum(output[part] for part in ("codi", "logit_kd", "cka") if part in output)
+    expected = output["ce"] + sum(output[part] for part in AUXILIARIES if part in output)
     if "kv" in output:
         expected = expected + 0.3 * (output["kv"] + output.get("attention", 0.0))
     torch.testing.assert_close(output["loss"], expected)

@@ -33,7 +33,7 @@ from kava.training.signals.base import TeacherShape
 from kava.training.student import prepare_student
 
 CONFIG = str(REPOSITORY / "config.yaml")
-TEACHER = TeacherShape(Geometry(6, 2, 24), 96, "int8", top=8)
+TEACHER = TeacherShape(Geometry(6, 2, 24), 96, "int8", top=8, token_hidden_states=range(6))
 GEOMETRY = {"num_hidden_layers": 4, "hidden_size": 64, "head_dim": 16, "intermediate_size": 160, "vocab_size": 1999}
 SETTINGS = trace.StepSettings(batch_size=4)
 TOKENS = 60
@@ -41,7 +41,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "flat": {"aligner": {"kind": "flat", "dropout": 0.0}, "train_projector": True},
     "structured": {"aligner": {"kind": "structured"}},
     "attention": {"aligner": {"kind": "structured"}, "loss": {"kind": "structural"}},
-    "auxiliary": {"aligner": None, "auxiliary": {"codi": {}, "logit_kd": {}, "cka": {}}},
+    "auxiliary": {"aligner": None, "auxiliary": {"codi": {}, "logit_kd": {}, "cka": {}, "hidden": {}}},
     "sft": {"aligner": None},
 }
 

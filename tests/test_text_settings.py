@@ -67,6 +67,7 @@ NEEDS_A_REASONING: dict[str, tuple[dict[str, Any], str]] = {
     "a selection": ({"kv": {"select": BUDGET}}, "set kv.select.candidates: all"),
     "R-KV": ({"kv": {"select": RKV}}, "set kv.select.candidates: all"),
     "scores": ({"kv": {"signals": {"importance": {"kind": "rkv"}}}}, "set kv.signals.importance.candidates: all"),
+    "logits": ({"kv": {"signals": {"topk_segments": ["reasoning", "answer"]}}}, r"set topk_segments: \[answer\]"),
     "an arm's selection": ({"arms": {"flat": {"select": BUDGET}}}, "set arms.flat.select.candidates: all"),
     "CODI": (
         {"kv": {"signals": {"hidden_states": True}}, "arms": {"flat": {"auxiliary": {"codi": {}}}}},

@@ -58,7 +58,7 @@ class Phase(NamedTuple):
 class World:
     """A token set and a store on disk, and the jobs of every arm over them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kv: dict[str, Any] | None = None) -> None:
         demo = {"model": str(Path(kava.demo.__file__).parent / "teacher")}
         tokenizer = load_tokenizer(ModelSettings(**demo))
         models = {}
@@ -76,7 +76,7 @@ class World:
             "student": models["student"] | {"lora": {"rank": 2}, "export_dtype": "bfloat16"},
             "data": {"train": TRAIN, "validation": HELD_OUT, "test": 2},
             "arms": ARMS | {"structured": None},
-            "kv": {"keys": "post_rope"},
+            "kv": {"keys": "post_rope"} | (kv or {}),
             "pretrain": STEPS,
             "distill": STEPS | {"student_lr": 1e-3},
             "seeds": list(SEEDS),

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from kava.config.base import Positive, Settings
-from kava.config.kv import Selection
+from kava.config.kv import Selection, TeacherLayer
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Layer = Annotated[int, Field(ge=0)]
@@ -220,10 +220,27 @@ class CkaLoss(AuxiliaryLoss):
     """1 − linear CKA between each student layer's KV and the teacher's at the ratio of depth; needs no aligner."""
 
 
+class HiddenLoss(AuxiliaryLoss):
+    """1 − mean cosine of every token's hidden states behind each student layer and its teacher layer."""
+
+    needs = "token_hidden_states: [0, 1]"
+
+    layers: list[TeacherLayer] | None = Field(
+        None,
+        min_length=1,
+        description="teacher layers from 0, one for each student layer; null: those that a student cut from the "
+        "teacher has kept, for any other one those at the ratio of depth",
+    )
+    center: bool = Field(True, description="remove fixed channel means of the teacher and of the base student first")
+
+
 class Auxiliaries(Settings):
     codi: Codi | None = Field(None, description="needs kv.signals.hidden_states")
     logit_kd: LogitKd | None = Field(None, description="needs kv.signals.topk_logits")
     cka: CkaLoss | None = None
+    hidden: HiddenLoss | None = Field(
+        None, description="needs kv.signals.token_hidden_states", exclude_if=lambda value: value is None
+    )
 
 
 class TimeWarp(Settings):

@@ -15,14 +15,16 @@ from kava.files import sha256_bytes
 # What both phases of training go by: modules, and folders with all that is in them.
 NUMERIC_MODULES: Final = (
     "align", "cka.py", "data/fit.py", "data/prompt.py", "data/tokens.py", "kv.py", "losses",
-    "models/capture.py", "models/load.py", "models/nf4.py", "select", "store/array_spec.py", "store/codecs",
-    "store/contents.py", "store/layout.py", "store/files.py", "store/reader.py", "teacher/extractor.py", "training",
+    "models/capture.py", "models/cut.py", "models/load.py", "models/nf4.py", "select", "store/array_spec.py",
+    "store/codecs", "store/contents.py", "store/layout.py", "store/files.py", "store/reader.py", "teacher/extractor.py",
+    "training",
 )  # fmt: skip
 # Of these, what is run by distillation alone.
 DISTILL_ONLY: Final = (
-    "losses/auxiliary.py", "losses/cka.py", "losses/codi.py", "losses/cross_entropy.py", "losses/logit_kd.py",
-    "losses/schedule.py", "training/at_steps.py", "training/distill.py", "training/export.py", "training/lora.py",
-    "training/signals/hidden_states.py", "training/signals/topk_logits.py",
+    "losses/auxiliary.py", "losses/cka.py", "losses/codi.py", "losses/cross_entropy.py", "losses/hidden.py",
+    "losses/logit_kd.py", "losses/schedule.py", "training/at_steps.py", "training/distill.py", "training/export.py",
+    "training/lora.py", "training/signals/hidden_states.py", "training/signals/token_hidden_states.py",
+    "training/signals/topk_logits.py",
 )  # fmt: skip
 # Of these, what says how a run goes on, or stops it.
 SPEAKING: Final = (

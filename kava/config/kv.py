@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kava.config.base import Positive, Settings
 
@@ -162,6 +162,7 @@ class TransformCodec(Settings):
         return data
 
 
+TeacherLayer = Annotated[int, Field(ge=0)]
 Codec = Annotated[Bf16Codec | Int8Codec | Int4Codec | TransformCodec, Field(discriminator="kind")]
 
 
@@ -172,7 +173,35 @@ class Signals(Settings):
         None, description="scores of tokens, so that a selection can be made on reading a full store"
     )
     hidden_states: bool = Field(False, description="of all layers at the last token before the answer")
-    topk_logits: int = Field(0, ge=0, le=1024, description="largest log-probabilities kept per answer token; 0: none")
+    token_hidden_states: list[TeacherLayer] | None = Field(
+        None,
+        min_length=1,
+        description="of every token behind these teacher layers, from 0, as bf16: [0, 3] are two vectors per token",
+        exclude_if=lambda value: value is None,
+    )
+    topk_logits: int = Field(
+        0, ge=0, le=1024, description="largest log-probabilities kept per token of topk_segments; 0: none"
+    )
+    topk_segments: list[Literal["reasoning", "answer"]] = Field(
+        ["answer"],
+        min_length=1,
+        description="tokens whose logits are kept; [reasoning, answer] are all with a label",
+        exclude_if=lambda value: value == ["answer"],
+    )
+
+    @field_validator("token_hidden_states")
+    @classmethod
+    def _layers_in_order(cls, layers: list[int] | None) -> list[int] | None:
+        if layers is not None and layers != sorted(set(layers)):
+            raise ValueError(f"token_hidden_states {layers} must name layers in rising order, each once")
+        return layers
+
+    @field_validator("topk_segments")
+    @classmethod
+    def _each_once_in_order(cls, segments: list[str]) -> list[str]:
+        if segments != sorted(set(segments), reverse=True):
+            raise ValueError(f"topk_segments {segments} must be [answer], [reasoning] or [reasoning, answer]")
+        return segments
 
 
 class KvStore(Settings):
@@ -192,9 +221,11 @@ class KvStore(Settings):
                 f"codec transform needs the KV of one token in all heads, and select {self.select.kind} with scope "
                 "head keeps other tokens in each; set scope: example, or choose another codec"
             )
-        if self.signals.importance and self.select.kind != "full":
-            raise ValueError(
-                f"signals.importance is stored for every token, and select {self.select.kind} drops some; set "
-                "select: {kind: full}, and select in the arms"
-            )
+        of_tokens = {"importance": self.signals.importance, "token_hidden_states": self.signals.token_hidden_states}
+        for name, wanted in of_tokens.items():
+            if wanted and self.select.kind != "full":
+                raise ValueError(
+                    f"signals.{name} is stored for every token, and select {self.select.kind} drops some; set select: "
+                    "{kind: full}, and select in the arms"
+                )
         return self

@@ -23,6 +23,7 @@ from kava.config.kv import (
     ScopedSelection,
 )
 from kava.config.names import check_names
+from kava.config.signals import check_signals
 from kava.config.training import Distill, Pretrain
 
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
@@ -244,7 +245,7 @@ class Config(Settings):
             self._check_without_reasoning()
         for name, arm in self.arms.items():
             self._check_selection_on_reading(name, arm)
-            self._check_signals(name, arm)
+            check_signals(f"arms.{name}", arm, self.kv.signals, self.student_reasoning)
         self._check_comparisons(self.comparisons or [])
         return self
 
@@ -261,6 +262,10 @@ class Config(Settings):
                 and settings.candidates == "reasoning"
             ):
                 raise ValueError(f"{where}.candidates: reasoning, but {rows}; set {where}.candidates: all")
+        if "reasoning" in self.kv.signals.topk_segments:
+            raise ValueError(
+                f"kv.signals.topk_segments: {self.kv.signals.topk_segments}, but {rows}; set topk_segments: [answer]"
+            )
         for name, arm in self.arms.items():
             if arm.auxiliary.codi:
                 raise ValueError(
@@ -317,23 +322,6 @@ class Config(Settings):
         if isinstance(select, RkvSelection | RkvWindowSelection) and self.kv.signals.importance != select.scores:
             wanted = select.scores.model_dump()
             raise ValueError(f"{where} needs the scores that kv.signals.importance: {wanted} stores")
-
-    def _check_signals(self, name: str, arm: Arm) -> None:
-        """As for selections: what a loss reads has to be in the store."""
-        signals, where = self.kv.signals, f"arms.{name}"
-        stored = dict(signals)
-        for loss, settings in arm.auxiliary:
-            if settings and settings.needs and not stored[settings.needs.partition(":")[0]]:
-                raise ValueError(
-                    f"{where}.auxiliary.{loss} reads what the store does not hold; set kv.signals.{settings.needs}"
-                )
-        if arm.aligner and arm.loss.weights == "importance":
-            if signals.importance is None or signals.importance.scope != "example":
-                raise ValueError(
-                    f"{where}.loss.weights: importance needs kv.signals.importance: {{kind: rkv, scope: example}}"
-                )
-            if self.student_reasoning != "full":
-                raise ValueError(f"{where}.loss.weights: importance is not defined for student_reasoning: equations")
 
     def reference(self, role: str) -> ModelSettings:
         """A model that is judged and not trained: of `REFERENCES`, or of `references`."""

@@ -31,6 +31,11 @@ class Segment(IntEnum):
     ANSWER = 2
 
 
+def of_segments(segments: np.ndarray, names: Iterable[str]) -> np.ndarray:
+    """True for the tokens of named segments, `[T]`."""
+    return np.isin(segments, [Segment[name.upper()] for name in names])
+
+
 def encode_example(task: Task, tokenizer: Any, template: Template, row: Mapping[str, str]) -> dict[str, list[int]]:
     """Tokenise one example whole, so that ids are those of the text as the model would see it.
 

@@ -11,6 +11,7 @@ from kava.config.arms import Arm, AuxiliaryLoss, HybridLoss, Loss, MercatorLoss,
 from kava.losses.auxiliary import Auxiliary
 from kava.losses.cka import Cka
 from kava.losses.codi import Codi
+from kava.losses.hidden import Hidden
 from kava.losses.hybrid import hybrid
 from kava.losses.logit_kd import LogitKd
 from kava.losses.mercator import mercator
@@ -18,7 +19,7 @@ from kava.losses.mse import mse
 from kava.losses.smooth_l1 import smooth_l1
 from kava.losses.structural import structural
 
-AUXILIARY: tuple[type[Auxiliary], ...] = (Codi, LogitKd, Cka)
+AUXILIARY: tuple[type[Auxiliary], ...] = (Codi, LogitKd, Cka, Hidden)
 
 
 def auxiliaries(arm: Arm) -> list[tuple[type[Auxiliary], AuxiliaryLoss]]:

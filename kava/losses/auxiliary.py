@@ -12,8 +12,8 @@ from kava.kv import KeysValues
 from kava.losses.schedule import weight_at
 
 # What a batch holds of an optimizer step, and losses are means over: tokens with a label, weight of the tokens that the
-# KV loss compares, tokens with teacher KV, examples, tokens of answers.
-MeanOver = Literal["labels", "kv", "covered", "examples", "answers"]
+# KV loss compares, tokens with teacher KV, examples, tokens for which the teacher's logits are stored, all tokens.
+MeanOver = Literal["labels", "kv", "covered", "examples", "predicted", "tokens"]
 
 
 class StudentPass(NamedTuple):
@@ -31,6 +31,8 @@ class StudentPass(NamedTuple):
         True for tokens of the answer, `[B, T]`.
     head
         The language-model head.
+    blocks
+        What each block gives, before the final norm, L times `[B, T, width]`; none if no loss needs it.
     """
 
     kv: KeysValues
@@ -38,6 +40,7 @@ class StudentPass(NamedTuple):
     attention: list[tuple[Tensor, Tensor, float]]
     answer: Tensor
     head: nn.Module
+    blocks: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,15 @@ class Auxiliary(nn.Module, ABC):
         What of a step its value is a mean over, so that micro-batches add up.
     all_layers
         Whether it needs the student's hidden states of all layers.
+    blocks
+        Whether it needs what each of the student's blocks gives.
     """
 
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]]
     mean_over: ClassVar[MeanOver]
     all_layers: ClassVar[bool] = False
+    blocks: ClassVar[bool] = False
 
     def __init__(self, settings: AuxiliaryLoss, models: BothModels) -> None:
         super().__init__()

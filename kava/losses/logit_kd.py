@@ -3,19 +3,21 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kava.config.arms import AuxiliaryLoss
 from kava.losses.auxiliary import Auxiliary, BothModels, StudentPass
+from kava.losses.cross_entropy import LOGITS_AT_ONCE
 from kava.losses.masking import widen
 
 
 class LogitKd(Auxiliary):
-    """On answer tokens, without what rows of the head that are no tokens give: the teacher's are left out as well."""
+    """On the signal's tokens, without the rows of the head that are no tokens: the teacher's are left out as well."""
 
     name = "logit_kd"
     reads = ("topk_logits",)
-    mean_over = "answers"
+    mean_over = "predicted"
     no_tokens: Tensor | None
 
     def __init__(self, settings: AuxiliaryLoss, models: BothModels) -> None:
@@ -23,10 +25,24 @@ class LogitKd(Auxiliary):
         self.register_buffer("no_tokens", models.no_tokens, persistent=False)
 
     def forward(self, student: StudentPass, batch: Mapping[str, Tensor]) -> Tensor:
-        logits = student.head(student.hidden[-1][:, :-1][student.answer[:, 1:]])
+        predicting_NW = student.hidden[-1].flatten(0, 1)[batch["topk_from"]]
+        sides, rows = (predicting_NW, batch["topk_ids"], batch["topk_logprobs"]), len(predicting_NW)
+        at_once = max(1, LOGITS_AT_ONCE // student.head.get_parameter("weight").shape[0])
+        if rows <= at_once:
+            return self._of_tokens(student.head, *sides)
+        # As for cross entropy: the logits of all tokens at once are the largest tensor of a step.
+        pieces = [
+            len(piece[0])
+            * checkpoint(self._of_tokens, student.head, *piece, use_reentrant=False, preserve_rng_state=False)
+            for piece in zip(*(side.split(at_once) for side in sides), strict=True)
+        ]
+        return torch.stack(pieces).sum() / rows
+
+    def _of_tokens(self, head: nn.Module, hidden_NW: Tensor, ids_NK: Tensor, logprobs_NK: Tensor) -> Tensor:
+        logits = head(hidden_NW)
         if self.no_tokens is not None:
             logits = logits.masked_fill(self.no_tokens, -torch.inf)
-        return logit_kd(logits, batch["topk_ids"], batch["topk_logprobs"])
+        return logit_kd(logits, ids_NK, logprobs_NK)
 
 
 def logit_kd(logits_NV: Tensor, topk_ids_NK: Tensor, topk_logprobs_NK: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from kava.models.families import require_readable
 # Families whose rotary embedding turns the pair (d, d + rotary/2), as `rotate_half` does.
 ROTATE_HALF = ("llama", "mistral", "qwen2", "qwen3")
 NO_ROPE = ("gpt2",)
+# Setting of transformers; false leaves its last hidden states as the last block gives them.
+BEFORE_NORM = "tie_last_hidden_states"
 # Name under which transformers finds the observed attention.
 OBSERVED = "kava_observed"
 
@@ -87,14 +89,43 @@ def capture_with_hidden(
     return captured, output.hidden_states
 
 
+def capture_with_blocks(
+    model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str = "pre_rope"
+) -> tuple[KeysValues, tuple[Tensor, ...], Tensor]:
+    """As `capture`, with the embeddings and what each block gives, L + 1 times `[B, T, width]`, and last hidden states.
+
+    transformers' own last hidden states have passed the final norm, the others have not. Here no block's has: the last
+    block of a student may be any block of its teacher, and the norm would stand between them.
+
+    Raises
+    ------
+    UserError
+        The family's code keeps the last block's output to itself; see also `capture`.
+    """
+    config = _body(model).config
+    former = vars(config).get(BEFORE_NORM)
+    setattr(config, BEFORE_NORM, False)
+    try:
+        captured, output = _forward(model, input_ids_BT, attention_mask_BT, keys, output_hidden_states=True)
+    finally:
+        if former is None:
+            delattr(config, BEFORE_NORM)
+        else:
+            setattr(config, BEFORE_NORM, former)
+    if output.hidden_states[-1] is output.last_hidden_state:
+        raise UserError(
+            f"models of type {model.config.model_type!r} show what the final norm makes of their last block, and not "
+            "what the block gives; do without token_hidden_states and the loss hidden, or choose another family"
+        )
+    return captured, output.hidden_states, output.last_hidden_state
+
+
 def _forward(
     model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str, **options: Any
 ) -> tuple[KeysValues, Any]:
     from transformers import DynamicCache
 
-    inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT} | options
-    # Llama 4's text model names its body in a way that transformers does not find.
-    body = model.base_model if model.base_model is not model else model.model
+    inputs, body = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT} | options, _body(model)
     layers: list[Any] = []
     if model.training and model.is_activation_checkpointing:
         # Checkpointed layers get no cache: it would be filled once more when they are computed again.
@@ -112,6 +143,11 @@ def _forward(
     if keys == "pre_rope":
         keys_BLHTD = unrotate(model, keys_BLHTD)
     return KeysValues(keys_BLHTD, values_BLHTD), output
+
+
+def _body(model: Any) -> Any:
+    # Llama 4's text model names its body in a way that transformers does not find.
+    return model.base_model if model.base_model is not model else model.model
 
 
 @contextmanager

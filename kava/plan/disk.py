@@ -41,6 +41,8 @@ def store_bytes(jobs: Jobs, count: TokenCount) -> int:
     contents = Contents(config.kv, shape, teacher.hidden_size)
     tokens = min(count.tokens, contents.selector.rows(count.tokens // max(1, count.examples)) * count.examples)
     longest = task_of(config.data.kind).lengths.longest_answer
+    if "reasoning" in config.kv.signals.topk_segments:
+        longest = None
     answers = count.tokens if longest is None else longest * count.examples
     rows = {"token": tokens, "answer": answers, "example": count.examples}
     if contents.codec.calibration_tokens:

@@ -51,9 +51,10 @@ def teacher_side(arm: Arm, real: dict[str, Tensor], teacher: TeacherShape) -> di
         Shapes of its side.
     """
     with unset_fake_temporarily():
-        answers = int((real["segments"][:, 1:] == Segment.ANSWER).sum())
+        later = real["segments"][:, 1:]
+        predicted = {segment.name.lower(): int((later == segment).sum()) for segment in Segment}
     rows, tokens = real["input_ids"].shape
     found: dict[str, Tensor] = {}
     for signal in signals_of(arm):
-        found |= signal.largest(teacher, rows, tokens, answers)
+        found |= signal.largest(teacher, rows, tokens, predicted)
     return found

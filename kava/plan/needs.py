@@ -69,7 +69,10 @@ class TrainingNeed:
             lora=self.student.lora if distills else None,
             learns=settings.steps > 0,
         )
-        kv: dict[str, Any] = {"codec": self.kv.codec.kind, "top": self.kv.signals.topk_logits, "keys": self.kv.keys}
+        signals = self.kv.signals
+        kv: dict[str, Any] = {"codec": self.kv.codec.kind, "keys": self.kv.keys}
+        kv |= {"top": signals.topk_logits, "topk_segments": signals.topk_segments}
+        kv |= {"token_hidden_states": signals.token_hidden_states or []}
         kv |= {"prompt": self.lengths.shortest_prompt, "answer": self.lengths.longest_answer}
         models = which(self.student), which(self.teacher)
         texts = (each.model_dump_json() for each in (*models, _at_its_dearest(self.arm), step_settings))
@@ -136,7 +139,9 @@ class ExtractionNeed:
     def memory(self) -> StageMemory:
         config, dtype, kv = read_geometry(self.teacher), self.teacher.dtype, self.kv
         rows = max(1, kv.batch_tokens // self.tokens)
-        traced = forward_parts(which(self.teacher), dtype, rows, self.tokens, kv.keys, kv.signals.hidden_states)
+        blocks = len(kv.signals.token_hidden_states or [])
+        wanted = kv.keys, kv.signals.hidden_states, blocks
+        traced = forward_parts(which(self.teacher), dtype, rows, self.tokens, *wanted)
         weights, dequantised = loaded_bytes(self.teacher, dtype, rows * self.tokens)
         encoding = ENCODING_COPIES * ENCODE_TOKENS * geometry(config).channels * 4
         parts = {name: count for name, count in traced.items() if name != "weights"}

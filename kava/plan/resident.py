@@ -27,10 +27,10 @@ def which(settings: ModelSettings) -> ModelSettings:
 
 @cache
 def forward_parts(
-    source: ModelSettings, dtype: str, rows: int, tokens: int, keys: str | None, hidden: bool
+    source: ModelSettings, dtype: str, rows: int, tokens: int, keys: str | None, hidden: bool, blocks: int = 0
 ) -> dict[str, int]:
     """Parts of the peak of a forward, as `trace_forward` has them; keyed by `which`."""
-    return trace_forward(read_geometry(source), getattr(torch, dtype), rows, tokens, keys, hidden).parts
+    return trace_forward(read_geometry(source), getattr(torch, dtype), rows, tokens, keys, hidden, blocks).parts
 
 
 def loaded_bytes(source: ModelSettings, dtype: str, tokens: int) -> tuple[int, int]:

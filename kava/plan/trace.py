@@ -6,7 +6,7 @@ nothing, so a step of a 0.5B student takes seconds and no memory, and the plan c
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,7 +18,8 @@ from kava.align.projector import Projector
 from kava.config.arms import Arm
 from kava.config.base import Settings
 from kava.config.schema import Lora
-from kava.models.capture import capture, capture_with_hidden, geometry
+from kava.losses.hidden import with_layers
+from kava.models.capture import capture, capture_with_blocks, capture_with_hidden, geometry
 from kava.models.load import build
 from kava.plan.example import masks, teacher_side
 from kava.plan.live import StepBytes
@@ -113,6 +114,9 @@ def training_model(
 
     Parameters are those of `trace_training`, and the student as `prepare_student` leaves it.
     """
+    arm = with_layers(arm, student.config, teacher.geometry.layers, teacher.token_hidden_states)
+    if arm.auxiliary.hidden:
+        teacher = replace(teacher, token_hidden_states=arm.auxiliary.hidden.layers or ())
     projector = None
     if arm.aligner:
         projector = Projector(
@@ -142,7 +146,13 @@ def run_step(
 
 
 def trace_forward(
-    config: Any, dtype: torch.dtype, examples: int, tokens: int, keys: str | None = "pre_rope", hidden: bool = False
+    config: Any,
+    dtype: torch.dtype,
+    examples: int,
+    tokens: int,
+    keys: str | None = "pre_rope",
+    hidden: bool = False,
+    blocks: int = 0,
 ) -> Traced:
     """Peak of a forward without gradients and without the head.
 
@@ -152,27 +162,32 @@ def trace_forward(
         Of the model.
     examples, tokens
         Shape of the batch.
-    keys, hidden
-        Form of the keys that `extract` captures, and whether it wants hidden states; None for a plain forward.
+    keys, hidden, blocks
+        Form of the keys that `extract` captures, whether it wants hidden states, and behind how many blocks it wants
+        those of every token; keys are None for a plain forward.
     """
     model, live = _causal_lm(config, dtype), StepBytes(config.vocab_size)
     with _without_data():
         _fake(model)
         live.own([*model.parameters(), *model.buffers()], "weights")
         with live:
-            forward(model, examples, tokens, keys, hidden)
+            forward(model, examples, tokens, keys, hidden, blocks)
         return Traced(live.at_peak, {})
 
 
 @torch.no_grad()
-def forward(model: Any, examples: int, tokens: int, keys: str | None, hidden: bool = False) -> None:
+def forward(model: Any, examples: int, tokens: int, keys: str | None, hidden: bool = False, blocks: int = 0) -> None:
     """The forward of `trace_forward`, of a model that is there."""
     real = masks(examples, tokens)
     if keys is None:
         model.base_model(input_ids=real["input_ids"], attention_mask=real["attention_mask"], use_cache=True)
+        return
+    inputs = model, real["input_ids"], real["attention_mask"], keys
+    if blocks:
+        _, states, _ = capture_with_blocks(*inputs)
+        torch.stack([state.bfloat16() for state in states[1 : 1 + blocks]], 2)
     else:
-        run = capture_with_hidden if hidden else capture
-        run(model, real["input_ids"], real["attention_mask"], keys)
+        (capture_with_hidden if hidden else capture)(*inputs)
 
 
 class Counts(NamedTuple):

@@ -14,7 +14,7 @@ from kava.report.reading import NO_COST, Cost, read_cost, read_json, read_lines
 from kava.tasks.metric import Metric
 
 # What the training stages log at a step.
-LOGGED = ("loss", "ce", "kv", "codi", "logit_kd", "cka", "attention", "cos_sim", "cos_sim_centered")
+LOGGED = ("loss", "ce", "kv", "codi", "logit_kd", "cka", "hidden", "attention", "cos_sim", "cos_sim_centered")
 # Alignment that is shown by layer and head.
 MAPPED = ("cos_sim_centered", "r2")
 

@@ -28,7 +28,8 @@ class ArraySpec:
     tokens_per_row
         1, or how many tokens share a row (a scale, say); it divides `TOKENS_PER_GROUP`.
     axis
-        What a row stands for: a stored token, a token of the answer, or an example.
+        What a row stands for: a stored token, a token of `kv.signals.topk_segments` (of the answer, unless more are
+        named), or an example.
     """
 
     dtype: str

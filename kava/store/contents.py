@@ -3,7 +3,7 @@
 import numpy as np
 
 from kava.config.kv import Importance, KvStore, RkvSelection, RkvWindowSelection
-from kava.data.tokens import Segment
+from kava.data.tokens import of_segments
 from kava.errors import UserError
 from kava.kv import Geometry
 from kava.select import make_selector
@@ -25,6 +25,11 @@ class Contents:
         Of the teacher's KV.
     hidden_width
         Width of the teacher's hidden states.
+
+    Raises
+    ------
+    UserError
+        A signal of a layer that the teacher has not.
     """
 
     def __init__(self, settings: KvStore, geometry: Geometry, hidden_width: int) -> None:
@@ -34,6 +39,11 @@ class Contents:
         self.signals = settings.signals
         whole_rows = self.selector.scope == "example" or not self.codec.mixes_heads
         assert whole_rows, f"codec {self.codec.kind} cannot code rows that mix tokens"
+        if (of_layers := self.signals.token_hidden_states) and of_layers[-1] >= geometry.layers:
+            raise UserError(
+                f"kv.signals.token_hidden_states names the teacher's layer {of_layers[-1]}, and it has "
+                f"{geometry.layers}, from 0 to {geometry.layers - 1}"
+            )
 
     @property
     def arrays(self) -> dict[str, ArraySpec]:
@@ -54,6 +64,9 @@ class Contents:
             # bfloat16 bits, as in the codec of that name: fp16 would overflow on massive activations.
             shape = (layers + 1, self.hidden_width)
             arrays["signals/hidden"] = ArraySpec("int16", shape, ("layer", "width"), 0x7FC0, axis="example")
+        if of_layers := self.signals.token_hidden_states:
+            shape = (len(of_layers), self.hidden_width)
+            arrays["signals/token_hidden"] = ArraySpec("int16", shape, ("layer", "width"), 0x7FC0)
         if top := self.signals.topk_logits:
             arrays["signals/topk_ids"] = ArraySpec("int32", (top,), ("rank",), -1, axis="answer")
             arrays["signals/topk_logprobs"] = ArraySpec("float16", (top,), ("rank",), NAN, axis="answer")
@@ -76,8 +89,8 @@ class Contents:
         packing = Packing.pack(lengths, self.settings.shard_tokens)
         axes = {"token": packing.tokens}
         if self.signals.topk_logits:
-            answers = [int((of_example == Segment.ANSWER).sum()) for of_example in segments]
-            axes["answer"] = packing.axis(answers, AXIS_CHUNKS["answer"])
+            predicted = [int(of_segments(x, self.signals.topk_segments).sum()) for x in segments]
+            axes["answer"] = packing.axis(predicted, AXIS_CHUNKS["answer"])
         if self.signals.hidden_states:
             axes["example"] = packing.axis([1] * len(segments), AXIS_CHUNKS["example"])
         return packing, axes

@@ -132,8 +132,13 @@ class StoreReader:
         """Hidden states at the last token before the answer, bfloat16 `[L + 1, width]`, embeddings first."""
         return self._signal(split, example, "hidden")[0].view(torch.bfloat16)
 
+    def token_hidden_states(self, split: str, example: int, layers: list[int]) -> Tensor:
+        """Hidden states of every token behind stored teacher layers, bfloat16 `[T, layers, width]`."""
+        rows, stored = self._signal(split, example, "token_hidden"), self.contents.signals.token_hidden_states or []
+        return rows[:, [stored.index(layer) for layer in layers]].view(torch.bfloat16)
+
     def topk_logits(self, split: str, example: int) -> tuple[Tensor, Tensor]:
-        """Ids `[A, k]` and log-probabilities `[A, k]` that the teacher gives to each answer token, largest first."""
+        """Ids `[A, k]` and log-probabilities `[A, k]` for each token of `topk_segments`, largest first."""
         return self._signal(split, example, "topk_ids"), self._signal(split, example, "topk_logprobs")
 
     def _signal(self, split: str, example: int, name: str) -> Tensor:

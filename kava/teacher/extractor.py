@@ -9,9 +9,10 @@ import torch
 from numcodecs import Blosc
 from torch import Tensor
 
-from kava.data.tokens import Segment
+from kava.data.tokens import Segment, of_segments
+from kava.errors import UserError
 from kava.kv import KeysValues, pad_ids, tokens_first
-from kava.models.capture import capture, capture_with_hidden, observed_attention
+from kava.models.capture import capture, capture_with_blocks, capture_with_hidden, observed_attention
 from kava.select.scores import BatchRow, ScoreCollector, Scores, candidates_of
 from kava.store.codecs import Calibration, TokenInfo
 from kava.store.contents import Contents
@@ -35,7 +36,7 @@ class Extractor:
     Parameters
     ----------
     teacher
-        The model; its head is run on answer tokens only, and only for top-k logits.
+        The model; its head is run on the tokens of top-k logits only.
     contents
         What the store holds.
     input_ids, segments
@@ -117,10 +118,8 @@ class Extractor:
         collector = None
         if scored := contents.scores:
             collector = ScoreCollector(scored, [BatchRow.of(of_example, scored.candidates) for of_example in segments])
-        device = self.teacher.device
-        run = capture_with_hidden if contents.signals.hidden_states else capture
         with observed_attention(self.teacher, collector) if collector else nullcontext():
-            captured, hidden = run(self.teacher, padded.to(device), mask.to(device), contents.settings.keys)
+            captured, hidden, of_tokens = self._forward(padded, mask)
         scores = collector.result() if collector else [None] * len(batch)
         on_cpu = captured.map(lambda tensor: tokens_first(tensor).cpu())
         found = []
@@ -130,8 +129,23 @@ class Extractor:
             facts = (ids[row], np.arange(tokens), segments[row])
             info = TokenInfo(*(torch.from_numpy(fact.astype(np.int64)) for fact in facts))
             stored, signals = self._keep(StoredExample(kv, info), scores[row], example)
+            if of_tokens is not None:
+                signals["signals/token_hidden"] = _finite(of_tokens[row, :tokens]).view(torch.int16)
             found.append((stored, signals | self._of_the_answer(hidden, row, segments[row])))
         return found
+
+    def _forward(self, padded: Tensor, mask: Tensor) -> tuple[KeysValues, tuple[Tensor, ...], Tensor | None]:
+        """KV, hidden states of all layers or the last ones, and what is stored of every token, `[B, T, layers, W]`."""
+        device, signals = self.teacher.device, self.contents.signals
+        inputs = self.teacher, padded.to(device), mask.to(device), self.contents.settings.keys
+        if signals.token_hidden_states:
+            captured, blocks, last = capture_with_blocks(*inputs)
+            of_tokens = torch.stack([blocks[layer + 1].bfloat16() for layer in signals.token_hidden_states], 2)
+            return captured, (*blocks[:-1], last), of_tokens.cpu()
+        if signals.hidden_states:
+            return *capture_with_hidden(*inputs), None
+        captured, last = capture(*inputs)
+        return captured, (last,), None
 
     def _keep(
         self, whole: StoredExample, scores: Scores | None, example: int
@@ -152,16 +166,18 @@ class Extractor:
             signals[f"signals/{name}"] = take(of_tokens, stored.info.position)
         return stored, signals
 
-    def _of_the_answer(self, hidden: Any, row: int, segments: np.ndarray) -> dict[str, Tensor]:
-        """Hidden states before the answer, and the top log-probabilities of its tokens."""
+    def _of_the_answer(self, hidden: tuple[Tensor, ...], row: int, segments: np.ndarray) -> dict[str, Tensor]:
+        """Hidden states before the answer, and the top log-probabilities of its tokens, or of all with a label."""
         signals: dict[str, Tensor] = {}
-        answers = np.flatnonzero(segments == Segment.ANSWER)
         if self.contents.signals.hidden_states:
-            states = torch.stack([layer[row, answers[0] - 1] for layer in hidden])
+            answer = np.flatnonzero(segments == Segment.ANSWER)[0]
+            states = torch.stack([layer[row, answer - 1] for layer in hidden])
             signals["signals/hidden"] = states.bfloat16().cpu().view(torch.int16)[None]
-            hidden = hidden[-1]
         if top := self.contents.signals.topk_logits:
-            logits = self.teacher.get_output_embeddings()(hidden[row, answers - 1])  # the token before predicts it
+            predicted = np.flatnonzero(of_segments(segments, self.contents.signals.topk_segments))
+            logits = self.teacher.get_output_embeddings()(
+                hidden[-1][row, predicted - 1]
+            )  # the token before predicts it
             logits = logits.float()
             if self.no_tokens is not None:
                 logits = logits.masked_fill(self.no_tokens, -torch.inf)
@@ -207,6 +223,12 @@ def overhead(contents: Contents, packing: Packing, sample: TokenInfo) -> int:
         + records
         + files * METADATA_BYTES
     )
+
+
+def _finite(hidden: Tensor) -> Tensor:
+    if not torch.isfinite(hidden).all():
+        raise UserError("the teacher's hidden states are not finite; check its weights, or set teacher.dtype")
+    return hidden
 
 
 def _join(kept: list[StoredExample]) -> tuple[KeysValues, TokenInfo]:

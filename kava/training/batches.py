@@ -41,7 +41,6 @@ class Batches:
         self.ids, self.segments = tokens.student_ids[split], tokens.student_segments[split]
         self.teacher = teacher or TeacherSignals()
         self._labels = [int((segments[1:] != Segment.PROMPT).sum()) for segments in self.segments]
-        self._answers = [int((segments == Segment.ANSWER).sum()) for segments in self.segments]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,7 +82,8 @@ class Batches:
             "kv": 0.0,
             "covered": 0.0,
             "examples": float(len(examples)),
-            "answers": float(sum(self._answers[example] for example in examples)),
+            "predicted": 0.0,
+            "tokens": float(sum(len(self.ids[example]) for example in examples)),
         } | self.teacher.counts(examples)
 
     def slice(self, examples: Iterable[int], batch_size: int) -> Iterator[Batch]:

@@ -8,7 +8,8 @@ from torch import Tensor
 from kava.align.projector import Projector
 from kava.cka import cka_matrix
 from kava.kv import ChannelStatistics, KeysValues, tokens_first
-from kava.models.capture import capture
+from kava.losses.hidden import Hidden
+from kava.models.capture import capture, capture_with_blocks
 from kava.training.batches import Batch, teacher_kv
 
 CALIBRATION_EXAMPLES = 64
@@ -47,6 +48,30 @@ def calibrate(
     for batch in read():
         output.add(projector.raw(teacher_kv(batch, device)), batch["kv_mask"].to(device))
     projector.set_output_statistics(output.mean, output.std if base_student else None)
+
+
+@torch.no_grad()
+def calibrate_hidden(loss: Hidden, student: torch.nn.Module, read: Callable[[], Iterable[Batch]]) -> None:
+    """Fix the channel means that the loss `hidden` removes.
+
+    Parameters
+    ----------
+    loss
+        Takes the results.
+    student
+        The base student, in evaluation mode.
+    read
+        Gives batches over the first training examples.
+    """
+    device = loss.student_mean.device
+    own, theirs = ChannelStatistics(), ChannelStatistics()
+    for batch in read():
+        mask = batch["attention_mask"].to(device)
+        _, (_, *blocks), _ = capture_with_blocks(student, batch["input_ids"].to(device), mask, "post_rope")
+        own.add([torch.stack(blocks, 1).unsqueeze(2)], mask)
+        theirs.add([batch["teacher_token_hidden"].to(device).unsqueeze(2)], mask)
+    loss.student_mean.copy_(own.mean[0].flatten(1))
+    loss.teacher_mean.copy_(theirs.mean[0].flatten(1))
 
 
 class LayerFeatures:

@@ -17,7 +17,7 @@ from kava.losses.cross_entropy import check_head, cross_entropy
 from kava.losses.masking import cosine, masked_mean, safe_norm
 from kava.losses.schedule import weight_at
 from kava.metrics import Pair
-from kava.models.capture import capture, capture_with_hidden, observed_attention, rotate
+from kava.models.capture import capture, capture_with_blocks, capture_with_hidden, observed_attention, rotate
 from kava.training.batches import Batch, teacher_kv
 from kava.training.kv import KvObjective
 
@@ -105,7 +105,7 @@ class DistillationModel(nn.Module):
         weights = self.weights(self.progress)
         due = self._due(weights)
         with torch.set_grad_enabled(self.train_student and torch.is_grad_enabled()):
-            own = self._read(batch, "kv" in weights, any(loss.all_layers for loss in due))
+            own = self._read(batch, "kv" in weights, due)
         found: dict[str, Tensor] = {}
         loss = own.hidden[-1].new_zeros(())
         if self.train_student:
@@ -151,7 +151,7 @@ class DistillationModel(nn.Module):
         captured, _ = capture(self.student, ids, batch["attention_mask"].to(device), self.keys)
         return Pair(captured, self.projector(teacher_kv(batch, device)), ids, batch["kv_mask"].to(device))
 
-    def _read(self, batch: Batch, with_kv: bool, all_layers: bool) -> StudentPass:
+    def _read(self, batch: Batch, with_kv: bool, due: list[Auxiliary]) -> StudentPass:
         attention: list[tuple[Tensor, Tensor, float]] = []
 
         def observe(layer: int, queries: Tensor, keys: Tensor, scaling: float) -> None:
@@ -160,14 +160,18 @@ class DistillationModel(nn.Module):
 
         seen = with_kv and self.objective is not None and self.objective.attention_weight > 0
         inputs = self.student, batch["input_ids"], batch["attention_mask"], self.keys
+        blocks: tuple[Tensor, ...] = ()
         with observed_attention(self.student, observe) if seen else nullcontext():
-            if all_layers:
+            if any(loss.blocks for loss in due):
+                captured, states, last = capture_with_blocks(*inputs)
+                hidden, blocks = (*states[:-1], last), states[1:]
+            elif any(loss.all_layers for loss in due):
                 captured, hidden = capture_with_hidden(*inputs)
             else:
                 captured, last = capture(*inputs)
                 hidden = (last,)
         answer, head = batch["segments"] == Segment.ANSWER, self.student.get_output_embeddings()
-        return StudentPass(captured, hidden, attention, answer, head)
+        return StudentPass(captured, hidden, attention, answer, head, blocks)
 
     def _kv(self, own: StudentPass, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Parts of the KV loss, and their sum."""

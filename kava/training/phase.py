@@ -23,12 +23,13 @@ from kava.errors import UserError
 from kava.files import sha256_file, sha256_json
 from kava.kv import TENSORS
 from kava.losses import signals_read
+from kava.losses.hidden import Hidden, with_layers
 from kava.models.capture import geometry
 from kava.models.load import load_model_config, load_student, load_tokenizer
 from kava.store.reader import StoreReader
 from kava.training.at_steps import AtSteps
 from kava.training.batches import Batches, stored_batches
-from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
+from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate, calibrate_hidden
 from kava.training.journal import TrainingRun
 from kava.training.loop import train
 from kava.training.measure import judge, measure_alignment
@@ -91,6 +92,9 @@ def run_phase(
     trained = stage == "distill"
     dtype = student_dtype(lora, settings.precision) if trained else torch.float32
     student = load_student(runtime.student, device, dtype)
+    if store:
+        stored = store.contents.signals.token_hidden_states or ()
+        arm = with_layers(arm, student.config, store.geometry.layers, stored)
     torch.manual_seed(seed)
     if isinstance(settings, Distill):
         prepare_student(student, lora, settings.gradient_checkpointing, settings.compile_layers)
@@ -102,6 +106,11 @@ def run_phase(
     shuffled = seed if arm.teacher_kv == "shuffled" else None
     teacher = make_teacher(model, StoredSplit(store, tokens, "train", arm, shuffled)) if store else None
     batches = Batches(tokens, "train", teacher)
+    for auxiliary in model.auxiliary:
+        if isinstance(auxiliary, Hidden):
+            model.eval()
+            first = range(min(CALIBRATION_EXAMPLES, len(batches)))
+            calibrate_hidden(auxiliary, student, partial(batches.slice, first, settings.batch_size))
     measured: dict[str, Batches] = {}
     if projector is not None:
         # Whatever an arm selects is measured on all tokens of the store: its figures stand beside the other arms'.

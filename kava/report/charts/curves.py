@@ -27,6 +27,7 @@ LOSSES = (
     Curve("codi", "distill", "codi", "CODI loss", "Hidden states before the answer, before the weight."),
     Curve("logit_kd", "distill", "logit_kd", "Logit KD loss", "KL to the teacher's stored top-k, before the weight."),
     Curve("cka", "distill", "cka", "CKA loss", "1 − linear CKA with the teacher's KV, before the weight."),
+    Curve("hidden", "distill", "hidden", "Hidden-state loss", "Hidden states of all tokens, before the weight."),
     Curve("attention", "distill", "attention", "Attention KL", "The attention part of the structural loss."),
     Curve("pretrain", "pretrain", "loss", "Projector loss", "Pretraining against the frozen student."),
 )

@@ -9,9 +9,10 @@ from kava.losses import signals_read
 from kava.training.signals.base import Signal, StoredSplit, TeacherSignals
 from kava.training.signals.hidden_states import HiddenStates
 from kava.training.signals.kv import Kv
+from kava.training.signals.token_hidden_states import TokenHiddenStates
 from kava.training.signals.topk_logits import TopkLogits
 
-SIGNALS: tuple[type[Signal], ...] = (Kv, HiddenStates, TopkLogits)
+SIGNALS: tuple[type[Signal], ...] = (Kv, HiddenStates, TokenHiddenStates, TopkLogits)
 
 
 def signals_of(arm: Arm | None) -> list[type[Signal]]:

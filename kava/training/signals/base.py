@@ -1,7 +1,7 @@
 """What a signal of the teacher is: tensors of a batch that losses read by its name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -67,13 +67,16 @@ class StoredSplit:
 class TeacherShape:
     """What a step needs to know of the teacher's side: KV geometry, hidden width, codec's kind, stored logits.
 
-    `prompt` and `answer` are lengths as `kava.plan.example.masks` takes them.
+    `prompt` and `answer` are lengths as `kava.plan.example.masks` takes them; `topk_segments` and `token_hidden_states`
+    are as in `Signals`, but that of a step's batch the latter are the layers of its arm.
     """
 
     geometry: Geometry
     width: int
     codec: str = "bf16"
     top: int = 0
+    topk_segments: Sequence[str] = ("answer",)
+    token_hidden_states: Sequence[int] = ()
     keys: str = "pre_rope"
     prompt: int = 1
     answer: int | None = None
@@ -109,8 +112,11 @@ class Signal(ABC):
 
     @staticmethod
     @abstractmethod
-    def largest(teacher: TeacherShape, rows: int, tokens: int, answers: int) -> dict[str, Tensor]:
-        """Zeros in the shapes of what `read` gives for so many rows of so many tokens, `answers` of them in answers."""
+    def largest(teacher: TeacherShape, rows: int, tokens: int, predicted: Mapping[str, int]) -> dict[str, Tensor]:
+        """Zeros in the shapes of what `read` gives for so many rows of so many tokens.
+
+        `predicted` is how many of them, in all rows, are in each segment and have a token before them.
+        """
 
 
 class TeacherSignals:

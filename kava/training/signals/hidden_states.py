@@ -19,6 +19,6 @@ class HiddenStates(Signal):
         return {"teacher_hidden": torch.stack([store.hidden_states(split, example).float() for example in examples])}
 
     @staticmethod
-    def largest(teacher: TeacherShape, rows: int, tokens: int, answers: int) -> dict[str, Tensor]:
-        del tokens, answers
+    def largest(teacher: TeacherShape, rows: int, tokens: int, predicted: Mapping[str, int]) -> dict[str, Tensor]:
+        del tokens, predicted
         return {"teacher_hidden": torch.zeros(rows, teacher.geometry.layers + 1, teacher.width)}

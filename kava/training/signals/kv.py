@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kava.align.time import warp_rows
 from kava.config.arms import TimeWarp
-from kava.data.tokens import Segment
+from kava.data.tokens import Segment, of_segments
 from kava.errors import UserError
 from kava.kv import KeysValues, layers_first
 from kava.store.reader import StoredExample
@@ -72,8 +72,8 @@ class Kv(Signal):
         return weight
 
     @staticmethod
-    def largest(teacher: TeacherShape, rows: int, tokens: int, answers: int) -> dict[str, Tensor]:
-        del answers
+    def largest(teacher: TeacherShape, rows: int, tokens: int, predicted: Mapping[str, int]) -> dict[str, Tensor]:
+        del predicted
         dtype = torch.bfloat16 if teacher.codec == "bf16" else torch.float32  # the others decode to float32
         shape = (rows, tokens, teacher.geometry.layers, teacher.geometry.kv_heads, teacher.geometry.head_dim)
         return {name: layers_first(torch.zeros(shape, dtype=dtype)) for name in ("teacher_keys", "teacher_values")}
@@ -147,8 +147,7 @@ def relative_importance(importance: Tensor) -> Tensor:
 
 def segments_compared(segments: np.ndarray, names: Iterable[str]) -> Tensor:
     """1 for the tokens of named segments, else 0: float32 `[T]`."""
-    chosen = [Segment[name.upper()] for name in names]
-    return torch.from_numpy(np.isin(segments, chosen)).float()
+    return torch.from_numpy(of_segments(segments, names)).float()
 
 
 def _inside(position: Tensor, tokens: int, contiguous: bool) -> slice | Tensor:
