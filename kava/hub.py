@@ -21,7 +21,8 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from kava.config.data import FolderData
 from kava.config.identity import on_hub
-from kava.config.schema import Config, ModelSettings
+from kava.config.models import ModelSettings
+from kava.config.schema import Config
 from kava.config.splits import PATTERNS
 from kava.errors import UserError
 

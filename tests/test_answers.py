@@ -21,7 +21,8 @@ from zoo.data import GSM8K
 from kava.config import Runtime, load_config
 from kava.config.identity import model_path
 from kava.config.job import Job
-from kava.config.schema import Evaluation, ModelSettings, Teacher
+from kava.config.models import ModelSettings, Teacher
+from kava.config.schema import Evaluation
 from kava.config.specs import EvaluateSpec, EvaluationKey
 from kava.data.task import write_task
 from kava.evaluation import evaluate, judge

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from kava.config import load_config
 from kava.config.arms import Arm
 from kava.config.jobs import Jobs
-from kava.config.schema import Lora
+from kava.config.models import Lora
 from kava.errors import UserError
 from kava.plan.overview import disk_alone
 from kava.training.at_steps import AtSteps, on_host

@@ -14,7 +14,7 @@ from kava.align.layers import settle
 from kava.align.projector import Projector
 from kava.cli import main
 from kava.config.arms import Arm, IdentityAligner, StructuredAligner
-from kava.config.schema import Student
+from kava.config.models import Student
 from kava.errors import UserError
 from kava.kv import Geometry, KeysValues
 from kava.models.capture import capture, geometry

@@ -12,7 +12,7 @@ from zoo.models import change_config
 
 from kava.cli import main
 from kava.config.load import REPOSITORY
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.evaluation.harness import answering
 from kava.models.load import load_ends, load_for_evaluation, load_tokenizer, second_model_allowed
 

@@ -19,7 +19,7 @@ from store_fixtures import (
     write,
 )  # fmt: skip
 
-from kava.config.schema import Teacher
+from kava.config.models import Teacher
 from kava.data.tokens import Segment
 from kava.errors import UserError
 from kava.kv import pad_ids

@@ -14,7 +14,7 @@ import kava.demo
 from kava.bench.workspace import BenchJobs, free, quiet
 from kava.config.job import Runtime
 from kava.config.load import REPOSITORY, load_config
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.data import tokenize
 from kava.evaluation import evaluate
 from kava.files import read_json

@@ -42,7 +42,7 @@ print(type(teacher).__name__, type(teacher.model.layers[0].self_attn.k_proj).__n
 REFUSED = """
 import sys
 from kava.config import load_config
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.doctor.sources import sources
 from kava.errors import UserError
 from kava.models.load import load_model_config, load_tokenizer

@@ -26,7 +26,7 @@ from kava.cli import main
 from kava.config import Jobs, load_config
 from kava.config.gguf import Packaged
 from kava.config.identity import display_name, model_identity, model_path, on_hub
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.doctor.sources import sources
 from kava.errors import UserError
 from kava.files import read_json, sha256_file

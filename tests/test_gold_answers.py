@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from kava.bench.workspace import BenchJobs, free, quiet
 from kava.config.job import Job, Runtime
 from kava.config.load import REPOSITORY, load_config
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.data import tokenize
 from kava.data.tokens import TokenSet
 from kava.errors import UserError

@@ -22,7 +22,7 @@ from kava.config import Config, Jobs, jobs
 from kava.config.data import DemoData, TextData
 from kava.config.identity import model_identity
 from kava.config.load import merge
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 
 CHAT = {"chat": {}}
 TEXT = {"data": {"kind": "text"}}  # whose rows may be messages

@@ -34,7 +34,7 @@ from zoo.models import (
 from kava.cli import main
 from kava.config import load_config
 from kava.config.load import REPOSITORY
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.doctor.sources import sources
 from kava.errors import UserError
 from kava.models import load as models

@@ -11,7 +11,7 @@ from training_fixtures import batches, make_model, run
 from transformers import AutoModelForCausalLM
 
 from kava.config.arms import Arm
-from kava.config.schema import Lora
+from kava.config.models import Lora
 from kava.errors import UserError
 from kava.training.loop import Loop
 from kava.training.lora import add_lora, merge_lora

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kava.config.schema import Teacher
+from kava.config.models import Teacher
 from kava.device import GIB, choose_device, use_device
 from kava.errors import UserError
 from kava.models.load import load_student, load_teacher, load_tokenizer, second_model_allowed

@@ -13,7 +13,8 @@ from test_batches import ANSWER, stores, teacher, token_set  # noqa: F401
 from torch import Tensor
 
 from kava import losses
-from kava.config.arms import Arm, Auxiliaries, AuxiliaryLoss
+from kava.config.arms import Arm
+from kava.config.auxiliary import Auxiliaries, AuxiliaryLoss
 from kava.config.schema import Distill
 from kava.losses.auxiliary import Auxiliary, StudentPass
 from kava.plan.example import masks, teacher_side

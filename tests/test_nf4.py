@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from zoo.models import write_model
 
-from kava.config.schema import Teacher
+from kava.config.models import Teacher
 from kava.models.load import load_teacher
 from kava.models.nf4 import serve_any_shape
 

@@ -18,7 +18,7 @@ from kava.config.arms import Arm
 from kava.config.job import Runtime
 from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY, load_config
-from kava.config.schema import Teacher
+from kava.config.models import Teacher
 from kava.device import GIB
 from kava.errors import UserError
 from kava.kv import Geometry

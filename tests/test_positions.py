@@ -19,7 +19,8 @@ from kava.bench.evaluate import main as bench_evaluate
 from kava.cli import main
 from kava.config import Job, Jobs, Runtime, load_config
 from kava.config.load import REPOSITORY
-from kava.config.schema import Evaluation, ModelSettings
+from kava.config.models import ModelSettings
+from kava.config.schema import Evaluation
 from kava.config.specs import EvaluateSpec, EvaluationKey
 from kava.data.fit import Longest, lack, longest_prompt
 from kava.data.fit import positions as positions_reached

@@ -8,7 +8,8 @@ import torch
 
 from kava.cli import main
 from kava.config.arms import Arm
-from kava.config.schema import Distill, ModelSettings
+from kava.config.models import ModelSettings
+from kava.config.schema import Distill
 from kava.data.tokens import TokenSet
 from kava.models.load import load_student, second_model_allowed
 from kava.training.batches import Batches

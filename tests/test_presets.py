@@ -7,7 +7,7 @@ import pytest
 from kava.cli import main
 from kava.config.jobs import Jobs
 from kava.config.load import REPOSITORY, load_config
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.plan.geometry import PACKAGED, read_geometry
 from kava.plan.trace import parameter_counts
 

@@ -13,7 +13,7 @@ from zoo import tokenizers as zoo
 from zoo.data import GSM8K
 
 import kava.demo
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.data.doubts import tokenizer_doubts
 from kava.data.prompt import prompt_ids, text_ids
 from kava.data.template import Template

@@ -16,7 +16,7 @@ from kava.bench.workspace import BenchJobs
 from kava.commands import init_student
 from kava.config.job import Runtime
 from kava.config.load import REPOSITORY, load_config
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.files import read_json
 from kava.plan.geometry import read_geometry
 

@@ -15,7 +15,7 @@ from huggingface_hub import errors
 from kava.config import load_config
 from kava.config.data import Gsm8kData
 from kava.config.identity import data_identity, model_identity
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.data.rows import load_rows
 from kava.doctor.sources import sources
 from kava.errors import UserError

@@ -12,7 +12,7 @@ from kava.cli import main
 from kava.config import Jobs, load_config
 from kava.config.identity import model_identity
 from kava.config.load import REPOSITORY, check_typed
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.config.strict_yaml import parse_yaml
 from kava.errors import UserError
 

@@ -14,7 +14,8 @@ from zoo.text import CHAT, conversation, pair, text_data, token_set
 
 from kava.config.data import Gsm8kData, TextData
 from kava.config.load import REPOSITORY
-from kava.config.schema import Chat, ModelSettings
+from kava.config.models import ModelSettings
+from kava.config.schema import Chat
 from kava.data.rows import load_rows
 from kava.data.task import read_prompt, read_rows
 from kava.data.template import Wording

@@ -12,7 +12,7 @@ from zoo.text import pair, text_config, token_set
 
 from kava.config import load_config
 from kava.config.jobs import Jobs
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.data.positions import look
 from kava.doctor.sources import sources
 from kava.errors import UserError

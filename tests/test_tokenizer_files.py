@@ -11,7 +11,8 @@ from test_tokens import token_set
 from zoo import tokenizers as zoo
 
 import kava.demo
-from kava.config.schema import Chat, ModelSettings
+from kava.config.models import ModelSettings
+from kava.config.schema import Chat
 from kava.data.template import template_for
 from kava.data.tokens import require_same_tokenizer
 from kava.doctor.sources import _pair

@@ -13,7 +13,7 @@ from zoo.models import change_config, write_config, write_model
 
 from kava.cli import main
 from kava.config.load import REPOSITORY
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.errors import UserError
 from kava.models.capture import geometry
 from kava.models.families import unreadable_cache

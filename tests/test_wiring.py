@@ -16,7 +16,7 @@ from kava.align.projector import Projector
 from kava.bench.workspace import BenchJobs, free, quiet
 from kava.config.job import Job, Runtime
 from kava.config.load import REPOSITORY, load_config
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.data import tokenize
 from kava.data.tokens import Segment, TokenSet
 from kava.errors import UserError

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from kava.config.schema import Config, ModelSettings
+from kava.config.models import ModelSettings
+from kava.config.schema import Config
 from kava.errors import UserError
 from kava.models.load import build, load_tokenizer
 from kava.plan.geometry import read_geometry

@@ -78,7 +78,8 @@ def _teacher(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from kava.bench.source import first_tokens, read_teacher
     from kava.config.data import DemoData, Gsm8kData
     from kava.config.identity import display_name
-    from kava.config.schema import Config, Teacher
+    from kava.config.models import Teacher
+    from kava.config.schema import Config
     from kava.data.rows import load_rows
     from kava.data.template import Template
     from kava.data.tokens import encode_example

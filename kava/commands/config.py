@@ -54,7 +54,7 @@ def table_text() -> str:
     lines = [
         "# Settings",
         "",
-        "Generated from `kava/config/schema.py` by `kava config --write-docs`. A setting without default is given by",
+        "Generated from `kava/config/` by `kava config --write-docs`. A setting without default is given by",
         "every preset. `kava config --preset NAME` prints the values of a run. *How* marks what says how or where",
         "a stage runs and not what it makes: a change of it runs no stage again.",
     ]

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kava.commandline import option, run_command
-from kava.config.schema import Evaluation, ModelSettings
+from kava.config.models import ModelSettings
+from kava.config.schema import Evaluation
 from kava.data.prompt_format import PromptFormat
 from kava.errors import UserError
 from kava.files import read_json

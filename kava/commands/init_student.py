@@ -68,7 +68,7 @@ def _cut(arguments: argparse.Namespace) -> None:
     import torch
     from pydantic import ValidationError
 
-    from kava.config.schema import Student
+    from kava.config.models import Student
     from kava.models.cut import importance, most_important
     from kava.models.load import build, load_student, load_tokenizer
     from kava.models.narrow import narrow_model
@@ -125,7 +125,7 @@ def _draw(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from kava.config.schema import ModelSettings
+    from kava.config.models import ModelSettings
     from kava.models.load import build, load_model_config, load_tokenizer
 
     source = ModelSettings(model=arguments.like, revision=arguments.revision)

@@ -13,6 +13,9 @@ from kava.errors import UserError
 
 CACHE_VARIABLE = "KAVA_CACHE"
 Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+# Of a model, from 0.
+Layer = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 # A name is a folder's, to which others are added; file systems take 255 bytes.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]

@@ -11,7 +11,7 @@ from kava.config.cache import require_user_cache, user_cache
 from kava.config.data import Data, FolderData
 from kava.config.gguf import PIP, gguf_file, is_gguf
 from kava.config.load import PACKAGE
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.config.splits import FORMATS, split_files
 from kava.errors import UserError
 from kava.files import read_json, sha256_file, sha256_json, write_json

@@ -9,7 +9,8 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from kava.config.base import Name, Settings
 from kava.config.data import Data
-from kava.config.schema import Config, Evaluation, ModelSettings, Student, Teacher, Tracker
+from kava.config.models import ModelSettings, Student, Teacher
+from kava.config.schema import Config, Evaluation, Tracker
 from kava.config.specs import SPECS, DistillSpec, NoPretraining, PretrainSpec
 from kava.config.training import Distill, Pretrain
 from kava.files import canonical_json

@@ -16,7 +16,8 @@ from kava.config.code import code_digest, metrics_digest
 from kava.config.gguf import is_gguf
 from kava.config.identity import ANSWERS, TOKENIZER, data_identity, display_name, model_identity
 from kava.config.job import Job
-from kava.config.schema import REFERENCES, Config, ModelSettings
+from kava.config.models import ModelSettings
+from kava.config.schema import REFERENCES, Config
 from kava.config.specs import (
     BenchKey,
     BenchSpec,

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from kava.config.base import Positive, Settings
+from kava.config.base import Layer, Positive, Settings
 
 
 class FullSelection(Settings):
@@ -162,7 +162,6 @@ class TransformCodec(Settings):
         return data
 
 
-TeacherLayer = Annotated[int, Field(ge=0)]
 Codec = Annotated[Bf16Codec | Int8Codec | Int4Codec | TransformCodec, Field(discriminator="kind")]
 
 
@@ -173,7 +172,7 @@ class Signals(Settings):
         None, description="scores of tokens, so that a selection can be made on reading a full store"
     )
     hidden_states: bool = Field(False, description="of all layers at the last token before the answer")
-    token_hidden_states: list[TeacherLayer] | None = Field(
+    token_hidden_states: list[Layer] | None = Field(
         None,
         min_length=1,
         description="of every token behind these teacher layers, from 0, as bf16: [0, 3] are two vectors per token",

@@ -11,7 +11,8 @@ from kava.config.answers import TeacherAnswers
 from kava.config.arms import Arm
 from kava.config.base import Name, Settings
 from kava.config.kv import Codec, KvStore
-from kava.config.schema import Chat, Config, Evaluation, Lora
+from kava.config.models import Lora
+from kava.config.schema import Chat, Config, Evaluation
 from kava.config.training import Distill, Pretrain
 
 # What a model, tokenizer or data set is: a revision, or hashes of files.

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kava.config.job import Job, Runtime
-from kava.config.schema import Config, ModelSettings
+from kava.config.models import ModelSettings
+from kava.config.schema import Config
 from kava.data.fit import Reach, lack, longest_prompt, positions, require_fit
 from kava.data.task import PROMPT, read_prompts
 from kava.errors import UserError

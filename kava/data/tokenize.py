@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Features, List, Value
 
 from kava.config.job import Job, Runtime
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.config.specs import TokenizeSpec, TokensKey
 from kava.data.answers import doubts, teacher_rows
 from kava.data.doubts import tokenizer_doubts

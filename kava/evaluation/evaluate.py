@@ -9,7 +9,7 @@ from typing import Any
 from kava.card import write_card
 from kava.config.identity import display_name
 from kava.config.job import Job, Runtime
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.config.specs import EvaluateSpec
 from kava.data.fit import require_end_after_answer
 from kava.data.positions import check_prompts

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kava.config.data import Data
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.config.specs import TokensKey
 from kava.data.fit import Reach, positions, reach, require_fit
 from kava.data.rows import load_rows

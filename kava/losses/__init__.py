@@ -1,13 +1,14 @@
 """Losses between projected teacher KV and student KV, and auxiliary losses beside them.
 
 To add a KV loss: its settings in `kava/config/arms.py` (a `kind`), one file here with a pure function of (student,
-teacher, weight_BT, …), and its case in `kv_loss`. To add an auxiliary loss: its settings there (a field of
+teacher, weight_BT, …), and its case in `kv_loss`. To add an auxiliary loss: its settings in `kava/config/auxiliary.py` (a field of
 `Auxiliaries`), one file here with a class that says what it reads, and the class in `AUXILIARY`.
 """
 
 from torch import Tensor
 
-from kava.config.arms import Arm, AuxiliaryLoss, HybridLoss, Loss, MercatorLoss, MseLoss, SmoothL1Loss, StructuralLoss
+from kava.config.arms import Arm, HybridLoss, Loss, MercatorLoss, MseLoss, SmoothL1Loss, StructuralLoss
+from kava.config.auxiliary import AuxiliaryLoss
 from kava.losses.auxiliary import Auxiliary
 from kava.losses.cka import Cka
 from kava.losses.codi import Codi

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from kava.config.arms import AuxiliaryLoss
+from kava.config.auxiliary import AuxiliaryLoss
 from kava.kv import KeysValues
 from kava.losses.schedule import weight_at
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from kava.config.arms import AuxiliaryLoss
+from kava.config.auxiliary import AuxiliaryLoss
 from kava.kv import ratio_map
 from kava.losses.auxiliary import Auxiliary, BothModels, StudentPass
 from kava.losses.masking import SMALLEST_STD, widen

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kava.config.arms import Arm, AuxiliaryLoss, HiddenLoss
+from kava.config.arms import Arm
+from kava.config.auxiliary import AuxiliaryLoss, HiddenLoss
 from kava.errors import UserError
 from kava.kv import ratio_map
 from kava.losses.auxiliary import Auxiliary, BothModels, StudentPass

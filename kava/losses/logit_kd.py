@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kava.config.arms import AuxiliaryLoss
+from kava.config.auxiliary import AuxiliaryLoss
 from kava.losses.auxiliary import Auxiliary, BothModels, StudentPass
 from kava.losses.cross_entropy import LOGITS_AT_ONCE
 from kava.losses.masking import widen

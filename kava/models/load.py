@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from kava.config.identity import model_path
-from kava.config.schema import ModelSettings, Student, Teacher
+from kava.config.models import ModelSettings, Student, Teacher
 from kava.errors import UserError
 from kava.files import read_json
 from kava.models.capture import NO_ROPE, ROTATE_HALF, geometry

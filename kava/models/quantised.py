@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kava.config.schema import ModelSettings, Teacher
+from kava.config.models import ModelSettings, Teacher
 from kava.errors import UserError
 
 # Where a configuration says it: `compression_config` is the older name of compressed-tensors.

@@ -12,7 +12,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from kava.config.gguf import is_gguf
 from kava.config.identity import model_path
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.errors import UserError
 from kava.faults import machine_fault
 from kava.hub import FETCH, NO_SAFETENSORS, Repository, hub_fault

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.config.identity import model_path, on_hub
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.errors import UserError
 from kava.files import read_json
 

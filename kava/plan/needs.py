@@ -11,7 +11,8 @@ import torch
 from kava.config.answers import TeacherAnswers
 from kava.config.arms import Arm, FlatAligner
 from kava.config.kv import KvStore
-from kava.config.schema import Evaluation, Lora, ModelSettings, Student, Teacher
+from kava.config.models import Lora, ModelSettings, Student, Teacher
+from kava.config.schema import Evaluation
 from kava.config.training import Distill, Pretrain
 from kava.evaluation.likelihood import LOGITS_AT_ONCE
 from kava.files import canonical_json

@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from kava.config.schema import ModelSettings, Student, Teacher
+from kava.config.models import ModelSettings, Student, Teacher
 from kava.plan.geometry import read_geometry
 from kava.plan.trace import Counts, parameter_counts, trace_forward
 

@@ -17,7 +17,7 @@ from kava.align.layers import settle
 from kava.align.projector import Projector
 from kava.config.arms import Arm
 from kava.config.base import Settings
-from kava.config.schema import Lora
+from kava.config.models import Lora
 from kava.losses.hidden import with_layers
 from kava.models.capture import capture, capture_with_blocks, capture_with_hidden, geometry
 from kava.models.load import build

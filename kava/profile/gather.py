@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from kava.config.schema import ModelSettings
+from kava.config.models import ModelSettings
 from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.errors import UserError
 from kava.kv import KeysValues, tokens_first

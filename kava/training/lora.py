@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from kava.config.schema import Lora
+from kava.config.models import Lora
 from kava.errors import UserError
 
 

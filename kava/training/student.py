@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from kava.config.schema import Lora
+from kava.config.models import Lora
 from kava.training.lora import add_lora
 
 

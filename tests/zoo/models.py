@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kava.config.load import REPOSITORY
-from kava.config.schema import ModelSettings, Teacher
+from kava.config.models import ModelSettings, Teacher
 
 Tensors = dict[str, Tensor]
 DEMO_TOKENS = 417
