@@ -1,8 +1,9 @@
 """Losses between projected teacher KV and student KV, and auxiliary losses beside them.
 
 To add a KV loss: its settings in `kava/config/arms.py` (a `kind`), one file here with a pure function of (student,
-teacher, weight_BT, …), and its case in `kv_loss`. To add an auxiliary loss: its settings in `kava/config/auxiliary.py` (a field of
-`Auxiliaries`), one file here with a class that says what it reads, and the class in `AUXILIARY`.
+teacher, weight_BT, …), and its case in `kv_loss`. To add an auxiliary loss: its settings in
+`kava/config/auxiliary.py` (a field of `Auxiliaries`), one file here with a class that says what it reads, and the class
+in `AUXILIARY`.
 """
 
 from torch import Tensor
