@@ -100,10 +100,12 @@ CONTEXTS: list[dict[str, Any]] = [
     {"kv": {"signals": SIGNALS | {"importance": {"kind": "rkv_window"}}}},
     {"kv": {"codec": {"target_cos": None, "target_ratio": 0.1}}},
     {"arms": {PRETRAINED: None, DRAWN: None}},
+    {"arms": {PRETRAINED: {"pretrain_projector": False}}},
     {"data": {"path": "somebody/something", "revision": "a" * 40}},
     {"data": {"answers": {"temperature": 0.5}}},
     {"data": {"path": "somebody/something", "revision": "a" * 40, "answers": {"temperature": 0.5, "keep": "all"}}},
 ]
+LISTED = {"kind": "list", "layers": [0, 1]}
 HUB = {"model": "somebody/something", "revision": "a" * 40}
 
 
@@ -138,6 +140,14 @@ def changed(setting: Setting, base: dict[str, Any]) -> tuple[Config, Config] | N
         "comparisons": ({}, [[DRAWN, PRETRAINED]]),
         "kv.signals.topk_segments": ({}, ["reasoning", "answer"]),
         "kv.signals.token_hidden_states": ({}, [0, 2]),
+        "arms.a.aligner.layer_map.layers": (
+            {"arms": {PRETRAINED: {"aligner": {"kind": "structured", "layer_map": LISTED}}}},
+            [0, 2],
+        ),
+        "arms.a.aligner.match.layer_map.layers": (
+            {"arms": {PRETRAINED: {"aligner": {"kind": "flat_matched", "match": {"layer_map": LISTED}}}}},
+            [0, 2],
+        ),
         "arms.a.auxiliary.hidden.layers": (
             {"kv": {"signals": SIGNALS}, "arms": {PRETRAINED: {"auxiliary": {"hidden": {}}}}},
             [0, 2],

@@ -105,10 +105,13 @@ class Projector(nn.Module):
     def raw(self, teacher: KeysValues) -> list[Tensor]:
         """The aligners' own output on teacher KV that is standardised, or centred where coordinates are shared."""
         return [
-            aligner(centred if self.shares_coordinates else centred / self.teacher_std[i])
+            aligner(self._plain(tensor, i))
             for i, (aligner, tensor) in enumerate(zip(self.aligners, teacher, strict=True))
-            for centred in [tensor - self.teacher_mean[i]]
         ]
+
+    def _plain(self, tensor_BLHTD: Tensor, i: int) -> Tensor:
+        centred = tensor_BLHTD - self.teacher_mean[i]
+        return centred if self.shares_coordinates else centred / self.teacher_std[i]
 
     @property
     def shares_coordinates(self) -> bool:

@@ -178,7 +178,6 @@ class Jobs:
         if role not in self.references:
             raise UserError(f"unknown reference {role!r}; allowed: {', '.join(self.references)}")
         settings = self.config.reference(role)
-        how = self.config.teacher.precision if role == "teacher" else {}
         inputs, beside_the_teacher = {"tokens": self.tokenize.output}, {}
         if role != "teacher":
             teacher, reasoning = self.reference("teacher"), self.config.student_reasoning
@@ -187,7 +186,7 @@ class Jobs:
             beside_the_teacher |= {"student_reasoning": reasoning} if reasoning != "full" else {}
         key = EvaluationKey(
             scores=SCORES_FORMAT,
-            model=(model_identity(settings, ANSWERS) | how) if role == "teacher" else self._student,
+            model=self._judged(role),
             tokens=self.tokenize.spec.key.as_the_teacher_reads(),
             evaluation=self.config.evaluation.model_copy(update={"at_steps": []}),
             validation=True if self.config.evaluation.at_steps else None,
@@ -252,6 +251,13 @@ class Jobs:
     def _with_chat(self) -> bool:
         """Whether the chat template words the rows."""
         return self.config.chat is not None or self.config.data.may_be_chat
+
+    def _judged(self, role: str) -> dict[str, Any]:
+        """What the answers of a reference depend on of its model."""
+        if role == "student_base":
+            return self._student
+        how = self.config.teacher.precision if role == "teacher" else {}
+        return model_identity(self.config.reference(role), ANSWERS) | how
 
     @cached_property
     def _student(self) -> dict[str, Any]:
