@@ -109,10 +109,11 @@ def test_a_planned_step_that_is_made_to_fit_takes_what_the_same_step_allocates(
     assert without_weights(planned.parts) == pytest.approx(real, rel=tolerance)
 
 
-def test_a_planned_extraction_takes_what_the_same_forward_allocates() -> None:
+@pytest.mark.parametrize("wanted", [{}, {"hidden": True}, {"blocks": 3}], ids=str)
+def test_a_planned_extraction_takes_what_the_same_forward_allocates(wanted: dict[str, Any]) -> None:
     model = tiny_model("qwen2", **GEOMETRY)
-    planned = trace.trace_forward(model.config, torch.float32, 4, TOKENS)
-    real = allocated(lambda: trace.forward(model, 4, TOKENS, "pre_rope"))
+    planned = trace.trace_forward(model.config, torch.float32, 4, TOKENS, **wanted)
+    real = allocated(lambda: trace.forward(model, 4, TOKENS, "pre_rope", **wanted))
     assert without_weights(planned.parts) == pytest.approx(real, rel=0.05)
 
 
