@@ -11,7 +11,7 @@ from kava.config.base import Settings
 from kava.config.data import Data
 from kava.config.schema import Config, Evaluation, Student, Teacher, Tracker
 from kava.config.specs import SPECS, DistillSpec, NoPretraining, PretrainSpec
-from kava.config.training import Distill, Pretrain
+from kava.config.training import ClosedForm, Distill, Pretrain, Pretraining
 from kava.files import canonical_json
 
 S = TypeVar("S", bound=Settings, covariant=True)
@@ -84,7 +84,7 @@ class Runtime(Settings):
     teacher: Teacher
     student: Student
     data: Data
-    pretrain: Pretrain
+    pretrain: Pretraining
     distill: Distill
     vram_budget_gib: float
     evaluation: Evaluation
@@ -99,7 +99,7 @@ class Runtime(Settings):
         """Settings of the teacher, of the student before distillation and of the data, for a model card."""
         return self.model_dump(include={"teacher", "student", "data"})
 
-    def settings(self, job: Job[PretrainSpec] | Job[DistillSpec]) -> Pretrain | Distill:
+    def settings(self, job: Job[PretrainSpec] | Job[DistillSpec]) -> Pretrain | ClosedForm | Distill:
         """Of a phase of training: those of the spec, and how they are carried out here."""
         own, here = job.spec.settings, self.pretrain if job.stage == "pretrain" else self.distill
         if isinstance(own, NoPretraining):

@@ -22,7 +22,7 @@ from kava.config.kv import (
     ScopedSelection,
 )
 from kava.config.names import check_names
-from kava.config.training import Distill, Pretrain
+from kava.config.training import Distill, Pretrain, Pretraining
 
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 
@@ -163,7 +163,7 @@ class Config(Settings):
     )
     max_length: Positive = Field(512, description="longer examples are dropped and counted, never cut")
     kv: KvStore = KvStore()
-    pretrain: Pretrain = Pretrain()
+    pretrain: Pretraining = Pretrain()
     distill: Distill = Distill()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
@@ -191,6 +191,7 @@ class Config(Settings):
         for name, arm in self.arms.items():
             self._check_selection_on_reading(name, arm)
             self._check_signals(name, arm)
+            self.pretrain.check(name, arm)
         self._check_comparisons(self.comparisons or [])
         return self
 

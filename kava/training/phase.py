@@ -14,7 +14,7 @@ from kava.config.base import Settings
 from kava.config.code import metrics_digest
 from kava.config.job import Job, Runtime
 from kava.config.specs import DistillSpec, PretrainSpec
-from kava.config.training import Distill
+from kava.config.training import ClosedForm, Distill
 from kava.data.fit import embedding_rows, no_tokens, require_a_row_for_each_token, require_fit
 from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.device import use_device
@@ -27,6 +27,7 @@ from kava.models.load import load_model_config, load_student, load_tokenizer
 from kava.store.reader import StoreReader
 from kava.training.batches import Batches, stored_batches
 from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate
+from kava.training.closed_form import solve
 from kava.training.journal import TrainingRun
 from kava.training.loop import train
 from kava.training.measure import judge, measure_alignment
@@ -62,7 +63,8 @@ def run_phase(
     Returns
     -------
     DistillationModel, tokenizer, dict
-        The trained model, the student's tokenizer, and the manifest without the hashes of exported files.
+        The trained model, the student's tokenizer, and the manifest without the hashes of exported files; of a
+        projector that was solved for it has the `seconds`, which are to stand in `cost.json`.
     """
     stage, spec, inputs = job.stage, job.spec, job.inputs
     arm, seed = spec.arm, spec.seed
@@ -80,7 +82,7 @@ def run_phase(
     if store:
         log.info("teacher KV from %s", inputs["store"].parent)
     trained = stage == "distill"
-    dtype = student_dtype(lora, settings.precision) if trained else torch.float32
+    dtype = student_dtype(lora, settings.precision) if isinstance(settings, Distill) else torch.float32
     student = load_student(runtime.student, device, dtype)
     torch.manual_seed(seed)
     if isinstance(settings, Distill):
@@ -103,7 +105,10 @@ def run_phase(
         read = partial(measured["train"].slice, first, settings.batch_size)
         calibrate(projector, student, read, keys, base_student=not trained)
     run = TrainingRun(job.output.parent, run_fingerprint(spec, inputs), spec.name, seed, device, runtime.tracker)
-    facts = train(model, batches, settings, run)
+    if isinstance(settings, ClosedForm):
+        facts = solve(model, batches, settings, run)
+    else:
+        facts = train(model, batches, settings, run)
     alignment, warnings = None, facts.pop("warnings")
     if projector is not None:
         alignment = measure_alignment(model, measured["train"], measured["validation"], settings.batch_size)
