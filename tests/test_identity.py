@@ -70,6 +70,7 @@ RERUNS: dict[str, set[str]] = {
     "kv.codec": READ_KV | {"extract"},  # every kind is measured, whichever is configured
     "kv.codec.": READ_KV | {"extract", "bench"},
     "kv.signals.": READ_KV | {"extract"},
+    "pretrain": READ_KV,  # kinds have batch sizes of their own
     "pretrain.": of_arm(PRETRAINED),
     "pretrain.batch_size": READ_KV,  # alignment is measured in batches of it
     "pretrain.log_every": READ_KV,

@@ -17,6 +17,7 @@ from kava.bench.workspace import BenchJobs, free, quiet
 from kava.config.job import Job, Runtime
 from kava.config.load import REPOSITORY, load_config
 from kava.config.models import ModelSettings
+from kava.config.training import ClosedForm
 from kava.data import tokenize
 from kava.data.tokens import Segment, TokenSet
 from kava.errors import UserError
@@ -219,6 +220,36 @@ def test_a_pretrained_projector_is_distilled_with_as_it_is(world: World) -> None
     used = world.distilled("fitted").model.projector.state_dict()
     # Means of what it gives now are taken anew, since only pretraining has moved it.
     assert [name for name in used if not torch.equal(used[name], fitted[name])] == ["output_mean"]
+
+
+@pytest.mark.parametrize("arm", ["flat", "raw"])
+def test_a_solved_projector_is_distilled_with_as_it_is_and_says_what_it_took(arm: str, world: World) -> None:
+    job = world.projector(arm)
+    spec = job.spec.model_copy(update={"pretrain": ClosedForm(batch_size=4)})
+    solved = replace(job, spec=spec, output=world.plan.results / f"solved/{arm}/manifest.json")
+    solved.output.parent.mkdir(parents=True)
+    with quiet(), second_model_allowed():
+        pretrain.run(solved, world.runtime)
+    manifest, cost, folder = (
+        read_json(solved.output),
+        read_json(solved.output.with_name("cost.json")),
+        solved.output.parent,
+    )
+    drawn = read_json(job.output)
+    assert manifest.keys() == drawn.keys()
+    assert manifest["spec"]["pretrain"] == ClosedForm(batch_size=4).model_dump()
+    assert manifest["optimizer_steps"] == 0
+    assert manifest["train_tokens"] == sum(world.tokens.lengths("train"))
+    assert manifest["alignment"]["r2"] > drawn["alignment"]["r2"]
+    assert cost["seconds"] > 0 == read_json(job.output.with_name("cost.json"))["seconds"]
+    assert (folder / "metrics.jsonl").read_text() == ""
+    fitted, next_job = Projector.load(folder).state_dict(), world.distill(arm)
+    after = replace(
+        next_job, inputs=next_job.inputs | {"projector": solved.output}, output=folder / "student/manifest.json"
+    )
+    used = world.run(after).model.projector.state_dict()
+    if arm == "raw":  # which leaves its projector alone
+        assert [name for name in used if not torch.equal(used[name], fitted[name])] == ["output_mean"]
 
 
 @pytest.mark.parametrize("arm", ["flat", "raw"])

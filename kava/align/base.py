@@ -5,7 +5,9 @@ from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from kava.align.least_squares import NormalEquations, ridge_regression
 from kava.config.arms import Aligner as AlignerSettings
+from kava.config.training import ClosedForm
 from kava.errors import UserError
 from kava.kv import Geometry, layers_first, tokens_first
 
@@ -61,6 +63,48 @@ def require_one_geometry(what: str, teacher: Geometry, student: Geometry) -> Non
                 f"{what} takes the teacher's KV as it is, and the teacher has {theirs} {name}, the student {ours}; "
                 "take another aligner, or a student cut from the teacher (student.keep_layers)"
             )
+
+
+class Solved(Aligner[S]):
+    """An aligner whose map, or the last linear part of it, least squares over all tokens can fit."""
+
+    @abstractmethod
+    def features(self, teacher_BLHTD: Tensor) -> Tensor:
+        """What that part maps, of an input of `forward`: `[G, B, T, C]`, G problems apart."""
+
+    @abstractmethod
+    def targets(self, student_BLHTD: Tensor) -> Tensor:
+        """Student KV as that part gives it: `[G, B, T, K]`."""
+
+    @abstractmethod
+    def solve(self, normal: NormalEquations, settings: ClosedForm) -> None:
+        """Take the solution; `UserError` where there is none."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> tuple[int, int, int]:
+        """G, C and K."""
+
+
+class SolvedChannels(Solved[S]):
+    """A linear layer from features to all of the student's channels, solved for as one problem."""
+
+    @property
+    @abstractmethod
+    def last(self) -> nn.Linear:
+        """The layer."""
+
+    def targets(self, student_BLHTD: Tensor) -> Tensor:
+        return to_channels(student_BLHTD).unsqueeze(0)
+
+    def solve(self, normal: NormalEquations, settings: ClosedForm) -> None:
+        weight_GKC, bias_GK = ridge_regression(normal, settings.ridge)
+        self.last.weight.copy_(weight_GKC[0])
+        self.last.bias.copy_(bias_GK[0])
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return 1, self.last.in_features, self.last.out_features
 
 
 def to_channels(tensor_BLHTD: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 """`flat`: the elastic bottleneck over all layers and heads at once."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from kava.align.base import Aligner, from_channels, to_channels
+from kava.align.base import SolvedChannels, from_channels, to_channels
 from kava.config.arms import FlatAligner
 from kava.kv import Geometry
 
 
-class Flat(Aligner[FlatAligner]):
+class Flat(SolvedChannels[FlatAligner]):
     """LayerNorm → Linear(C_in, C_in · mlp_ratio) → SiLU → Dropout → Linear(·, C_s), per token.
 
     C_in is layers × heads × head dim, or heads × head dim where the layers are averaged.
@@ -38,9 +40,20 @@ class Flat(Aligner[FlatAligner]):
         )
 
     def forward(self, teacher_BLHTD: Tensor) -> Tensor:
+        return from_channels(self.layers(self._read(teacher_BLHTD)), self.student)
+
+    def features(self, teacher_BLHTD: Tensor) -> Tensor:
+        hidden: Tensor = self.layers[:-1](self._read(teacher_BLHTD))
+        return hidden.unsqueeze(0)
+
+    @property
+    def last(self) -> nn.Linear:
+        return cast(nn.Linear, self.layers[-1])
+
+    def _read(self, teacher_BLHTD: Tensor) -> Tensor:
         read = teacher_BLHTD[:, self.first_layer :]
         if self.aggregation == "mean":
             read = read.mean(1, keepdim=True)
         elif self.aggregation == "weighted":
             read = torch.einsum("l,blhtd->bhtd", self.layer_weights.softmax(0), read).unsqueeze(1)
-        return from_channels(self.layers(to_channels(read)), self.student)
+        return to_channels(read)

@@ -1,13 +1,15 @@
 """`flat_matched`: flat with as many parameters as a structured aligner, so that the two differ in structure alone."""
 
+from typing import cast
+
 from torch import Tensor, nn
 
-from kava.align.base import Aligner, from_channels, to_channels
+from kava.align.base import SolvedChannels, from_channels, to_channels
 from kava.config.arms import FlatMatchedAligner, StructuredAligner
 from kava.kv import Geometry
 
 
-class FlatMatched(Aligner[FlatMatchedAligner]):
+class FlatMatched(SolvedChannels[FlatMatchedAligner]):
     """LayerNorm without affine → Linear(C_t, r) → SiLU → Dropout → Linear(r, C_s), per token.
 
     Attributes
@@ -33,6 +35,14 @@ class FlatMatched(Aligner[FlatMatchedAligner]):
 
     def forward(self, teacher_BLHTD: Tensor) -> Tensor:
         return from_channels(self.layers(to_channels(teacher_BLHTD)), self.student)
+
+    def features(self, teacher_BLHTD: Tensor) -> Tensor:
+        hidden: Tensor = self.layers[:-1](to_channels(teacher_BLHTD))
+        return hidden.unsqueeze(0)
+
+    @property
+    def last(self) -> nn.Linear:
+        return cast(nn.Linear, self.layers[-1])
 
 
 def structured_parameters(settings: StructuredAligner, teacher: Geometry, student: Geometry) -> int:

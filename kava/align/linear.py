@@ -2,12 +2,12 @@
 
 from torch import Tensor, nn
 
-from kava.align.base import Aligner, from_channels, to_channels
+from kava.align.base import SolvedChannels, from_channels, to_channels
 from kava.config.arms import LinearAligner
 from kava.kv import Geometry
 
 
-class Linear(Aligner[LinearAligner]):
+class Linear(SolvedChannels[LinearAligner]):
     """Linear(C_t, C_s) per token; C is layers × heads × head dim."""
 
     kind = "linear"
@@ -18,3 +18,10 @@ class Linear(Aligner[LinearAligner]):
 
     def forward(self, teacher_BLHTD: Tensor) -> Tensor:
         return from_channels(self.map(to_channels(teacher_BLHTD)), self.student)
+
+    def features(self, teacher_BLHTD: Tensor) -> Tensor:
+        return to_channels(teacher_BLHTD).unsqueeze(0)
+
+    @property
+    def last(self) -> nn.Linear:
+        return self.map

@@ -1,5 +1,6 @@
 """The projector: one aligner for keys and one for values, the channel statistics around them, and its file format."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -92,6 +93,11 @@ class Projector(nn.Module):
             student, drawn = _spread(self.student_std), _spread(std)
             self.output_scale.copy_(student / drawn.clamp(min=STD_FLOOR))
 
+    def leave_output(self) -> None:
+        """Take the aligners' output as it is, since they were solved for what the student has about its means."""
+        self.output_mean.zero_()
+        self.output_scale.fill_(1)
+
     def forward(self, teacher: KeysValues) -> KeysValues:
         """Project teacher KV `[B, L_t, H_t, T, D_t]` to the student's coordinates `[B, L_s, H_s, T, D_s]`."""
         projected = []
@@ -103,11 +109,12 @@ class Projector(nn.Module):
         return KeysValues(*projected)
 
     def raw(self, teacher: KeysValues) -> list[Tensor]:
-        """The aligners' own output on teacher KV that is standardised, or centred where coordinates are shared."""
-        return [
-            aligner(self._plain(tensor, i))
-            for i, (aligner, tensor) in enumerate(zip(self.aligners, teacher, strict=True))
-        ]
+        """The aligners' own output."""
+        return [aligner(tensor) for aligner, tensor in zip(self.aligners, self.inputs(teacher), strict=True)]
+
+    def inputs(self, teacher: KeysValues) -> Iterator[Tensor]:
+        """What the aligners read: teacher KV that is standardised, or centred where coordinates are shared."""
+        return (self._plain(tensor, i) for i, tensor in enumerate(teacher))
 
     def _plain(self, tensor_BLHTD: Tensor, i: int) -> Tensor:
         centred = tensor_BLHTD - self.teacher_mean[i]

@@ -3,13 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from kava.align.base import Aligner, require_one_geometry
+from kava.align.base import Solved, require_one_geometry
 from kava.align.layers import ONE_HOT, block_means, cka_map, layer_weights
+from kava.align.least_squares import NormalEquations, alternating, with_ridge
 from kava.config.arms import CkaMap, StructuredAligner
+from kava.config.training import ClosedForm
+from kava.errors import UserError
 from kava.kv import Geometry
 
 
-class Structured(Aligner[StructuredAligner]):
+class Structured(Solved[StructuredAligner]):
     """Layer map → head mixer `[H_s, H_t]` → dim projection `[D_s, D_t]` and bias, for each student layer.
 
     Mixers and biases are each layer's own, whichever layers and heads share a projection.
@@ -62,12 +65,48 @@ class Structured(Aligner[StructuredAligner]):
             self.layer_weights.copy_(cka_map(cka_ST, self.settings.layer_map.top_k))
 
     def forward(self, teacher_BLHTD: Tensor) -> Tensor:
-        if self.settings.layer_map.kind in ONE_HOT:
-            mapped = teacher_BLHTD[:, self.layer_index]
-        else:
-            mapped = torch.einsum("lm,bmhtd->blhtd", self.layer_weights, teacher_BLHTD)
+        mapped = self._mapped(teacher_BLHTD)
         # Student layers and heads lead, tokens of the batch in one row: the order in which nothing has to be copied.
         mixed = torch.einsum("lsh,blhtd->lsbtd", self.mixer, mapped)
         projected = mixed.flatten(2, 3) @ self.projection.mT + self.bias[:, :, None]
         tensor_LHBTD: Tensor = projected.unflatten(2, mixed.shape[2:4])
         return tensor_LHBTD.permute(2, 0, 1, 3, 4)
+
+    def features(self, teacher_BLHTD: Tensor) -> Tensor:
+        return _by_layer(self._mapped(teacher_BLHTD))
+
+    def targets(self, student_BLHTD: Tensor) -> Tensor:
+        return _by_layer(student_BLHTD)
+
+    def solve(self, normal: NormalEquations, settings: ClosedForm) -> None:
+        teacher, student = self.teacher, self.student
+        if settings.orthogonal and teacher.head_dim != student.head_dim:
+            raise UserError(
+                f"pretrain.orthogonal: a rotation needs equal head dims, and the teacher's is {teacher.head_dim}, the "
+                f"student's {student.head_dim}; set pretrain.orthogonal: false"
+            )
+        heads, ours = (teacher.kv_heads, teacher.head_dim), (student.kv_heads, student.head_dim)
+        xx = with_ridge(normal.xx, settings.ridge).unflatten(2, heads).unflatten(1, heads)
+        xy = normal.xy.unflatten(2, ours).unflatten(1, heads)
+        shared = not self.settings.per_layer, not self.settings.per_head
+        mixer, projection, _ = alternating(xx, xy, self.mixer.double(), shared, settings.orthogonal)
+        mixed = torch.einsum("lsh,lhd->lsd", mixer, normal.mean_x.unflatten(1, heads))
+        self.mixer.copy_(mixer)
+        self.projection.copy_(projection)
+        self.bias.copy_(normal.mean_y.unflatten(1, ours) - (projection @ mixed.unsqueeze(-1)).squeeze(-1))
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        teacher, student = self.teacher, self.student
+        return student.layers, teacher.kv_heads * teacher.head_dim, student.kv_heads * student.head_dim
+
+    def _mapped(self, teacher_BLHTD: Tensor) -> Tensor:
+        """The teacher layers that each student layer reads, `[B, L_s, H_t, T, D_t]`."""
+        if self.settings.layer_map.kind in ONE_HOT:
+            return teacher_BLHTD[:, self.layer_index]
+        return torch.einsum("lm,bmhtd->blhtd", self.layer_weights, teacher_BLHTD)
+
+
+def _by_layer(tensor_BLHTD: Tensor) -> Tensor:
+    """Heads and dims side by side, `[L, B, T, H · D]`."""
+    return tensor_BLHTD.permute(1, 0, 3, 2, 4).flatten(3)

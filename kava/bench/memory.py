@@ -19,6 +19,7 @@ from kava.bench.setting import bench_a_run, count_of, show_machine
 from kava.config.job import Job
 from kava.config.jobs import Jobs
 from kava.config.schema import Config
+from kava.config.training import ClosedForm, Distill, Pretrain
 from kava.text import table as columns
 
 log = logging.getLogger("kava")
@@ -74,12 +75,14 @@ def _few(config: Config, steps: int, folder: Path) -> tuple[Config, int]:
     from kava.bench.longest import longest_rows
     from kava.bench.workspace import on_rows
 
-    phases = {"pretrain": config.pretrain, "distill": config.distill}
+    phases: dict[str, Pretrain | Distill] = {"pretrain": config.pretrain.as_phase(), "distill": config.distill}
     examples = steps * max(of_phase.batch_size * of_phase.accumulation for of_phase in phases.values())
     held_out = max(of_phase.batch_size for of_phase in phases.values())
     rows, longest = longest_rows(config, examples, held_out, config.evaluation.batch_size)
     few = {"steps": steps, "log_every": 1, "save_every": steps, "num_processes": 1}
     changes: dict[str, Any] = {name: of_phase.model_copy(update=few) for name, of_phase in phases.items()}
+    if isinstance(config.pretrain, ClosedForm):
+        changes["pretrain"] = config.pretrain
     changes["arms"] = {name: arm.at_full_weight() for name, arm in config.arms.items()}
     return on_rows(config, rows, folder / "data").model_copy(update=changes), longest
 

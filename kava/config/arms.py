@@ -113,6 +113,8 @@ class IdentityAligner(Settings):
 
 # The aligners that map layers, heads and dims apart; every other one reads the KV cache as one long vector.
 STRUCTURED: tuple[str, ...] = ("structured", "identity")
+# The aligners that `pretrain: {kind: closed_form}` solves for.
+SOLVED: tuple[str, ...] = ("flat", "linear", "flat_matched", "structured")
 
 Aligner = Annotated[
     FlatAligner | LinearAligner | FlatMatchedAligner | StructuredAligner | IdentityAligner,

@@ -12,7 +12,7 @@ from kava.config.data import Data
 from kava.config.models import ModelSettings, Student, Teacher
 from kava.config.schema import Config, Evaluation, Tracker
 from kava.config.specs import SPECS, DistillSpec, NoPretraining, PretrainSpec
-from kava.config.training import Distill, Pretrain
+from kava.config.training import ClosedForm, Distill, Pretrain, Pretraining
 from kava.files import canonical_json
 
 S = TypeVar("S", bound=Settings, covariant=True)
@@ -87,7 +87,7 @@ class Runtime(Settings):
     student: Student
     references: dict[Name, ModelSettings]
     data: Data
-    pretrain: Pretrain
+    pretrain: Pretraining
     distill: Distill
     vram_budget_gib: float
     evaluation: Evaluation
@@ -106,7 +106,7 @@ class Runtime(Settings):
         """Settings of the teacher, of the student before distillation and of the data, for a model card."""
         return self.model_dump(include={"teacher", "student", "data"})
 
-    def settings(self, job: Job[PretrainSpec] | Job[DistillSpec]) -> Pretrain | Distill:
+    def settings(self, job: Job[PretrainSpec] | Job[DistillSpec]) -> Pretrain | ClosedForm | Distill:
         """Of a phase of training: those of the spec, and how they are carried out here."""
         own, here = job.spec.settings, self.pretrain if job.stage == "pretrain" else self.distill
         if isinstance(own, NoPretraining):

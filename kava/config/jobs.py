@@ -38,7 +38,7 @@ from kava.config.specs import (
     WriteKey,
     WriteSpec,
 )
-from kava.config.training import Pretrain
+from kava.config.training import ClosedForm, Pretrain
 from kava.errors import UserError
 from kava.files import canonical_json, read_json, sha256_json
 
@@ -119,9 +119,9 @@ class Jobs:
         return replace(job, output=job.output.parent / "parts" / f"{part}-of-{self.config.extract_jobs}.json")
 
     def pretrain(self, arm: str, seed: int) -> Job[PretrainSpec]:
-        settings: Pretrain | NoPretraining = self.config.pretrain.without_how()
+        settings: Pretrain | ClosedForm | NoPretraining = self.config.pretrain.without_how()
         if not self.config.arms[self._known(arm, seed)].pretrain_projector:
-            settings = NoPretraining(batch_size=settings.batch_size, log_every=settings.log_every)
+            settings = NoPretraining.in_place_of(self.config.pretrain)
         spec = PretrainSpec(**self._training(arm, seed, "pretrain"), pretrain=settings)
         folder = self._folder(arm, seed) / "projector"
         inputs = {"tokens": self.tokenize.output, "store": self.extract.output}

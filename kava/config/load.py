@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from kava.config.schema import Config
 from kava.config.strict_yaml import InvalidYamlError, parse_yaml, read_settings
+from kava.config.training import GRADIENT
 from kava.errors import UserError
 from kava.text import from_outside
 
@@ -76,7 +77,7 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
         old = merged.get(key)
         if not isinstance(value, Mapping) or not isinstance(old, Mapping):
             merged[key] = value
-        elif "kind" in value and value["kind"] != old.get("kind"):
+        elif "kind" in value and value["kind"] != old.get("kind", GRADIENT):
             merged[key] = dict(value)
         else:
             merged[key] = merge(old, value)

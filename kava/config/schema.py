@@ -24,7 +24,7 @@ from kava.config.kv import (
 from kava.config.models import ModelSettings, Student, Teacher
 from kava.config.names import check_names
 from kava.config.signals import check_signals
-from kava.config.training import Distill, Pretrain
+from kava.config.training import Distill, Pretrain, Pretraining
 
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 # Of every run, the models that are judged and not trained.
@@ -119,7 +119,7 @@ class Config(Settings):
     )
     max_length: Positive = Field(512, description="longer examples are dropped and counted, never cut")
     kv: KvStore = KvStore()
-    pretrain: Pretrain = Pretrain()
+    pretrain: Pretraining = Pretrain()
     distill: Distill = Distill()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
@@ -159,6 +159,7 @@ class Config(Settings):
         for name, arm in self.arms.items():
             self._check_selection_on_reading(name, arm)
             check_signals(f"arms.{name}", arm, self.kv.signals, self.student_reasoning)
+            self.pretrain.check(name, arm)
         self._check_comparisons(self.comparisons or [])
         return self
 

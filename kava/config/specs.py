@@ -3,7 +3,7 @@
 Content keys of token sets, stores, reference evaluations and benchmarks are parts of it.
 """
 
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, field_serializer, model_serializer
 
@@ -13,7 +13,7 @@ from kava.config.base import Name, Settings
 from kava.config.kv import Codec, KvStore
 from kava.config.models import Lora
 from kava.config.schema import Chat, Config, Evaluation
-from kava.config.training import Distill, Pretrain
+from kava.config.training import ClosedForm, Distill, Pretrain, Pretraining
 
 # What a model, tokenizer or data set is: a revision, or hashes of files.
 Identity = dict[str, JsonValue]
@@ -118,6 +118,13 @@ class NoPretraining(Settings):
     batch_size: int
     log_every: int
 
+    @classmethod
+    def in_place_of(cls, settings: Pretrain | ClosedForm) -> Self:
+        """For an arm that leaves its projector as it was drawn, where others are fitted by these settings."""
+        # A closed form logs no steps; the number stands in params that were made before there was one.
+        steps = settings if isinstance(settings, Pretrain) else Pretrain()
+        return cls(batch_size=settings.batch_size, log_every=steps.log_every)
+
     def as_phase(self) -> Pretrain:
         """As settings of a phase, which has no steps, and of whose other settings none is of matter."""
         return Pretrain().model_copy(update=dict(self))
@@ -132,10 +139,10 @@ class TrainingSpec(Settings):
 
 
 class PretrainSpec(TrainingSpec):
-    pretrain: Pretrain | NoPretraining
+    pretrain: Pretraining | NoPretraining
 
     @property
-    def settings(self) -> Pretrain | NoPretraining:
+    def settings(self) -> Pretrain | ClosedForm | NoPretraining:
         """Of the phase."""
         return self.pretrain
 

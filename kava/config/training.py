@@ -1,10 +1,14 @@
 """Settings of the two training phases, with every default."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from kava.config.arms import SOLVED, Arm
 from kava.config.base import How, Positive, Rate, Settings
+
+# The kind of `pretrain` that is meant where none is named: configurations had no other.
+GRADIENT = "gradient"
 
 
 class Optimization(Settings):
@@ -42,9 +46,64 @@ class Optimization(Settings):
 
 
 class Pretrain(Optimization):
-    """The projector learns to predict the KV of the frozen student."""
+    """The projector learns to predict the KV of the frozen student, step by step."""
 
+    # In no dump: keys and params of runs were made without it.
+    kind: Literal["gradient"] = Field("gradient", exclude=True, description="may be left out")
     steps: Positive = 200
+
+    def as_phase(self) -> Self:
+        """As settings of a phase with steps."""
+        return self
+
+    def check(self, name: str, arm: Arm) -> None:
+        """Every projector can be trained."""
+
+
+class ClosedForm(Settings):
+    """The projector is solved for by least squares, in one pass over the frozen student and the teacher's KV.
+
+    Every token that an arm compares counts alike. Solved for are the maps of `linear` and `structured`, and the last
+    layer of `flat` and `flat_matched` behind their first one as it was drawn.
+    """
+
+    kind: Literal["closed_form"] = "closed_form"
+    ridge: float = Field(
+        1e-3, gt=0, le=1, description="added to the diagonal of the normal matrix, as a share of its mean; 1e-5 to 1e-2"
+    )
+    orthogonal: bool = Field(
+        False,
+        description="of structured, between equal head dims: projections are rotations, which the head mixers scale",
+    )
+    examples: Positive | None = Field(None, description="first N training examples; null: all")
+    batch_size: Positive = Field(8, description="examples per forward")
+
+    def as_phase(self) -> Pretrain:
+        """As settings of a phase with steps, which has none."""
+        return Pretrain().model_copy(update={"steps": 0, "batch_size": self.batch_size, "accumulation": 1})
+
+    def check(self, name: str, arm: Arm) -> None:
+        """Raise `ValueError` where an arm asks for a projector that cannot be solved for."""
+        if arm.aligner is None or not arm.pretrain_projector:
+            return
+        kind = arm.aligner.kind
+        if kind not in SOLVED:
+            raise ValueError(
+                f"pretrain.kind: closed_form solves for aligners of kind {', '.join(SOLVED)}, and arms.{name} has "
+                f"{kind}, with pretrain_projector: true; set that to false, or pretrain.kind: gradient"
+            )
+        if self.orthogonal and kind != "structured":
+            raise ValueError(
+                f"pretrain.orthogonal is about the dim projections of structured, and arms.{name} has the aligner "
+                f"{kind}, with pretrain_projector: true; set that to false, or pretrain.orthogonal: false"
+            )
+
+
+def _with_kind(given: Any) -> Any:
+    return {"kind": GRADIENT, **given} if isinstance(given, dict) and "kind" not in given else given
+
+
+Pretraining = Annotated[Pretrain | ClosedForm, Field(discriminator="kind"), BeforeValidator(_with_kind)]
 
 
 class Distill(Optimization):

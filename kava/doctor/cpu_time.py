@@ -8,7 +8,7 @@ import torch
 
 from kava.config.jobs import Jobs
 from kava.config.schema import Config
-from kava.config.training import Distill, Pretrain
+from kava.config.training import ClosedForm, Distill, Pretrain
 from kava.errors import UserError
 from kava.plan.geometry import read_geometry
 from kava.plan.tokens import count_tokens, test_rows
@@ -48,7 +48,9 @@ def run_seconds(config: Config) -> float | None:
         trained = (4 if config.student.lora else 6) + 2 * config.distill.gradient_checkpointing
         phases: list[tuple[Distill | Pretrain, int]] = [(config.distill, trained)]
         if arm.aligner and arm.pretrain_projector:
-            phases.append((config.pretrain, 2))
+            phases.append((config.pretrain.as_phase(), 2))
+            if isinstance(config.pretrain, ClosedForm):
+                seconds += runs * _seconds(2 * student * count.tokens, "float32")
         for settings, of_parameter in phases:
             forwards = settings.steps * settings.accumulation
             flops = of_parameter * student * forwards * settings.batch_size * tokens

@@ -49,7 +49,7 @@ def _without_gpu(config: Config, built: str | None) -> Check:
         message, fix = f"driver {driver}, and no GPU that torch sees", "look with `nvidia-smi`"
     if config.device == "cuda":
         return fail("gpu", f"{message}, and device is cuda", f"{fix}, or set device: cpu")
-    stages = {"pretrain": config.pretrain, "distill": config.distill}
+    stages = {"pretrain": config.pretrain.as_phase(), "distill": config.distill}
     paged = [stage for stage, settings in stages.items() if settings.optimizer == "paged_adamw_8bit"]
     if paged:
         return fail("gpu", f"{message}, and paged_adamw_8bit in {' and '.join(paged)} needs one", fix)
@@ -101,7 +101,7 @@ def bitsandbytes(config: Config) -> Check:
         message = f"4-bit matmul on {device} is wrong by {error:.2g}"
     fix = "run `python -m bitsandbytes` to see what is wrong"
     without = ["teacher.quantization: none"] if config.teacher.quantization != "none" else []
-    for stage, settings in (("pretrain", config.pretrain), ("distill", config.distill)):
+    for stage, settings in (("pretrain", config.pretrain.as_phase()), ("distill", config.distill)):
         without += [f"{stage}.optimizer: adamw"] if "8bit" in settings.optimizer else []
     if without:
         return fail(name, message, f"{fix}, or set {' and '.join(without)}")

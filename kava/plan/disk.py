@@ -58,7 +58,7 @@ def store_bytes(jobs: Jobs, count: TokenCount) -> int:
 
 def disk(jobs: Jobs, count: TokenCount, checkpoints: dict[str, int], models: int) -> Disk:
     """What a run takes, given the bytes of the largest checkpoint of each stage and of the models that are left."""
-    settings: dict[str, Any] = {"pretrain": jobs.config.pretrain, "distill": jobs.config.distill}
+    settings: dict[str, Any] = {"pretrain": jobs.config.pretrain.as_phase(), "distill": jobs.config.distill}
     # One more than are kept is there while it is written.
     held = [(settings[stage].keep_checkpoints + 1) * size for stage, size in checkpoints.items()]
     sealed = jobs.extract.output

@@ -22,6 +22,7 @@ PARTS = (
     "activations",
     "logits",
     "projector",
+    "normal equations",
     "kv cache",
     "batch",
     "temporary",
@@ -62,15 +63,16 @@ class StageMemory:
         return f"needs {what} (vram_budget_gib: {budget_gib:g}); the largest parts are {of_which}"
 
 
-def of_training(traced: Traced, optimizer: str, ahead: int, processes: int = 1) -> StageMemory:
+def of_training(traced: Traced, optimizer: str, ahead: int, processes: int = 1, equations: int = 0) -> StageMemory:
     """Peak of a phase: that of a micro-batch's forward and backward, or of the optimizer's step, whichever is larger.
 
     `ahead` batches lie on the GPU beside the one in use; of several processes, each has buckets as large as all
-    gradients, in which they are exchanged.
+    gradients, in which they are exchanged; `equations` are the bytes of what a closed form gathers and solves.
     """
     states = {name: state_bytes(optimizer, sizes) for name, sizes in traced.trained.items()}
     held = {name: traced.parts.get(name, 0) for name in ("weights", "gradients", "projector", "batch")}
     held["batch"] *= 1 + ahead
+    held["normal equations"] = equations
     if processes > 1:
         held["buckets"] = 4 * sum(sum(sizes) for sizes in traced.trained.values())
     held["optimizer states"] = states["student"][0]

@@ -8,12 +8,16 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from kava.align import make_aligner
+from kava.align.base import Solved
+from kava.align.layers import settle
+from kava.align.least_squares import moment_bytes
 from kava.config.answers import TeacherAnswers
 from kava.config.arms import Arm, FlatAligner
 from kava.config.kv import KvStore
 from kava.config.models import Lora, ModelSettings, Student, Teacher
 from kava.config.schema import Evaluation
-from kava.config.training import Distill, Pretrain
+from kava.config.training import ClosedForm, Distill, Pretrain
 from kava.evaluation.likelihood import LOGITS_AT_ONCE
 from kava.files import canonical_json
 from kava.models.capture import geometry
@@ -52,17 +56,22 @@ class TrainingNeed:
     student: Student
     teacher: Teacher
     arm: Arm
-    settings: Pretrain | Distill
+    settings: Pretrain | ClosedForm | Distill
     tokens: int  # of the longest example
     kv: KvStore
     lengths: Lengths  # of the task's rows
+
+    @property
+    def phase(self) -> Pretrain | Distill:
+        """As a phase with steps, which one in closed form has none of."""
+        return self.settings.as_phase() if isinstance(self.settings, ClosedForm) else self.settings
 
     def traced(self, step: bool = True) -> Traced:
         """Of one micro-batch, when every loss of the arm counts; arms that differ in schedules share it.
 
         Without a step it has the parameters alone, and is quick.
         """
-        settings, distills = self.settings, isinstance(self.settings, Distill)
+        settings, distills = self.phase, isinstance(self.settings, Distill)
         step_settings = StepSettings(
             batch_size=settings.batch_size,
             precision=settings.precision,
@@ -80,15 +89,26 @@ class TrainingNeed:
         return _traced(self.stage, self.tokens, step, *texts, canonical_json(kv))
 
     def memory(self) -> StageMemory:
-        return of_training(self.traced(), self.settings.optimizer, AHEAD, self.settings.num_processes)
+        phase = self.phase
+        return of_training(self.traced(), phase.optimizer, AHEAD, phase.num_processes, self._normal_equations())
 
     def checkpoint(self) -> int:
         """Bytes of one checkpoint: what is trained, in fp32, and its optimizer states."""
         sizes = [size for of_module in self.traced(step=False).trained.values() for size in of_module]
-        return 4 * sum(sizes) + state_bytes(self.settings.optimizer, sizes)[0]
+        return 4 * sum(sizes) + state_bytes(self.phase.optimizer, sizes)[0]
+
+    def _normal_equations(self) -> int:
+        """Bytes of what a closed form gathers and solves."""
+        if not isinstance(self.settings, ClosedForm) or self.arm.aligner is None:
+            return 0
+        teacher, student = (read_geometry(model) for model in (self.teacher, self.student))
+        with torch.device("meta"):
+            aligner = make_aligner(settle(self.arm.aligner, student), geometry(teacher), geometry(student))
+        assert isinstance(aligner, Solved), f"{self.name}: {aligner.kind} has nothing to solve for"
+        return moment_bytes(*aligner.sizes)
 
     def fixes(self) -> Iterator[tuple[str, Self]]:
-        settings, size, stage = self.settings, self.settings.batch_size, self.stage
+        settings, size, stage = self.phase, self.settings.batch_size, self.stage
         if settings.steps == 0:
             if size > 1:
                 yield f"{stage}.batch_size: {size // 2}", self._with(batch_size=size // 2)

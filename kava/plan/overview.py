@@ -8,7 +8,7 @@ from kava.config.data import FolderData
 from kava.config.jobs import Jobs
 from kava.config.schema import Config
 from kava.config.specs import NoPretraining
-from kava.config.training import Distill, Pretrain
+from kava.config.training import ClosedForm, Distill, Pretrain
 from kava.data.positions import Prompts, look
 from kava.plan.disk import Disk, disk
 from kava.plan.fixes import Fix, fixes
@@ -72,7 +72,7 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
     task = task_of(config.data.kind)
     longest = config.max_length
 
-    def phase(stage: str, name: str, settings: Pretrain | Distill) -> tuple[str, str, Need]:
+    def phase(stage: str, name: str, settings: Pretrain | ClosedForm | Distill) -> tuple[str, str, Need]:
         of_arm = config.student, config.teacher, config.arms[name], settings
         return stage, name, TrainingNeed(stage, name, *of_arm, longest, config.kv, task.lengths)
 
@@ -81,7 +81,8 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
     yield "extract", "", ExtractionNeed(config.teacher, longest, config.kv)
     for name, arm in config.arms.items():
         if arm.aligner:
-            yield phase("pretrain", name, config.pretrain if arm.pretrain_projector else _not_pretrained(config))
+            drawn = NoPretraining.in_place_of(config.pretrain).as_phase()
+            yield phase("pretrain", name, config.pretrain if arm.pretrain_projector else drawn)
     for name in config.arms:
         yield phase("distill", name, config.distill)
     hub = config.data.path if isinstance(config.data, FolderData) else None
@@ -90,10 +91,6 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
     further = {name: as_it_comes(source) for name, source in config.references.items()}
     for role, model in ({"teacher": teacher, "student": student} | further).items():
         yield f"evaluate {role}", "", evaluation_of(task, model, config.evaluation, hub, longest)
-
-
-def _not_pretrained(config: Config) -> Pretrain:
-    return NoPretraining(batch_size=config.pretrain.batch_size, log_every=config.pretrain.log_every).as_phase()
 
 
 def _by_stage(config: Config) -> Needs:

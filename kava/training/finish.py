@@ -11,13 +11,18 @@ from kava.files import sha256_file, write_json
 from kava.training.model import DistillationModel
 
 
-def finish(output: Path, manifest: dict[str, Any], files: list[str], model: DistillationModel) -> None:
-    """Write `cost.json` and the manifest with the hashes of the exported files, then drop the checkpoints."""
+def finish(
+    output: Path, manifest: dict[str, Any], files: list[str], model: DistillationModel, seconds: float | None = None
+) -> None:
+    """Write `cost.json` and the manifest with the hashes of the exported files, then drop the checkpoints.
+
+    `seconds` are those of a phase without steps, None where they are in `metrics.jsonl`.
+    """
     folder = output.parent
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     device = next(model.parameters()).device
     cost = {
-        "seconds": records[-1]["seconds"] if records else 0.0,
+        "seconds": records[-1]["seconds"] if records else (seconds or 0.0),
         "data_wait_share": data_wait_share(records),
         "peak_memory_mib": peak_memory_mib(device),
         "device_memory_mib": max((r["device_memory_mib"] for r in records if r["device_memory_mib"]), default=None),

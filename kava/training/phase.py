@@ -15,7 +15,7 @@ from kava.config.base import Settings
 from kava.config.code import metrics_digest
 from kava.config.job import Job, Runtime
 from kava.config.specs import DistillSpec, PretrainSpec
-from kava.config.training import Distill
+from kava.config.training import ClosedForm, Distill
 from kava.data.fit import embedding_rows, no_tokens, require_a_row_for_each_token, require_fit
 from kava.data.tokens import TokenSet, vocabulary_sha256
 from kava.device import use_device
@@ -30,6 +30,7 @@ from kava.store.reader import StoreReader
 from kava.training.at_steps import AtSteps
 from kava.training.batches import Batches, stored_batches
 from kava.training.calibrate import CALIBRATION_EXAMPLES, calibrate, calibrate_hidden
+from kava.training.closed_form import solve
 from kava.training.journal import TrainingRun
 from kava.training.loop import train
 from kava.training.measure import judge, measure_alignment
@@ -72,7 +73,8 @@ def run_phase(
     Returns
     -------
     DistillationModel, tokenizer, dict
-        The trained model, the student's tokenizer, and the manifest without the hashes of exported files.
+        The trained model, the student's tokenizer, and the manifest without the hashes of exported files; of a
+        projector that was solved for it has the `seconds`, which are to stand in `cost.json`.
     """
     stage, spec, inputs = job.stage, job.spec, job.inputs
     arm, seed = spec.arm, spec.seed
@@ -90,7 +92,7 @@ def run_phase(
     if store:
         log.info("teacher KV from %s", inputs["store"].parent)
     trained = stage == "distill"
-    dtype = student_dtype(lora, settings.precision) if trained else torch.float32
+    dtype = student_dtype(lora, settings.precision) if isinstance(settings, Distill) else torch.float32
     student = load_student(runtime.student, device, dtype)
     if store:
         stored = store.contents.signals.token_hidden_states or ()
@@ -121,7 +123,10 @@ def run_phase(
         read = partial(measured["train"].slice, first, settings.batch_size)
         calibrate(projector, student, read, keys, base_student=not trained)
     run = TrainingRun(job.output.parent, run_fingerprint(spec, inputs), spec.name, seed, device, runtime.tracker)
-    facts = train(model, batches, settings, run, make_at_steps(student, tokenizer) if make_at_steps else None)
+    if isinstance(settings, ClosedForm):
+        facts = solve(model, batches, settings, run)
+    else:
+        facts = train(model, batches, settings, run, make_at_steps(student, tokenizer) if make_at_steps else None)
     alignment, warnings = None, facts.pop("warnings")
     if projector is not None:
         alignment = measure_alignment(model, measured["train"], measured["validation"], settings.batch_size)

@@ -22,4 +22,5 @@ def run(job: Job[PretrainSpec], runtime: Runtime) -> None:
         return
     assert model.projector is not None
     model.projector.save(folder)
-    finish(job.output, manifest, ["projector.safetensors", "config.json"], model)
+    seconds = manifest.pop("seconds", None)
+    finish(job.output, manifest, ["projector.safetensors", "config.json"], model, seconds)

@@ -40,7 +40,10 @@ RUNTIME = Runtime.of(PLAN.config)
 # A limit, unless --resources gpu=N says otherwise, of what one job takes: locally a resource without a limit limits
 # nothing, and two models would share the 8 GB.
 workflow.global_resources.setdefault(
-    "gpu", max(PLAN.config.pretrain.num_processes, PLAN.config.distill.num_processes)
+    "gpu",
+    max(
+        PLAN.config.pretrain.as_phase().num_processes, PLAN.config.distill.num_processes
+    ),
 )
 
 
