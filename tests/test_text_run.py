@@ -24,7 +24,7 @@ from kava.config.jobs import REFERENCES
 from kava.data.tokens import TokenSet
 from kava.files import read_json, sha256_file
 from kava.plan.check import need_of
-from kava.plan.needs import Judged, LikelihoodNeed
+from kava.plan.judging import Judged, LikelihoodNeed
 from kava.plan.overview import overview
 from kava.report.evaluated import FIELDS
 

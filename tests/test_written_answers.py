@@ -17,7 +17,7 @@ from kava.evaluation.generate import draw
 from kava.evaluation.write import each_once
 from kava.evaluation.written import counted
 from kava.files import checksums, write_json
-from kava.plan.needs import writing_of
+from kava.plan.judging import writing_of
 from kava.tasks import task_of
 
 CONFIG = REPOSITORY / "config.yaml"

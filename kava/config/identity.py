@@ -22,6 +22,8 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.tx
 # The end token is a stop string, and the tokenizer goes with a student that is exported.
 ANSWERS = (*WEIGHTS, *TOKENIZER, "generation_config.json")
 BUILTIN = "kava:"
+# Bytes; file systems take 255, of which kind, codec and key need some.
+LONGEST_NAME = 200
 # Of what `kava.models.gguf` makes of a GGUF file; another number is another model.
 GGUF_CONVERSION = 1
 # Bytes of a file whose hash is kept.
@@ -74,6 +76,14 @@ def display_name(model: str) -> str:
     if is_gguf(model):
         return model if model.startswith(PIP) else Path(model).name
     return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def short_name(settings: ModelSettings) -> str:
+    """Name of a model as part of a folder's: no braces, Snakemake's wildcards, and with room for what follows."""
+    name = re.split("[/:]", display_name(settings.model))[-1].lower()
+    if is_gguf(settings.model):
+        name = name.removesuffix(".gguf")
+    return re.sub(r"[{}]", "_", name).encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def model_identity(settings: ModelSettings, patterns: tuple[str, ...] = WEIGHTS) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Snakemake's rules and `kava STAGE` at a prompt take their paths and parameters from here, so both do the same.
 """
 
-import re
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +12,8 @@ from kava.config.answers import TeacherAnswers
 from kava.config.base import Settings
 from kava.config.benchmark import REPORT_BYTES, REPORT_ROTATED, REPORT_TOKENS, codecs_for_report
 from kava.config.code import code_digest, metrics_digest
-from kava.config.gguf import is_gguf
-from kava.config.identity import ANSWERS, TOKENIZER, data_identity, display_name, model_identity
+from kava.config.identity import ANSWERS, TOKENIZER, data_identity, model_identity, short_name
 from kava.config.job import Job
-from kava.config.models import ModelSettings
 from kava.config.schema import REFERENCES, Config
 from kava.config.specs import (
     BenchKey,
@@ -50,8 +47,6 @@ TOPK_FORMAT = 2
 BENCH_FORMAT = 1
 # Of the numbers that an evaluation finds: since 1 the likelihood of gold answers, and agreement with the teacher.
 SCORES_FORMAT = 1
-# Bytes; file systems take 255, of which kind, codec and key need some.
-LONGEST_NAME = 200
 
 
 class Jobs:
@@ -79,7 +74,7 @@ class Jobs:
             chat=chat,
             answers=answers,
         )
-        folder = _keyed(self.cache / "answers", _short_name(config.teacher), key)
+        folder = _keyed(self.cache / "answers", short_name(config.teacher), key)
         return Job("write", WriteSpec(key=key), folder / "manifest.json")
 
     @cached_property
@@ -109,7 +104,7 @@ class Jobs:
             tokens=self._training_tokens,
             topk_format=TOPK_FORMAT if config.kv.signals.topk_logits else None,
         )
-        name = f"{_short_name(config.teacher)}-{config.kv.codec.kind}"
+        name = f"{short_name(config.teacher)}-{config.kv.codec.kind}"
         folder = _keyed(self.cache / "teacher_kv", name, key)
         return Job("extract", ExtractSpec(key=key), folder / "manifest.json", {"tokens": self.tokenize.output})
 
@@ -192,7 +187,7 @@ class Jobs:
             validation=True if self.config.evaluation.at_steps else None,
             **beside_the_teacher,
         )
-        folder = _keyed(self.cache / "references", f"{role}-{_short_name(settings)}", key)
+        folder = _keyed(self.cache / "references", f"{role}-{short_name(settings)}", key)
         spec = EvaluateSpec(key=key, reference=role)
         return Job("evaluate", spec, folder / "manifest.json", inputs)
 
@@ -211,7 +206,7 @@ class Jobs:
             measured_bytes=REPORT_BYTES,
             rotated_channels=REPORT_ROTATED,
         )
-        folder = _keyed(self.cache / "bench", _short_name(self.config.teacher), key)
+        folder = _keyed(self.cache / "bench", short_name(self.config.teacher), key)
         return Job("bench_store", BenchSpec(key=key), folder / "store.json", {"tokens": self.tokenize.output})
 
     @cached_property
@@ -292,14 +287,6 @@ class Jobs:
             "student": self._student,
             "code": code_digest(stage),
         }
-
-
-def _short_name(settings: ModelSettings) -> str:
-    """Name of a model as part of a folder's: no braces, Snakemake's wildcards, and with room for what follows."""
-    name = re.split("[/:]", display_name(settings.model))[-1].lower()
-    if is_gguf(settings.model):
-        name = name.removesuffix(".gguf")
-    return re.sub(r"[{}]", "_", name).encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def _keyed(parent: Path, name: str, key: Settings) -> Path:

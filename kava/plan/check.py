@@ -13,7 +13,8 @@ from kava.errors import UserError
 from kava.files import read_json
 from kava.models.load import load_model_config
 from kava.plan.fixes import explained
-from kava.plan.needs import ExtractionNeed, Judged, Need, TrainingNeed, as_it_comes, evaluation_of, writing_of
+from kava.plan.judging import Judged, as_it_comes, evaluation_of, writing_of
+from kava.plan.needs import ExtractionNeed, Need, TrainingNeed
 from kava.tasks import task_of
 
 log = logging.getLogger("kava")

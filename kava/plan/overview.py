@@ -13,8 +13,9 @@ from kava.data.positions import Prompts, look
 from kava.plan.disk import Disk, disk
 from kava.plan.fixes import Fix, fixes
 from kava.plan.geometry import read_geometry
+from kava.plan.judging import Judged, as_it_comes, evaluation_of, writing_of
 from kava.plan.memory import StageMemory
-from kava.plan.needs import ExtractionNeed, Judged, Need, TrainingNeed, as_it_comes, evaluation_of, writing_of
+from kava.plan.needs import ExtractionNeed, Need, TrainingNeed
 from kava.plan.tokens import TokenCount, count_tokens
 from kava.plan.trace import parameter_counts
 from kava.tasks import task_of
