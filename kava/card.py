@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
 
-from kava.config.identity import display_name, model_path, on_hub
+from kava.config.identity import display_name, layers_named, model_path, on_hub
 from kava.config.schema import Evaluation
 from kava.data.prompt_format import PromptFormat
 from kava.errors import UserError
@@ -267,7 +267,8 @@ def _training(manifest: Mapping[str, Any], sources: Mapping[str, Mapping[str, An
 
 def _named(source: Mapping[str, Any]) -> str:
     name = display_name(source["model"])
-    return f"{name} at {source['revision']}" if on_hub(source["model"]) else name
+    at = f" at {source['revision']}" if on_hub(source["model"]) else ""
+    return name + at + layers_named(source.get("keep_layers"))
 
 
 def _table(head: tuple[str, ...], rows: list[str]) -> str:

@@ -14,6 +14,7 @@ from kava.align.layers import settle
 from kava.align.projector import Projector
 from kava.cli import main
 from kava.config.arms import Arm, IdentityAligner, StructuredAligner
+from kava.config.identity import layers_named
 from kava.config.models import Student
 from kava.errors import UserError
 from kava.kv import Geometry, KeysValues
@@ -95,6 +96,10 @@ def test_narrowing_says_what_a_family_lacks_and_how_many_there_are() -> None:
         narrow_model(tiny_model("gpt2", n_inner=48), 20, None, build)
     with pytest.raises(UserError, match="3 KV heads cannot be kept of 2; give 1 to 2"):
         narrow_model(tiny_model("llama"), None, 3, build)
+
+
+def test_a_cut_student_is_named_as_what_it_is() -> None:
+    assert [layers_named(keep) for keep in (None, 10, (0, 3))] == ["", ", 10 of its layers", ", its layers 0, 3"]
 
 
 def test_layers_are_spread_with_the_first_and_the_last_or_named() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,13 @@ def display_name(model: str) -> str:
     if is_gguf(model):
         return model if model.startswith(PIP) else Path(model).name
     return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def layers_named(keep: int | Sequence[int] | None) -> str:
+    """Of a student cut from a model, what to say behind the model's name; nothing of a whole one."""
+    if keep is None:
+        return ""
+    return f", {keep} of its layers" if isinstance(keep, int) else f", its layers {', '.join(map(str, keep))}"
 
 
 def short_name(settings: ModelSettings) -> str:

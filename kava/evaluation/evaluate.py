@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kava.card import write_card
-from kava.config.identity import display_name
+from kava.config.identity import display_name, layers_named
 from kava.config.job import Job, Runtime
-from kava.config.models import ModelSettings
+from kava.config.models import ModelSettings, Student
 from kava.config.specs import EvaluateSpec
 from kava.data.fit import require_end_after_answer
 from kava.data.positions import check_prompts
@@ -86,7 +86,7 @@ def run(job: Job[EvaluateSpec], runtime: Runtime) -> None:
     manifest: dict[str, Any] = {
         "stage": "evaluate",
         "spec": job.spec.model_dump(),
-        "model": display_name(source.model) if role else source.model,
+        "model": _named(source) if role else source.model,
         **found,
         "n": len(lines),
         "questions_sha256": tokens.questions_sha256,
@@ -121,3 +121,8 @@ def _check(role: str, source: ModelSettings, tokenizer: Any, questions: Question
         prompts = read_prompts(questions.folder)
         check_prompts(tokenizer, prompts, {source.model: source}, judge.settings.max_new_tokens)
     require_room(role, source.model, load_model_config(source), questions)
+
+
+def _named(source: ModelSettings) -> str:
+    kept = source.keep_layers if isinstance(source, Student) else None
+    return display_name(source.model) + layers_named(kept)
