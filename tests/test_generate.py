@@ -49,7 +49,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for command in (["tokenize"], ["distill", "--arm", "sft"], ["evaluate", "--arm", "sft"]):
+        reference = ["evaluate", "--reference", "teacher"]
+        for command in (["tokenize"], ["distill", "--arm", "sft"], reference, ["evaluate", "--arm", "sft"]):
             assert main([*command, *given]) == 0
     student = folder / "results/demo/sft/seed-1/student"
     lines = (student.parent / "evaluation/samples.jsonl").read_text(encoding="utf-8").splitlines()

@@ -60,7 +60,8 @@ def test_answers_are_those_of_the_harness_own_class(
     folder = task(demo, tmp_path, until)
     settings = Evaluation(batch_size=batch_size, max_new_tokens=30)
     ours = samples(harness_results(*student, folder, settings), GSM8K.harness)
-    assert ours == samples(by_the_harness_own(*student, folder, **settings.model_dump()), GSM8K.harness)
+    theirs = by_the_harness_own(*student, folder, settings.batch_size, settings.max_new_tokens)
+    assert ours == samples(theirs, GSM8K.harness)
     if until:
         assert not any(stop in line["answer"] for stop in until for line in ours)
 

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from job_fixtures import (
     ARMS,
+    DRAWN,
     EVERYTHING,
+    PLAIN,
+    PRETRAINED,
     READ_KV,
     TOKENIZER,
     WEIGHTS,
     all_jobs,
+    of_arm,
     reruns,
     settings_of_a_run,  # noqa: F401
 )
@@ -27,7 +31,9 @@ from kava.config.models import ModelSettings
 CHAT = {"chat": {}}
 TEXT = {"data": {"kind": "text"}}  # whose rows may be messages
 OWN_CODE = {"teacher": {"trust_remote_code": True}, "student": {"trust_remote_code": True}}
-OF_TEACHER = READ_KV | {"extract", "bench", "teacher"}
+# What the teacher finds likeliest is what every other model is compared with.
+JUDGED = of_arm(PRETRAINED, DRAWN, PLAIN, stages=("evaluate",)) | {"teacher", "student_base"}
+OF_TEACHER = READ_KV | {"extract", "bench"} | JUDGED
 OF_STUDENT = ARMS | {"student_base"}
 
 
@@ -37,7 +43,7 @@ OF_STUDENT = ARMS | {"student_base"}
         *(("teacher", file, {}, OF_TEACHER) for file in WEIGHTS),
         *(("teacher", file, {}, EVERYTHING) for file in TOKENIZER),
         *(("student", file, {}, OF_STUDENT) for file in (*WEIGHTS, *TOKENIZER, "generation_config.json")),
-        ("teacher", "generation_config.json", {}, {"teacher"}),
+        ("teacher", "generation_config.json", {}, JUDGED),
         ("teacher", "chat_template.jinja", {}, set()),
         ("teacher", "chat_template.jinja", CHAT, EVERYTHING),
         ("teacher", "chat_template.jinja", TEXT, EVERYTHING),

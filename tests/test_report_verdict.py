@@ -9,7 +9,7 @@ import pytest
 from verdict_fixtures import ALIKE, BOTH_BEAT_SFT, arms, decide, many, row
 
 from kava.config import load_config
-from kava.config.arms import Aligner
+from kava.config.arms import STRUCTURED, Aligner
 from kava.report.format import capital
 from kava.report.statistics.compare import Comparison
 from kava.report.verdict.findings import FLAT_WINS, NO_CONTROL_BEATEN, NO_DIFFERENCE, STRUCTURED_WINS, about_structure
@@ -201,7 +201,7 @@ def test_the_report_and_the_configuration_call_the_same_aligners_flat(kind: str)
     """By default a structured arm is compared with every flat one, `linear` among them, as a pair about structure."""
     arms = {name: {"aligner": {"kind": each}} for name, each in (("a", "structured"), ("b", kind))}
     declared = ("a", "b") in load_config(None, {"arms": {"flat": None, "structured": None} | arms}).declared_comparisons
-    assert declared == about_structure(arms["a"], arms["b"]) == (kind != "structured")
+    assert declared == about_structure(arms["a"], arms["b"]) == (kind not in STRUCTURED)
 
 
 def test_a_name_is_shown_as_it_is_where_a_sentence_begins() -> None:

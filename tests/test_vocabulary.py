@@ -13,7 +13,7 @@ from test_tokens import token_set
 from transformers import AutoConfig
 from zoo import tokenizers as zoo
 
-from kava.config import arms
+from kava.config.auxiliary import LogitKd as LogitKdSettings
 from kava.data.fit import Reach, no_tokens, positions, require_fit, require_more_tokens
 from kava.errors import UserError
 from kava.kv import KeysValues
@@ -91,7 +91,7 @@ def test_logit_kd_is_the_same_however_many_rows_the_student_is_padded_to(plain: 
     found = []
     for model in (plain, padded(plain, rows)):
         hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(2), requires_grad=True)
-        own = LogitKd(arms.LogitKd(), BothModels(32, no_tokens=None if model is plain else mask))
+        own = LogitKd(LogitKdSettings(), BothModels(32, no_tokens=None if model is plain else mask))
         nothing = torch.zeros(0)
         loss = own(StudentPass(KeysValues(nothing, nothing), (hidden,), [], answer, model.lm_head), batch)
         found.append((loss, torch.autograd.grad(loss, hidden)[0]))

