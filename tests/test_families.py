@@ -74,9 +74,10 @@ def test_a_family_goes_from_tokens_to_an_evaluated_student(
     )
     plan, runtime = BenchJobs(config, tmp_path), Runtime.of(config)
     jobs = [plan.pretrain("structured", 42), plan.distill("structured", 42), plan.evaluate("structured", 42)]
-    stages = [tokenize.run, extract.run, pretrain.run, distill.run, evaluate.run, evaluate.run]
+    order = [plan.tokenize, plan.extract, plan.reference("teacher"), *jobs]
+    stages = [tokenize.run, extract.run, evaluate.run, pretrain.run, distill.run, evaluate.run]
     with quiet():
-        for run, job in zip(stages, [plan.tokenize, plan.extract, *jobs, plan.reference("teacher")], strict=True):
+        for run, job in zip(stages, order, strict=True):
             free(CPU)
             run(job, runtime)
     free(CPU)

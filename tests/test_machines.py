@@ -245,17 +245,19 @@ def test_a_finished_store_serves_who_may_only_read_it_and_what_cannot_be_read_is
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = [*SMALL, "--set", "kv.shard_tokens=1024", "--set", "evaluation.max_new_tokens=4"]
-    stages = (["tokenize"], ["extract"], ["evaluate", "--reference", "student_base"])
+    references = (["evaluate", "--reference", role] for role in ("teacher", "student_base"))
+    stages = (["tokenize"], ["extract"], *references)
     for stage in stages:
         assert main([*stage, *options]) == 0
     (store,) = Path("results/teacher_kv").iterdir()
     verify = ["store", "verify", str(store)]
+    longer = ["--set", "evaluation.max_new_tokens=5"]
     with read_only(Path("results")):
         for stage in (*stages, ["store", "ls"]):
             assert main([*stage, *options]) == 0
         assert main(verify) == 0
         assert "references cannot be written" not in capsys.readouterr().err
-        assert "results/references" in sentence(capsys, "evaluate", "--reference", "teacher", *options)
+        assert "results/references" in sentence(capsys, "evaluate", "--reference", "teacher", *options, *longer)
     before = sorted(store.rglob("*"))
     shard = next(path for path in before if "/c/" in str(path) and path.is_file())
     for path in (shard, store / "store.zarr", store.parent):

@@ -97,7 +97,7 @@ def test_the_reference_preset_runs_to_a_report_on_qwens_tokens_and_a_small_qwen(
     assert done.returncode == 0, done.stderr + logs(tmp_path)
     found = read_json(tmp_path / "results/ab_report.json")
     # None answers these questions, so that the likelihood of the gold answers is what tells arms apart.
-    assert "No KV arm is shown to beat its control" in found["verdict"]
+    assert "Nothing shown: no declared comparison could be made" in found["verdict"]
     assert "nats per token" in found["verdict"]
     assert set(found["arms"]) == {"structured"}
     (store,) = map(read_json, (tmp_path / "results/teacher_kv").glob("*/manifest.json"))

@@ -238,6 +238,13 @@ def test_a_run_on_gold_answers_has_nothing_to_write(
 
 
 def _in_another_process(folder: Path) -> None:
+    own = write.Questions.write
+
+    def slowly(*given: Any) -> list[WrittenAnswer]:
+        time.sleep(0.5)  # or it may be done before it is killed
+        return own(*given)
+
+    write.Questions.write = slowly  # type: ignore[method-assign]
     os.chdir(folder)
     with (folder / "write.log").open("w", buffering=1, encoding="utf-8") as sys.stderr:
         run(plan(folder, GREEDY))
