@@ -15,6 +15,7 @@ from kava.store.shard import ShardContent
 from kava.store.writer import StoreWriter
 from kava.teacher.extractor import Extractor
 from kava.teacher.fill import fill
+from kava.teacher.placement import Placed, resident
 
 GEOMETRY = Geometry(3, 2, 8)
 LENGTHS = {"train": [30, 64, 41, 20, 55, 12, 37], "validation": [25, 33]}
@@ -107,13 +108,15 @@ def write(
 def fill_store(
     folder: Path, teacher: Any, ids: list[np.ndarray], codec: dict, no_tokens: np.ndarray | None = None, **changes: Any
 ) -> Contents:
-    """Extract a store of two splits by the real path; returns its contents."""
+    """Extract a store of two splits by the real path, of a model or of one that is placed; returns its contents."""
+    placed = teacher if isinstance(teacher, Placed) else resident(teacher)
+    teacher = placed.model
     settings = key(codec, **changes)
     input_ids = {"train": ids, "validation": ids[:2]}
     of_tokens = {split: [np.repeat([0, 1, 2], [5, len(x) - 9, 4]) for x in x_of] for split, x_of in input_ids.items()}
     contents = Contents(settings, geometry(teacher.config), teacher.config.hidden_size)
     writer = StoreWriter(folder, contents, of_tokens)
-    fill(writer, lambda _: Extractor(teacher, contents, input_ids, of_tokens, no_tokens=no_tokens))
+    fill(writer, lambda _: Extractor(placed, contents, input_ids, of_tokens, no_tokens=no_tokens))
     writer.seal()
     return contents
 

@@ -20,6 +20,7 @@ from kava.store.contents import Contents
 from kava.store.reader import StoreReader
 from kava.store.writer import StoreWriter
 from kava.teacher.extractor import Extractor
+from kava.teacher.placement import resident
 
 LAYERS = [0, 2]
 SIGNALS = {"token_hidden_states": LAYERS}
@@ -118,9 +119,9 @@ def _begun(folder: Path, teacher: Any, stop_after: int) -> StoreWriter:
     of_tokens = {split: [np.repeat([0, 1, 2], [5, len(x) - 9, 4]) for x in rows] for split, rows in ids.items()}
     writer = StoreWriter(folder, contents, of_tokens)
     writer.open()
-    extractor = Extractor(teacher, contents, ids, of_tokens)
+    extractor = Extractor(resident(teacher), contents, ids, of_tokens)
     for split, shard in writer.pending()[:stop_after]:
-        writer.write_shard(split, shard, extractor.shard(split, shard, writer.packings[split], writer.axes[split]))
+        writer.write_shard(split, shard, *extractor.shards([(split, shard)], writer.packings, writer.axes))
     return writer
 
 

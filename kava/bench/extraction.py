@@ -17,6 +17,7 @@ from kava.store.contents import Contents
 from kava.store.writer import StoreWriter
 from kava.teacher.extractor import Extractor, batches
 from kava.teacher.fill import fill
+from kava.teacher.placement import resident
 
 
 def measure_extraction(job: Job, runtime: Runtime, rounds: int) -> dict[str, Any]:
@@ -48,10 +49,10 @@ def measure_extraction(job: Job, runtime: Runtime, rounds: int) -> dict[str, Any
         contents = Contents(job.spec.key, geometry(model_config), model_config.hidden_size)
         writer = StoreWriter(folder, contents, segments, device)
         none = len(writer.shards) + 1  # of so many parts the last has no shard
-        fill(writer, lambda _: Extractor(teacher, contents, input_ids, segments), (none, none))
+        fill(writer, lambda _: Extractor(resident(teacher), contents, input_ids, segments), (none, none))
 
     def extract() -> None:
-        fill(writer, lambda _: Extractor(teacher, writer.contents, input_ids, segments))
+        fill(writer, lambda _: Extractor(resident(teacher), writer.contents, input_ids, segments))
         writer.seal()
 
     @torch.inference_mode()

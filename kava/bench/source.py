@@ -16,6 +16,7 @@ from kava.store.contents import Contents
 from kava.store.layout import STATISTICS, Packing
 from kava.store.shard import ShardContent
 from kava.teacher.extractor import Extractor, OnTokens, calibration_examples
+from kava.teacher.placement import resident
 
 # Of the tokens that are measured; the transform has not seen them.
 HELD_OUT: Final = 1 / 16
@@ -101,11 +102,11 @@ def read_teacher(
     longest = max(sum(len(x) for x in of_split) for of_split in segments.values())
     one_shard = {"codec": {"kind": "bf16"}, "shard_tokens": -(-longest // 64) * 64}
     contents = Contents(KvStore.model_validate(one_shard | (how or {})), geometry, teacher.config.hidden_size)
-    extractor = Extractor(teacher, contents, input_ids, segments, on_tokens)
+    extractor = Extractor(resident(teacher), contents, input_ids, segments, on_tokens)
     kv, info = {}, {}
     for split, of_split in segments.items():
         packing, axes = contents.pack(of_split, split)
-        content = extractor.shard(split, 0, packing, axes)
+        (content,) = extractor.shards([(split, 0)], {split: packing}, {split: axes})
         kv[split], info[split] = KeysValues(*(x.float() for x in content.kv)), content.info
         if split == STATISTICS:
             learnt = extractor.calibration(packing)  # for its first layer; the slice is of one example here

@@ -1,11 +1,11 @@
 """Settings of the models of a run: teacher, student, and what else is judged beside them."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from kava.config.base import Layer, Place, Positive, Settings
+from kava.config.base import How, Layer, Place, Positive, Settings
 
 
 class ModelSettings(Settings):
@@ -31,6 +31,14 @@ class Teacher(ModelSettings):
         True, description="of nf4: its scales are quantised too, 4.13 in place of 4.5 bits per weight"
     )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="compute dtype of the teacher")
+    placement: Annotated[Literal["auto", "resident", "streamed"], How] = Field(
+        "auto",
+        description="where its weights are during extraction: in memory as a whole, or read from the disk layer by "
+        "layer, with the same bytes in the store; auto: streamed where they do not fit vram_budget_gib",
+    )
+    wave_tokens: Annotated[Positive, How] = Field(
+        16384, description="streamed: tokens that share one pass over the weights, in whole shards; they wait in memory"
+    )
 
     @model_validator(mode="after")
     def _double_means_nf4(self) -> Self:

@@ -49,7 +49,7 @@ def geometry(config: Any) -> Geometry:
 
 
 def capture(
-    model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str = "pre_rope"
+    model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str = "pre_rope", offload: bool = False
 ) -> tuple[KeysValues, Tensor]:
     """Run the body of a model (without its head) and return its KV and last hidden states.
 
@@ -65,6 +65,8 @@ def capture(
         Token ids and 1 for real tokens.
     keys
         `pre_rope` undoes the rotary embedding; `post_rope` returns what the cache holds.
+    offload
+        Bring each layer's KV to the CPU as soon as it is there, where the result then lies.
 
     Returns
     -------
@@ -77,20 +79,20 @@ def capture(
     UserError
         `pre_rope` for a family whose rotary layout is not known here.
     """
-    captured, output = _forward(model, input_ids_BT, attention_mask_BT, keys)
+    captured, output = _forward(model, input_ids_BT, attention_mask_BT, keys, offload)
     return captured, output.last_hidden_state
 
 
 def capture_with_hidden(
-    model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str = "pre_rope"
+    model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str = "pre_rope", offload: bool = False
 ) -> tuple[KeysValues, tuple[Tensor, ...]]:
     """As `capture`, with the hidden states of all layers, L + 1 times `[B, T, width]`, embeddings first."""
-    captured, output = _forward(model, input_ids_BT, attention_mask_BT, keys, output_hidden_states=True)
+    captured, output = _forward(model, input_ids_BT, attention_mask_BT, keys, offload, output_hidden_states=True)
     return captured, output.hidden_states
 
 
 def capture_with_blocks(
-    model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str = "pre_rope"
+    model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str = "pre_rope", offload: bool = False
 ) -> tuple[KeysValues, tuple[Tensor, ...], Tensor]:
     """As `capture`, with the embeddings and what each block gives, L + 1 times `[B, T, width]`, and last hidden states.
 
@@ -102,16 +104,8 @@ def capture_with_blocks(
     UserError
         The family's code keeps the last block's output to itself; see also `capture`.
     """
-    config = _body(model).config
-    former = vars(config).get(BEFORE_NORM)
-    setattr(config, BEFORE_NORM, False)
-    try:
-        captured, output = _forward(model, input_ids_BT, attention_mask_BT, keys, output_hidden_states=True)
-    finally:
-        if former is None:
-            delattr(config, BEFORE_NORM)
-        else:
-            setattr(config, BEFORE_NORM, former)
+    with blocks_before_norm(model):
+        captured, output = _forward(model, input_ids_BT, attention_mask_BT, keys, offload, output_hidden_states=True)
     if output.hidden_states[-1] is output.last_hidden_state:
         raise UserError(
             f"models of type {model.config.model_type!r} show what the final norm makes of their last block, and not "
@@ -120,28 +114,47 @@ def capture_with_blocks(
     return captured, output.hidden_states, output.last_hidden_state
 
 
+@contextmanager
+def blocks_before_norm(model: Any) -> Iterator[None]:
+    """While active, transformers gives the hidden states behind the last block as the block does; may be nested."""
+    config = _body(model).config
+    former = vars(config).get(BEFORE_NORM)
+    setattr(config, BEFORE_NORM, False)
+    try:
+        yield
+    finally:
+        if former is None:
+            delattr(config, BEFORE_NORM)
+        else:
+            setattr(config, BEFORE_NORM, former)
+
+
 def _forward(
-    model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str, **options: Any
+    model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, keys: str, offload: bool, **options: Any
 ) -> tuple[KeysValues, Any]:
     from transformers import DynamicCache
 
+    from kava.models.offload import OffloadedCache
+
     inputs, body = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT} | options, _body(model)
     layers: list[Any] = []
+    stored = (lambda keys_BHTD: unrotate(model, keys_BHTD)) if keys == "pre_rope" else None
     if model.training and model.is_activation_checkpointing:
         # Checkpointed layers get no cache: it would be filled once more when they are computed again.
         with _attention_shown(model, layers.append):
             output = body(use_cache=False, **inputs)
     else:
         # A cache that knows nothing of the model keeps every token; the model's own forgets what is behind a window.
-        output = body(use_cache=True, past_key_values=DynamicCache(), **inputs)
+        cache = OffloadedCache(stored) if offload else DynamicCache()
+        output = body(use_cache=True, past_key_values=cache, **inputs)
         layers = output.past_key_values.layers
     keys_BLHTD = torch.stack([layer.keys for layer in layers], dim=1)
     values_BLHTD = torch.stack([layer.values for layer in layers], dim=1)
     tokens = input_ids_BT.shape[1]
     assert len(layers) == geometry(model.config).layers, f"{len(layers)} layers attended"
     assert keys_BLHTD.shape[-2] == tokens, f"cache holds {keys_BLHTD.shape[-2]} of {tokens} tokens"
-    if keys == "pre_rope":
-        keys_BLHTD = unrotate(model, keys_BLHTD)
+    if stored and not offload:
+        keys_BLHTD = stored(keys_BLHTD)
     return KeysValues(keys_BLHTD, values_BLHTD), output
 
 

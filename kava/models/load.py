@@ -44,7 +44,7 @@ def load_teacher(source: Teacher, device: torch.device) -> Any:
         Where it runs; bitsandbytes computes NF4 and LLM.int8 on the CPU too.
     """
     dtype = getattr(torch, source.dtype)
-    model = _load(source, device, dtype=dtype, quantization_config=_quantization(source, dtype))
+    model = _load(source, device, dtype=dtype, quantization_config=quantization_of(source, dtype))
     return model.eval().requires_grad_(False)
 
 
@@ -195,7 +195,8 @@ def second_model_allowed() -> Iterator[None]:
         _guarded = True
 
 
-def _quantization(source: Teacher, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def quantization_of(source: Teacher, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """How bitsandbytes is to quantise a teacher's weights; None if not at all."""
     if source.quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -210,7 +211,8 @@ def _quantization(source: Teacher, dtype: torch.dtype) -> BitsAndBytesConfig | N
     return None
 
 
-def _load(source: ModelSettings, device: torch.device, **options: Any) -> Any:
+def require_alone(source: ModelSettings) -> None:
+    """Refuse a second model: `RuntimeError`."""
     if _guarded and _resident:
         gc.collect()  # one that only a cycle of references holds is gone
     if _guarded and (resident := next(iter(_resident), None)) is not None:
@@ -218,6 +220,15 @@ def _load(source: ModelSettings, device: torch.device, **options: Any) -> Any:
             f"{resident.name_or_path} is resident: one process holds one pretrained model, or two would have to share "
             f"8 GB; free it before loading {source.model}"
         )
+
+
+def becomes_resident(model: nn.Module) -> None:
+    """From now on no other model may be loaded, until this one is gone."""
+    _resident.add(model)
+
+
+def _load(source: ModelSettings, device: torch.device, **options: Any) -> Any:
+    require_alone(source)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     path = path_of(source)
@@ -251,5 +262,5 @@ def _load(source: ModelSettings, device: torch.device, **options: Any) -> Any:
         model = cut_model(model, layers, build)
     if not without_weights:
         require_readable_cache(model, source.model, geometry(model.config))
-    _resident.add(model)
+    becomes_resident(model)
     return model

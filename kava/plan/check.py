@@ -7,8 +7,9 @@ from typing import Any
 
 from kava.config.job import Job, Runtime
 from kava.config.kv import Bf16Codec, KvStore
-from kava.config.specs import WriteSpec
-from kava.device import choose_device
+from kava.config.models import Teacher
+from kava.config.specs import ExtractSpec, WriteSpec
+from kava.device import GIB, choose_device
 from kava.errors import UserError
 from kava.files import read_json
 from kava.models.load import load_model_config
@@ -39,18 +40,37 @@ def check_writing_fits(job: Job[WriteSpec], runtime: Runtime, longest_prompt: in
     _check(runtime, lambda: ("write", writing_of(runtime.teacher, job.spec.key.answers, longest_prompt)))
 
 
-def _check(runtime: Runtime, planned: Callable[[], tuple[str, Need]]) -> None:
+def place_teacher(job: Job[ExtractSpec], runtime: Runtime) -> Teacher:
+    """As `check_fits` of an extraction, and where the teacher's weights are to lie: what `auto` means here.
+
+    On a CPU they are in memory, unless `placement` says otherwise.
+    """
+    need = _check(runtime, lambda: need_of(job, runtime))
+    if not isinstance(need, ExtractionNeed):
+        return runtime.teacher
+    if runtime.teacher.placement == "auto":
+        in_memory = ExtractionNeed(need.teacher.model_copy(update={"placement": "resident"}), need.tokens, need.kv)
+        log.info(
+            "the teacher is %s: in memory as a whole it needs %.2f GiB (vram_budget_gib: %g)",
+            need.teacher.placement, in_memory.memory().peak / GIB, runtime.vram_budget_gib,
+        )  # fmt: skip
+    return need.teacher
+
+
+def _check(runtime: Runtime, planned: Callable[[], tuple[str, Need]]) -> Need | None:
+    """The need that was compared; None if none was."""
     if choose_device(runtime.device).type == "cpu":
-        return
+        return None
     try:
         for source in (runtime.teacher, runtime.student):
             load_model_config(source)  # a plan downloads nothing, and a stage is about to
         who, need = planned()
     except UserError as error:
         log.warning("warning: it is not known whether this stage fits the GPU: %s", error)
-        return
+        return None
     if not need.memory().fits(runtime.vram_budget_gib):
         raise UserError(explained(who, need, runtime.vram_budget_gib))
+    return need
 
 
 def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
@@ -60,7 +80,7 @@ def need_of(job: Job, runtime: Runtime) -> tuple[str, Need]:
     data = tokens["data"]["source"]
     task = task_of(data["kind"])
     if job.stage == "extract":
-        return "extract", ExtractionNeed(runtime.teacher, longest, job.spec.key)
+        return "extract", ExtractionNeed(runtime.teacher, longest, job.spec.key).placed(runtime.vram_budget_gib)
     if job.stage == "evaluate":
         role = job.spec.reference
         judged = Judged(runtime.student, runtime.student.export_dtype, exported=True)

@@ -18,9 +18,11 @@ from kava.config.models import Lora, ModelSettings, Student, Teacher
 from kava.config.training import ClosedForm, Distill, Pretrain
 from kava.files import canonical_json
 from kava.models.capture import geometry
+from kava.models.load_streamed import STREAMED
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory, of_forward, of_training, state_bytes
 from kava.plan.resident import forward_parts, loaded_bytes, which
+from kava.plan.streamed import streamed_parts
 from kava.plan.trace import StepSettings, Traced, trace_training
 from kava.store.shard import ENCODE_TOKENS
 from kava.tasks.base import Lengths
@@ -146,7 +148,10 @@ class TrainingNeed:
 
 @dataclass(frozen=True)
 class ExtractionNeed:
-    """One forward of the teacher over `kv.batch_tokens` tokens, and the encoding of what it gave."""
+    """One forward of the teacher over `kv.batch_tokens` tokens, and the encoding of what it gave.
+
+    Of a teacher whose placement is `auto`, that of one in memory; see `placed`.
+    """
 
     teacher: Teacher
     tokens: int
@@ -154,19 +159,40 @@ class ExtractionNeed:
 
     def memory(self) -> StageMemory:
         config, dtype, kv = read_geometry(self.teacher), self.teacher.dtype, self.kv
+        encoding = ENCODING_COPIES * ENCODE_TOKENS * geometry(config).channels * 4
+        if self.teacher.placement == "streamed":
+            parts = streamed_parts(self.teacher, self.tokens, kv)
+            return of_forward(parts | {"temporary": parts["temporary"] + encoding})
         rows = max(1, kv.batch_tokens // self.tokens)
         blocks = len(kv.signals.token_hidden_states or [])
         wanted = kv.keys, kv.signals.hidden_states, blocks
         traced = forward_parts(which(self.teacher), dtype, rows, self.tokens, *wanted)
         weights, dequantised = loaded_bytes(self.teacher, dtype, rows * self.tokens)
-        encoding = ENCODING_COPIES * ENCODE_TOKENS * geometry(config).channels * 4
         parts = {name: count for name, count in traced.items() if name != "weights"}
         return of_forward(parts | {"weights": weights, "temporary": dequantised + encoding})
+
+    def placed(self, budget_gib: float) -> Self:
+        """With the teacher where it is extracted: as it is configured, or in memory if it fits and else streamed."""
+        if self.teacher.placement != "auto":
+            return self
+        resident, streamed = (self._at(place) for place in ("resident", "streamed"))
+        known = read_geometry(self.teacher).model_type in STREAMED
+        return resident if resident.memory().fits(budget_gib) or not known else streamed
+
+    def _at(self, placement: str) -> Self:
+        return replace(self, teacher=self.teacher.model_copy(update={"placement": placement}))
 
     def fixes(self) -> Iterator[tuple[str, Self]]:
         half = self.kv.batch_tokens // 2
         if half >= self.tokens:
             yield f"kv.batch_tokens: {half}", replace(self, kv=self.kv.model_copy(update={"batch_tokens": half}))
+        if self.teacher.placement == "streamed":
+            half = self.teacher.wave_tokens // 2
+            if half >= self.kv.shard_tokens:
+                smaller = self.teacher.model_copy(update={"wave_tokens": half})
+                yield f"teacher.wave_tokens: {half}", replace(self, teacher=smaller)
+        elif read_geometry(self.teacher).model_type in STREAMED:
+            yield "teacher.placement: streamed", self._at("streamed")
         settings = self.teacher.model_dump()
         for name, value in (("dtype", "bfloat16"), ("quantization", "nf4")):
             if settings[name] != value:

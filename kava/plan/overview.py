@@ -79,7 +79,7 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
 
     if isinstance(answers := config.data.answers, TeacherAnswers):
         yield "write", "", writing_of(config.teacher, answers, longest)
-    yield "extract", "", ExtractionNeed(config.teacher, longest, config.kv)
+    yield "extract", "", ExtractionNeed(config.teacher, longest, config.kv).placed(config.vram_budget_gib)
     for name, arm in config.arms.items():
         if arm.aligner:
             drawn = NoPretraining.in_place_of(config.pretrain).as_phase()

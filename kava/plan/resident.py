@@ -38,7 +38,12 @@ def loaded_bytes(source: ModelSettings, dtype: str, tokens: int) -> tuple[int, i
 
     NF4 widens the matrix; LLM.int8 narrows its inputs, `tokens` of them, and widens its outputs.
     """
-    counts, width = _counts(which(source)), getattr(torch, dtype).itemsize
+    return quantised_bytes(_counts(which(source)), source, dtype, tokens)
+
+
+def quantised_bytes(counts: Counts, source: ModelSettings, dtype: str, tokens: int) -> tuple[int, int]:
+    """The same of parts of a model."""
+    width = getattr(torch, dtype).itemsize
     others = (counts.all - counts.linear) * width
     kind = source.quantization if isinstance(source, Teacher) else "none"
     if kind == "int8":  # a byte per weight and an fp32 scale per output

@@ -20,6 +20,7 @@ from kava.config.base import Settings
 from kava.config.models import Lora
 from kava.losses.hidden import with_layers
 from kava.models.capture import capture, capture_with_blocks, capture_with_hidden, geometry
+from kava.models.cut import layers_of
 from kava.models.load import build
 from kava.plan.example import masks, teacher_side
 from kava.plan.live import StepBytes
@@ -212,15 +213,25 @@ class Counts(NamedTuple):
 
 def parameter_counts(config: Any) -> Counts:
     """Parameters of a causal language model, counted on the meta device; bitsandbytes leaves the head as it is."""
-    from transformers.pytorch_utils import Conv1D
-
     with torch.device("meta"):
         model = build(config)
-    head = model.get_output_embeddings()
-    matrices = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    return _counts_of(model, model.get_output_embeddings())
+
+
+def layer_counts(config: Any) -> Counts:
+    """The same of one decoder layer: the largest of a model, and all that matters of those of a usual one."""
+    with torch.device("meta"):
+        _, layers = layers_of(build(config))
+    return max((_counts_of(layer) for layer in layers), key=lambda counts: counts.all)
+
+
+def _counts_of(module: nn.Module, head: nn.Module | None = None) -> Counts:
+    from transformers.pytorch_utils import Conv1D
+
+    matrices = [m for m in module.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     sizes = [m.weight.numel() for m in matrices]
     return Counts(
-        sum(parameter.numel() for parameter in model.parameters()),
+        sum(parameter.numel() for parameter in module.parameters()),
         sum(sizes),
         max(sizes, default=0),
         sum(m.nf if isinstance(m, Conv1D) else m.out_features for m in matrices),

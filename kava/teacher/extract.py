@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kava.config.job import Job, Runtime
+from kava.config.models import Teacher
 from kava.config.specs import ExtractSpec
 from kava.data.fit import embedding_rows, no_tokens, require_fit, require_more_tokens
 from kava.data.positions import check_positions
@@ -19,26 +20,28 @@ from kava.faults import not_writable
 from kava.files import write_json
 from kava.locks import PRESENCE, present
 from kava.models.capture import geometry
-from kava.models.load import check_model, load_model_config, load_teacher, load_tokenizer
+from kava.models.load import check_model, load_model_config, load_tokenizer
 from kava.running import add_cost, progress_interval
 from kava.store.contents import Contents
 from kava.store.integrity import is_intact
 from kava.store.writer import Shard, StoreWriter
 from kava.teacher.extractor import Extractor
 from kava.teacher.fill import fill
+from kava.teacher.placement import place
 
 log = logging.getLogger("kava")
 
 
-def unchecked(_job: Job[ExtractSpec], _runtime: Runtime) -> None:
-    """Refuse nothing."""
+def unchecked(_job: Job[ExtractSpec], runtime: Runtime) -> Teacher:
+    """Refuse nothing, and leave the teacher's placement as it is configured."""
+    return runtime.teacher
 
 
 def run(
     job: Job[ExtractSpec],
     runtime: Runtime,
     part: str | None = None,
-    before_loading: Callable[[Job[ExtractSpec], Runtime], None] = unchecked,
+    before_loading: Callable[[Job[ExtractSpec], Runtime], Teacher] = unchecked,
 ) -> None:
     """Write the shards of a store that are lacking, and seal it.
 
@@ -49,7 +52,7 @@ def run(
     part
         `k/n`: every n-th shard from the k-th on, without sealing.
     before_loading
-        Called before the teacher is loaded, which it may refuse.
+        Called before the teacher is loaded, which it may refuse, or place.
     """
     own = _parse_part(part) if part else (1, 1)
     marker = job.output if job.output.name != "manifest.json" else None  # Snakemake's, for a part
@@ -71,14 +74,14 @@ def run(
     ):
 
         def load(shards: list[Shard]) -> Any:
-            before_loading(job, runtime)
+            source = before_loading(job, runtime)
             check_positions(job, runtime)
             check_model(runtime.student)  # or hours would be spent on a store that no student can read
             examples = [(s, example) for s, shard in shards for example in writer.packings[s].members(shard)]
             bar.total = sum(len(segments[split][example]) for split, example in examples)
             input_ids = {split: tokens.input_ids[split] for split in splits}
-            teacher = load_teacher(runtime.teacher, device)
-            return Extractor(teacher, contents, input_ids, segments, bar.update, left_out)
+            placed = place(source, device, top is not None, job.spec.key.shard_tokens)
+            return Extractor(placed, contents, input_ids, segments, bar.update, left_out)
 
         if not part and is_intact(folder):
             log.info("%s is sealed, and every shard is as it was written", folder)

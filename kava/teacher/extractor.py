@@ -1,8 +1,10 @@
 """Run the teacher over a token set: what goes into each shard, and the slice that codecs are calibrated on."""
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,13 +14,21 @@ from torch import Tensor
 from kava.data.tokens import Segment, of_segments
 from kava.errors import UserError
 from kava.kv import KeysValues, pad_ids, tokens_first
-from kava.models.capture import capture, capture_with_blocks, capture_with_hidden, observed_attention
+from kava.models.capture import (
+    blocks_before_norm,
+    capture,
+    capture_with_blocks,
+    capture_with_hidden,
+    observed_attention,
+)
 from kava.select.scores import BatchRow, ScoreCollector, Scores, candidates_of
 from kava.store.codecs import Calibration, TokenInfo
 from kava.store.contents import Contents
 from kava.store.layout import Packing, Rows
 from kava.store.reader import StoredExample, keep, take
 from kava.store.shard import ShardContent
+from kava.store.writer import Shard
+from kava.teacher.placement import Placed
 
 # Ids per sequence when the first layer's KV is read off; any length within a model's context would do.
 IDS_PER_SEQUENCE: Final = 128
@@ -28,6 +38,8 @@ RECORD_BYTES, INDEX_BYTES, METADATA_BYTES = 220, 8, 4000
 FILES_OF_COMPONENTS = 7
 
 OnTokens = Callable[[int], object]
+# Of the forward that computes now: many may be under way.
+_collector: ContextVar[ScoreCollector] = ContextVar("collector")
 
 
 class Extractor:
@@ -35,8 +47,8 @@ class Extractor:
 
     Parameters
     ----------
-    teacher
-        The model; its head is run on the tokens of top-k logits only.
+    placed
+        The model, and how forwards run; its head is run on the tokens of top-k logits only.
     contents
         What the store holds.
     input_ids, segments
@@ -49,26 +61,51 @@ class Extractor:
 
     def __init__(
         self,
-        teacher: Any,
+        placed: Placed,
         contents: Contents,
         input_ids: dict[str, list[np.ndarray]],
         segments: dict[str, list[np.ndarray]],
         on_tokens: OnTokens = lambda _: None,
         no_tokens: np.ndarray | None = None,
     ) -> None:
-        self.teacher, self.contents, self.on_tokens = teacher, contents, on_tokens
-        self.no_tokens = None if no_tokens is None else torch.from_numpy(no_tokens).to(teacher.device)
+        self.placed, self.teacher, self.device = placed, placed.model, placed.device
+        self.contents, self.on_tokens = contents, on_tokens
+        self.no_tokens = None if no_tokens is None else torch.from_numpy(no_tokens).to(self.device)
         self.input_ids, self.segments = input_ids, segments
 
     @torch.inference_mode()
-    def shard(self, split: str, shard: int, packing: Packing, axes: dict[str, Rows]) -> ShardContent:
-        """Content of one shard, in the teacher's dtype, on the CPU."""
-        members = packing.members(shard)
+    def shards(
+        self, shards: Sequence[Shard], packings: dict[str, Packing], axes: dict[str, dict[str, Rows]]
+    ) -> list[ShardContent]:
+        """Content of shards, in the teacher's dtype, on the CPU, from one pass over the teacher's weights."""
+        members = [packings[split].members(shard) for split, shard in shards]
+        planned = [self._batches(split, of_shard) for (split, _), of_shard in zip(shards, members, strict=True)]
+        calls = [
+            partial(self._run, split, batch)
+            for (split, _), of_shard in zip(shards, planned, strict=True)
+            for batch in of_shard
+        ]
+        with self._observed():
+            results = self.placed.forwards(calls)
+            return [
+                self._gather(split, of_shard, batches_of, results, axes[split])
+                for (split, _), of_shard, batches_of in zip(shards, members, planned, strict=True)
+            ]
+
+    def _gather(
+        self,
+        split: str,
+        members: np.ndarray,
+        planned: list[list[int]],
+        results: Iterator[list[tuple[StoredExample, dict[str, Tensor]]]],
+        axes: dict[str, Rows],
+    ) -> ShardContent:
+        """A shard from the next results, one for each of its batches."""
         kept: dict[int, StoredExample] = {}
         signals: dict[str, Tensor] = {}
-        for batch in self._batches(split, members):
+        for batch in planned:
             tokens = sum(len(self.input_ids[split][example]) for example in batch)
-            for example, (stored, of_example) in zip(batch, self._run(split, batch), strict=True):
+            for example, (stored, of_example) in zip(batch, next(results), strict=True):
                 kept[example] = stored
                 for name, rows in of_example.items():
                     spec = self.contents.arrays[name]
@@ -86,12 +123,24 @@ class Extractor:
         """Evenly spread training examples, as many as the codec wants tokens, and the first layer's KV of every id."""
         lengths = packing.tokens.length
         chosen = calibration_examples(lengths, self.contents.codec.calibration_tokens)
-        kept = [stored for batch in self._batches("train", chosen) for stored, _ in self._run("train", batch)]
         ids = np.unique(np.concatenate([x for of_split in self.input_ids.values() for x in of_split]))
+        planned = [partial(self._run, "train", batch) for batch in self._batches("train", chosen)]
+        with self._observed():
+            kept = [stored for batch in self.placed.forwards(planned) for stored, _ in batch]
         kv, info = _join(kept)
         total = int(lengths.sum())
         other_bytes = overhead(self.contents, packing, info)
         return Calibration(kv, info, torch.from_numpy(ids).long(), self._first_layer(ids), total, other_bytes)
+
+    @contextmanager
+    def _observed(self) -> Iterator[None]:
+        """While active, what `_run` asks of the model's code; once for all forwards, since they may run together."""
+        with ExitStack() as stack:
+            if self.contents.scores:
+                stack.enter_context(observed_attention(self.teacher, lambda *seen: _collector.get()(*seen)))
+            if self.contents.signals.token_hidden_states:
+                stack.enter_context(blocks_before_norm(self.teacher))
+            yield
 
     def _batches(self, split: str, examples: Iterable[int]) -> list[list[int]]:
         return batches(examples, [len(ids) for ids in self.input_ids[split]], self.contents.settings.batch_tokens)
@@ -99,16 +148,21 @@ class Extractor:
     def _first_layer(self, ids: np.ndarray) -> KeysValues:
         """KV of the first layer for every id, `[U, 1, H, D]`, as if it depended on nothing else."""
         sequences = [ids[first : first + IDS_PER_SEQUENCE] for first in range(0, len(ids), IDS_PER_SEQUENCE)]
-        parts = []
         per_batch = max(1, self.contents.settings.batch_tokens // IDS_PER_SEQUENCE)
-        for first in range(0, len(sequences), per_batch):
-            batch = sequences[first : first + per_batch]
-            padded, mask = pad_ids(batch)
-            device = self.teacher.device
-            captured, _ = capture(self.teacher, padded.to(device), mask.to(device), self.contents.settings.keys)
-            for row, sequence in enumerate(batch):
-                parts.append([x[row, :1, :, : len(sequence)].permute(2, 0, 1, 3).cpu() for x in captured])
+        calls = [
+            partial(self._first_layer_of, sequences[first : first + per_batch])
+            for first in range(0, len(sequences), per_batch)
+        ]
+        parts = [part for of_batch in self.placed.forwards(calls) for part in of_batch]
         return KeysValues(*(torch.cat(of_tensor) for of_tensor in zip(*parts, strict=True)))
+
+    def _first_layer_of(self, sequences: list[np.ndarray]) -> list[list[Tensor]]:
+        padded, mask = (tensor.to(self.device) for tensor in pad_ids(sequences))
+        captured, _ = capture(self.teacher, padded, mask, self.contents.settings.keys, self.placed.offload)
+        return [
+            [x[row, :1, :, : len(sequence)].permute(2, 0, 1, 3).cpu() for x in captured]
+            for row, sequence in enumerate(sequences)
+        ]
 
     def _run(self, split: str, batch: list[int]) -> list[tuple[StoredExample, dict[str, Tensor]]]:
         """One forward: what is kept of each example, and its signals by array name."""
@@ -118,8 +172,8 @@ class Extractor:
         collector = None
         if scored := contents.scores:
             collector = ScoreCollector(scored, [BatchRow.of(of_example, scored.candidates) for of_example in segments])
-        with observed_attention(self.teacher, collector) if collector else nullcontext():
-            captured, hidden, of_tokens = self._forward(padded, mask)
+            _collector.set(collector)
+        captured, hidden, of_tokens = self._forward(padded, mask)
         scores = collector.result() if collector else [None] * len(batch)
         on_cpu = captured.map(lambda tensor: tokens_first(tensor).cpu())
         found = []
@@ -136,8 +190,8 @@ class Extractor:
 
     def _forward(self, padded: Tensor, mask: Tensor) -> tuple[KeysValues, tuple[Tensor, ...], Tensor | None]:
         """KV, hidden states of all layers or the last ones, and what is stored of every token, `[B, T, layers, W]`."""
-        device, signals = self.teacher.device, self.contents.signals
-        inputs = self.teacher, padded.to(device), mask.to(device), self.contents.settings.keys
+        device, signals, keys = self.device, self.contents.signals, self.contents.settings.keys
+        inputs = self.teacher, padded.to(device), mask.to(device), keys, self.placed.offload
         if signals.token_hidden_states:
             captured, blocks, last = capture_with_blocks(*inputs)
             of_tokens = torch.stack([blocks[layer + 1].bfloat16() for layer in signals.token_hidden_states], 2)

@@ -47,33 +47,36 @@ def fill(writer: StoreWriter, load: Callable[[list[Shard]], Extractor], part: tu
     writer.check_room(todo)
     extractor = extractor or load(todo)
     written = 0
-    # One shard is encoded and written while the teacher reads the next; two are in memory at most.
+    # Shards are encoded and written while the teacher reads the next ones.
     with ThreadPoolExecutor(max_workers=1) as background:
         last: Future[None] | None = None
-        for (split, shard), held in _claims(writer, todo):
+        for claimed in _claims(writer, todo, extractor.placed.shards):
             try:
-                content = extractor.shard(split, shard, writer.packings[split], writer.axes[split])
+                contents = extractor.shards(list(claimed), writer.packings, writer.axes)
                 if last:
                     last.result()
             except BaseException:
-                held.release()
+                for held in claimed.values():
+                    held.release()
                 raise
-            last = background.submit(_write, writer, (split, shard), content, held)
-            written += 1
+            last = background.submit(_write, writer, claimed, contents)
+            written += len(claimed)
         if last:
             last.result()
     log.info("%d shards written by this process", written)
     return written
 
 
-def _claims(writer: StoreWriter, shards: list[Shard]) -> Iterator[tuple[Shard, Claim]]:
-    """Unfinished shards, each locked for this process, which releases it; ends when all are finished.
+def _claims(writer: StoreWriter, shards: list[Shard], together: int) -> Iterator[dict[Shard, Claim]]:
+    """Unfinished shards, some together, each locked for this process, which releases it; ends when all are finished.
 
-    A shard that another process has is left to it, and looked at again until it is done or its process is dead.
+    A shard that another process has is left to it, and looked at again until it is done or its process is dead. None
+    is held while others are waited for.
     """
     waiting, announced = shards, False
     while waiting:
-        taken = []
+        taken: list[Shard] = []
+        claimed: dict[Shard, Claim] = {}
         for split, shard in waiting:
             path = writer.lock(split, shard)
             held = claim(path)
@@ -85,17 +88,28 @@ def _claims(writer: StoreWriter, shards: list[Shard]) -> Iterator[tuple[Shard, C
             elif writer.is_complete(split, shard):
                 held.release()
             else:
-                yield (split, shard), held
+                claimed[split, shard] = held
+            if len(claimed) == together:
+                yield claimed
+                claimed = {}
+        if claimed:
+            yield claimed
         if len(taken) == len(waiting):
             time.sleep(WAIT_SECONDS)
         waiting = taken
 
 
-def _write(writer: StoreWriter, shard: Shard, content: ShardContent, held: Claim) -> None:
+def _write(writer: StoreWriter, claimed: dict[Shard, Claim], contents: list[ShardContent]) -> None:
+    held = list(claimed.items())
     try:
-        writer.write_shard(*shard, content)
+        while held:
+            (shard, claim_of_it), content = held[0], contents.pop(0)
+            writer.write_shard(*shard, content)
+            claim_of_it.release()
+            held.pop(0)
     finally:
-        held.release()
+        for _, claim_of_it in held:
+            claim_of_it.release()
 
 
 def _own(writer: StoreWriter, part: tuple[int, int]) -> list[Shard]:
