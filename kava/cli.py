@@ -23,6 +23,7 @@ COMMANDS = {
     "unlock": ("kava.commands.unlock", "remove the lock of a killed Snakemake"),
     "bench store": ("kava.bench.store", "size, fidelity and speed of every codec"),
     "bench train": ("kava.bench.train", "a step from the store against one with the teacher resident"),
+    "bench extract": ("kava.bench.extract", "a teacher that is streamed from the disk against one in memory"),
     "bench memory": ("kava.bench.memory", "peak memory of every stage, each in a process of its own"),
     "bench evaluate": ("kava.bench.evaluate", "scoring against plain `model.generate`"),
     "store info": ("kava.commands.store_info", "what a KV store holds and how large it is"),

@@ -17,11 +17,12 @@ def cost_record(path: Path, peak_memory_mib: Callable[[], float]) -> Iterator[No
     write_json(path, {"seconds": time.monotonic() - started, "peak_memory_mib": peak_memory_mib()})
 
 
-def add_cost(path: Path, seconds: float, peak_memory_mib: float) -> None:
-    """Add one process's share: what lies in a cache may be the work of several runs."""
+def add_cost(path: Path, seconds: float, peak_memory_mib: float, **further: float) -> None:
+    """Add one process's share: what lies in a cache may be the work of several runs; further sums as they are named."""
     before = read_json(path) if path.is_file() else {"seconds": 0.0, "peak_memory_mib": 0.0}
     peak = max(before["peak_memory_mib"], peak_memory_mib)
-    write_json(path, {"seconds": before["seconds"] + seconds, "peak_memory_mib": peak})
+    sums = {name: before.get(name, 0) + value for name, value in {"seconds": seconds, **further}.items()}
+    write_json(path, before | sums | {"peak_memory_mib": peak})
 
 
 def progress_interval() -> float:

@@ -1,6 +1,8 @@
 """Peak memory of what a process does, on a GPU or on a CPU."""
 
+import re
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -30,6 +32,43 @@ class CpuMeter:
     def figures(self) -> dict[str, Any]:
         """`tensors_mib`, live tensors at their peak."""
         return {"tensors_mib": self._live.peak / MIB}
+
+
+class AnonymousMeter:
+    """Asks Linux now and again how much memory the process holds that no file backs, and takes no time of the stage."""
+
+    def __init__(self) -> None:
+        self._most = 0
+        self._ended = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._sampler.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        del kind, error, traceback
+        self._ended.set()
+        self._sampler.join()
+
+    def figures(self) -> dict[str, Any]:
+        """`anonymous_mib`: at its peak; null where the system does not say."""
+        return {"anonymous_mib": self._most / MIB or None}
+
+    def _sample(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            self._most = max(self._most, _anonymous_bytes())
+
+
+def _anonymous_bytes() -> int:
+    """Bytes of this process that no file backs; 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return 0
+    found = re.search(r"^RssAnon:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 class CudaMeter:
@@ -70,6 +109,8 @@ class CudaMeter:
             self._most = max(self._most, torch.cuda.device_memory_used(self._device))
 
 
-def meter(device: torch.device) -> CpuMeter | CudaMeter:
-    """What measures on a device."""
-    return CudaMeter(device) if device.type == "cuda" else CpuMeter()
+def meter(device: torch.device, timed: bool = False) -> CpuMeter | AnonymousMeter | CudaMeter:
+    """What measures on a device; `timed` for a stage whose seconds count, too."""
+    if device.type == "cuda":
+        return CudaMeter(device)
+    return AnonymousMeter() if timed else CpuMeter()

@@ -1,6 +1,6 @@
-"""One stage in a process of its own, its peak memory measured: started by `kava bench memory`.
+"""One stage in a process of its own, its peak memory measured: started by `kava bench memory` and `bench extract`.
 
-python -m kava.bench.stage_process REQUEST.json RESULT.json
+python -m kava.bench.stage_process REQUEST.json RESULT.json [timed]
 """
 
 import os
@@ -16,8 +16,10 @@ from kava.files import read_json, write_json
 from kava.text import first_line
 
 
-def run_measured(job: Job, runtime: Runtime, folder: Path) -> dict[str, Any]:
+def run_measured(job: Job, runtime: Runtime, folder: Path, timed: bool = False) -> dict[str, Any]:
     """Run a stage in a process of its own; messages between the processes go through the folder.
+
+    `timed` is for a stage whose seconds count, too: its live tensors are not counted, which takes time.
 
     Returns
     -------
@@ -33,7 +35,14 @@ def run_measured(job: Job, runtime: Runtime, folder: Path) -> dict[str, Any]:
     result.unlink(missing_ok=True)
     request.write_text(for_another_process(job, runtime), encoding="utf-8")
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "kava.bench.stage_process", str(request), str(result)]
+    command = [
+        sys.executable,
+        "-m",
+        "kava.bench.stage_process",
+        str(request),
+        str(result),
+        *(["timed"] if timed else []),
+    ]
     done = subprocess.run(
         command,
         capture_output=True,
@@ -50,7 +59,8 @@ def run_measured(job: Job, runtime: Runtime, folder: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    request, result = map(Path, sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    request, result = map(Path, given[:2])
     job, runtime = from_another_process(request.read_text(encoding="utf-8"))
 
     import torch
@@ -60,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     from kava.device import choose_device
 
     error = None
-    with meter(choose_device(runtime.device)) as measured, quiet():
+    with meter(choose_device(runtime.device), timed=len(given) > 2) as measured, quiet():
         try:
             job.body()(job, runtime)
         except (UserError, torch.OutOfMemoryError) as failure:

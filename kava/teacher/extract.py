@@ -27,7 +27,7 @@ from kava.store.integrity import is_intact
 from kava.store.writer import Shard, StoreWriter
 from kava.teacher.extractor import Extractor
 from kava.teacher.fill import fill
-from kava.teacher.placement import place
+from kava.teacher.placement import Placed, place
 
 log = logging.getLogger("kava")
 
@@ -72,6 +72,7 @@ def run(
         present(folder / PRESENCE),
         tqdm(unit="tok", desc="extract", mininterval=progress_interval(), delay=1e-9) as bar,
     ):
+        placed: Placed | None = None
 
         def load(shards: list[Shard]) -> Any:
             source = before_loading(job, runtime)
@@ -80,6 +81,7 @@ def run(
             examples = [(s, example) for s, shard in shards for example in writer.packings[s].members(shard)]
             bar.total = sum(len(segments[split][example]) for split, example in examples)
             input_ids = {split: tokens.input_ids[split] for split in splits}
+            nonlocal placed
             placed = place(source, device, top is not None, job.spec.key.shard_tokens)
             return Extractor(placed, contents, input_ids, segments, bar.update, left_out)
 
@@ -95,7 +97,13 @@ def run(
             raise Interrupted("interrupted; finished shards are kept: run again to go on with the others") from None
         if written:
             with writer.exclusive():
-                add_cost(folder / "cost.json", time.monotonic() - started, peak_memory_mib(device))
+                spent, cost = time.monotonic() - started, placed.cost() if placed else {}
+                add_cost(folder / "cost.json", spent, peak_memory_mib(device), **cost)
+            if cost:
+                log.info(
+                    "read %.1f GB of weights, and waited for them in %.0f of %.0f s",
+                    cost["weights_read_bytes"] / 1e9, cost["weights_waited_seconds"], spent,
+                )  # fmt: skip
         manifest = None if part else writer.seal()
     if manifest is None:
         if marker:

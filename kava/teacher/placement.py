@@ -46,6 +46,12 @@ class Placed:
     shards: int = 1
     streamed: StreamedModel | None = None
 
+    def cost(self) -> dict[str, float]:
+        """Of streamed weights: seconds in which they were waited for, and bytes that were read."""
+        if self.streamed is None:
+            return {}
+        return {"weights_waited_seconds": self.streamed.waited, "weights_read_bytes": self.streamed.read_bytes}
+
     @property
     def offload(self) -> bool:
         """Whether KV is brought to the CPU layer by layer."""
