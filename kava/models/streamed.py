@@ -181,9 +181,11 @@ class StreamedModel:
         self.read_bytes += sum(tensor.nbytes for tensor in weights.values())
         station.fill(weights)
         self._at = station
-        # The next one is read while this one computes; after the last one, the first of the next wave.
-        following = self._stations[(place + 1) % len(self._stations)]
-        self._coming = following, self._reader.submit(self._load, following)
+        # The next one is read while this one computes; the first of the next wave is not, which may never come.
+        self._coming = None
+        if place + 1 < len(self._stations):
+            following = self._stations[place + 1]
+            self._coming = following, self._reader.submit(self._load, following)
 
     def _close(self) -> None:
         if self._at:

@@ -1,6 +1,7 @@
 """What an extraction takes of the GPU when the teacher's weights come from the disk, layer after layer."""
 
 from functools import cache
+from itertools import pairwise
 
 import torch
 
@@ -31,7 +32,7 @@ def streamed_parts(teacher: Teacher, tokens: int, kv: KvStore) -> dict[str, int]
     rows = max(1, kv.batch_tokens // tokens)
     signals = kv.signals
     stations, used = _stations(teacher, rows * tokens, signals.topk_logits is not None)
-    largest = max(first + second for first, second in zip(stations, stations[1:] + stations[:1], strict=True))
+    largest = max(first + second for first, second in pairwise(stations))
     waiting = max(teacher.wave_tokens, kv.shard_tokens) * config.hidden_size * getattr(torch, teacher.dtype).itemsize
     kept = config.num_hidden_layers + 1 if signals.hidden_states or signals.token_hidden_states else 1
     forward = dict(_forward_of_one_layer(teacher, rows, tokens, kv.keys))
