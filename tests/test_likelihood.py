@@ -21,6 +21,7 @@ from kava.evaluation.likelihood import AnswerScore, batches, score_answers
 from kava.evaluation.questions import Questions, require_room
 from kava.files import write_json
 from kava.tasks import scored, task_of
+from kava.teacher.placement import resident
 
 P, R, A = Segment.PROMPT, Segment.REASONING, Segment.ANSWER
 # Lengths of prompt, reasoning and answer.
@@ -46,7 +47,7 @@ def one_by_one(model: Any, ids: np.ndarray, segments: np.ndarray) -> float:
 
 
 def answer_nll(model: Any, ids: Any, segments: Any, batch_size: int) -> list[float]:
-    return [score.nll for score in score_answers(model, ids, segments, batch_size)]
+    return [score.nll for score in score_answers(resident(model), ids, segments, batch_size)]
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2", "gemma2"])
@@ -121,10 +122,10 @@ def test_agreement_is_the_share_of_answer_tokens_with_the_same_likeliest_one(
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.01)
-    digest = write_likeliest(tmp_path, {"test": score_answers(teacher, *examples, batch_size=4)})
+    digest = write_likeliest(tmp_path, {"test": score_answers(resident(teacher), *examples, batch_size=4)})
     write_json(tmp_path / "manifest.json", {"likeliest_sha256": digest, "questions_sha256": "these"})
     known = read_likeliest(tmp_path / "manifest.json", "these")["test"]
-    scores = score_answers(student, *examples, batch_size=3)
+    scores = score_answers(resident(student), *examples, batch_size=3)
     found = [agreement(*pair) for pair in zip(scores, known, strict=True)]
     expected = []
     for example in zip(*examples, strict=True):

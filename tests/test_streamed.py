@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from kava.config.models import Teacher
 from kava.errors import UserError
+from kava.evaluation.likelihood import score_answers
 from kava.kv import pad_ids
 from kava.models.capture import capture
 from kava.models.cut import layers_of
@@ -50,7 +51,7 @@ def both_stores(
     found = []
     for placement in ("resident", "streamed"):
         settings = {"shard_tokens": 64, "batch_tokens": 64} | changes
-        placed = place(teacher_of(model, placement, **how), CPU, "signals" in changes, settings["shard_tokens"])
+        placed = place(teacher_of(model, placement, **how), CPU, head="signals" in changes)
         fill_store(tmp_path / placement / "store", placed, some_ids(), codec, **settings)
         found.append(digests(tmp_path / placement / "store"))
         del placed
@@ -191,10 +192,10 @@ def test_the_next_wave_goes_on_after_one_that_failed(tmp_path: Path, llama: Path
     """In any layer of any wave; shards that were finished stay, and the store ends in the same bytes."""
     whole = tmp_path / "whole" / "store"
     settings = {"shard_tokens": 64, "batch_tokens": 64}
-    fill_store(whole, place(teacher_of(llama), CPU, False, 64), some_ids(), BF16, **settings)
+    fill_store(whole, place(teacher_of(llama), CPU, head=False), some_ids(), BF16, **settings)
     for after in (1, 4, 11, 20):
         with second_model_allowed():
-            placed = place(teacher_of(llama), CPU, False, 64)
+            placed = place(teacher_of(llama), CPU, head=False)
         left = [None] * after
 
         def fail_in_the_end(*_: Any, left: list[None] = left) -> None:
@@ -208,6 +209,24 @@ def test_the_next_wave_goes_on_after_one_that_failed(tmp_path: Path, llama: Path
         with pytest.raises(RuntimeError):
             fill_store(folder, placed, some_ids(), BF16, **settings)
         with second_model_allowed():  # the failed one is still in the traceback
-            again = place(teacher_of(llama), CPU, False, 64)
+            again = place(teacher_of(llama), CPU, head=False)
         fill_store(folder, again, some_ids(), BF16, **settings)
         assert digests(folder) == digests(whole)
+
+
+def test_gold_answers_are_scored_alike(llama: Path) -> None:
+    """In waves of whole batches, with the head read once for each."""
+    ids = some_ids()
+    segments = [np.repeat([0, 1, 2], [5, len(x) - 9, 4]) for x in ids]
+    scores = {}
+    for placement in ("resident", "streamed"):
+        placed = place(teacher_of(llama, placement, wave_tokens=64), CPU, head=True)
+        scores[placement] = score_answers(placed, ids, segments, batch_size=2)
+        read = placed.cost().get("weights_read_bytes")
+        del placed
+    for one, other in zip(*scores.values(), strict=True):
+        assert one.nll == other.nll
+        assert np.array_equal(one.likeliest, other.likeliest)
+    whole = sum(x.numel() * 4 for x in load_file(llama / "model.safetensors").values())
+    assert read is not None
+    assert read > 3 * whole, "so few tokens do not wait for one another"

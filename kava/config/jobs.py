@@ -158,7 +158,8 @@ class Jobs:
         return canonical_json(manifest["spec"]) == job.params and measured != metrics_digest()
 
     def evaluate(self, arm: str, seed: int) -> Job[EvaluateSpec]:
-        spec = EvaluateSpec(key=EvaluationKey(scores=SCORES_FORMAT, evaluation=self.config.evaluation))
+        evaluation = self.config.evaluation.of_student()
+        spec = EvaluateSpec(key=EvaluationKey(scores=SCORES_FORMAT, evaluation=evaluation))
         teacher = self.reference("teacher").output
         inputs = {"tokens": self.tokenize.output, "student": self.distill(arm, seed).output, "teacher": teacher}
         return Job("evaluate", spec, self._folder(arm, seed) / "evaluation" / "manifest.json", inputs)
@@ -172,7 +173,8 @@ class Jobs:
         """Evaluation of an untrained model of `references`; it depends on no arm, so it is shared."""
         if role not in self.references:
             raise UserError(f"unknown reference {role!r}; allowed: {', '.join(self.references)}")
-        settings = self.config.reference(role)
+        settings, evaluation = self.config.reference(role), self.config.evaluation
+        evaluation = evaluation.of_teacher() if role == "teacher" else evaluation.of_student()
         inputs, beside_the_teacher = {"tokens": self.tokenize.output}, {}
         if role != "teacher":
             teacher, reasoning = self.reference("teacher"), self.config.student_reasoning
@@ -183,7 +185,7 @@ class Jobs:
             scores=SCORES_FORMAT,
             model=self._judged(role),
             tokens=self.tokenize.spec.key.as_the_teacher_reads(),
-            evaluation=self.config.evaluation.model_copy(update={"at_steps": []}),
+            evaluation=evaluation.model_copy(update={"at_steps": []}),
             validation=True if self.config.evaluation.at_steps else None,
             **beside_the_teacher,
         )

@@ -45,11 +45,25 @@ class Evaluation(Settings):
         description="have answers written and marked; false: judge by the likelihood of the gold answers alone, which "
         "takes seconds. Of matter where data.kind has marks",
     )
+    teacher: Literal["generate", "likelihood"] = Field(
+        "generate",
+        description="generate: the teacher is judged as students are; likelihood: by the likelihood of the gold "
+        "answers alone, and it writes none, which a teacher that is streamed could not",
+        exclude_if=lambda how: how == "generate",
+    )
     at_steps: list[Positive] = Field(
         default=[],
         description="optimizer steps, increasing, after which the student is kept as it is then, and judged by the "
         "validation questions; a whole model each on disk",
     )
+
+    def of_teacher(self) -> Self:
+        """As the teacher is judged."""
+        return self.of_student().model_copy(update={"generate": self.generate and self.teacher == "generate"})
+
+    def of_student(self) -> Self:
+        """As students are judged."""
+        return self.model_copy(update={"teacher": "generate"})
 
     @field_validator("at_steps")
     @classmethod

@@ -6,10 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from kava.card import write_card
 from kava.config.identity import display_name, layers_named
 from kava.config.job import Job, Runtime
-from kava.config.models import ModelSettings, Student
+from kava.config.models import ModelSettings, Student, Teacher
 from kava.config.specs import EvaluateSpec
 from kava.data.fit import require_end_after_answer
 from kava.data.positions import check_prompts
@@ -24,6 +26,7 @@ from kava.evaluation.questions import Questions, require_room, test_questions, v
 from kava.files import read_json, sha256_file, write_atomic, write_json
 from kava.models.load import load_ends, load_for_evaluation, load_model_config, load_tokenizer
 from kava.running import cost_record
+from kava.teacher.placement import Placed, place, resident
 
 log = logging.getLogger("kava")
 
@@ -68,16 +71,16 @@ def run(job: Job[EvaluateSpec], runtime: Runtime) -> None:
             # Without the numbers of an earlier one; and before the work, should the folder not be writable.
             write_card(student, distilled, runtime.sources)
         with cost_record(folder / "cost.json", lambda: peak_memory_mib(device)):
-            model = load_for_evaluation(source, device)
-            lines, scores = judge.judge(model, tokenizer, questions)
+            placed = _placed(source, device, judge)
+            lines, scores = judge.judge(placed, tokenizer, questions)
             at_steps: dict[int, Judgement] = {}
             if job.spec.key.validation and held_out:  # before any step
-                at_steps[0] = judge.judge(model, tokenizer, held_out)
+                at_steps[0] = judge.judge(placed, tokenizer, held_out)
             for step, then in kept.items():
                 assert held_out is not None, "they are asked of what was kept"
-                model = None  # one at a time
-                model = load_for_evaluation(_student(then, runtime), device)
-                at_steps[step] = judge.judge(model, tokenizer, held_out)
+                del placed  # one at a time
+                placed = resident(load_for_evaluation(_student(then, runtime), device))
+                at_steps[step] = judge.judge(placed, tokenizer, held_out)
                 said = in_words(means(at_steps[step].lines, judge.metrics), judge.metrics)
                 log.info("step %d, on validation: %s", step, said)
     write_atomic(folder / "samples.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -108,6 +111,13 @@ def run(job: Job[EvaluateSpec], runtime: Runtime) -> None:
     log.info("%s, n %d", in_words(found, judge.metrics), manifest["n"])
     if role == "teacher" and judge.generates and (fault := judge.task.hopeless(lines, folder / "samples.jsonl")):
         log.warning("warning: %s", fault)
+
+
+def _placed(source: ModelSettings, device: torch.device, judge: Judge) -> Placed:
+    """A model as it is judged; a teacher that writes nothing may be streamed."""
+    if isinstance(source, Teacher) and source.placement == "streamed" and not judge.generates:
+        return place(source, device, head=True)
+    return resident(load_for_evaluation(source, device))
 
 
 def _student(folder: Path, runtime: Runtime) -> ModelSettings:

@@ -15,6 +15,7 @@ from kava.evaluation.questions import Questions
 from kava.tasks import scored
 from kava.tasks.base import Task
 from kava.tasks.metric import ANSWER_NLL, TEACHER_AGREEMENT, Metric
+from kava.teacher.placement import Placed
 
 Line = dict[str, Any]
 
@@ -54,15 +55,16 @@ class Judge:
         """What each line has a number of."""
         return scored(self.task, self.settings.generate)
 
-    def judge(self, model: Any, tokenizer: Any, questions: Questions) -> Judgement:
-        """Judge a causal language model by questions, given as it reads them.
+    def judge(self, placed: Placed, tokenizer: Any, questions: Questions) -> Judgement:
+        """Judge a causal language model by questions, given as it reads them; one that is streamed writes nothing.
 
         Raises
         ------
         UserError
             A likelihood is not finite.
         """
-        scores = score_answers(model, questions.input_ids, questions.segments, self.settings.batch_size)
+        model = placed.model
+        scores = score_answers(placed, questions.input_ids, questions.segments, self.settings.batch_size)
         if wrong := [number for number, score in enumerate(scores) if not isfinite(score.nll)]:
             raise UserError(
                 f"the likelihood of the answer to {questions.split} row {wrong[0]} is {scores[wrong[0]].nll} "

@@ -1,7 +1,8 @@
 """How likely a model finds the right answers, and what it finds likeliest at their tokens, by one forward each."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from kava.data.tokens import Segment
 from kava.kv import pad_ids
+from kava.teacher.placement import Placed
 
 # Logits of one forward, at most, unless a single example has more: in fp32 and once more for their logarithms, 1 GiB.
 LOGITS_AT_ONCE = 2**27
@@ -32,7 +34,7 @@ class AnswerScore(NamedTuple):
 
 @torch.inference_mode()
 def score_answers(
-    model: Any, input_ids: Sequence[np.ndarray], segments: Sequence[np.ndarray], batch_size: int
+    placed: Placed, input_ids: Sequence[np.ndarray], segments: Sequence[np.ndarray], batch_size: int
 ) -> list[AnswerScore]:
     """Score the tokens of each example's answer, given all tokens before them.
 
@@ -41,8 +43,8 @@ def score_answers(
 
     Parameters
     ----------
-    model
-        A causal language model.
+    placed
+        A causal language model, in memory or streamed with its head.
     input_ids, segments
         Ids and `Segment` of each example, `[T]`.
     batch_size
@@ -55,20 +57,29 @@ def score_answers(
     """
     # What nothing stands before is not predicted, should the prompt's one token be merged with the answer's first.
     starts = [max(1, int(np.argmax(of_example != Segment.PROMPT))) for of_example in segments]
-    lengths, vocabulary = [len(ids) for ids in input_ids], model.config.get_text_config().vocab_size
-    scores: dict[int, AnswerScore] = {}
-    for batch in batches(lengths, starts, batch_size, vocabulary):
-        ids, mask = (x.to(model.device) for x in pad_ids([input_ids[example] for example in batch]))
+    lengths = [len(ids) for ids in input_ids]
+    vocabulary = placed.model.config.get_text_config().vocab_size
+
+    def score(batch: list[int]) -> dict[int, AnswerScore]:
+        ids, mask = (x.to(placed.device) for x in pad_ids([input_ids[example] for example in batch]))
         first = min(starts[example] for example in batch)
-        kept = torch.arange(first - 1, ids.shape[1] - 1, device=model.device)  # a token is predicted by the one before
+        kept = torch.arange(first - 1, ids.shape[1] - 1, device=placed.device)  # a token is predicted by the one before
         # The model's own logits: some families change what their head gives.
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
+        logits = placed.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
         nll = F.cross_entropy(logits.float().transpose(1, 2), ids[:, first:], reduction="none")
         likeliest = logits.argmax(-1).cpu().numpy()
+        found = {}
         for row, example in enumerate(batch):
             answer = slice(starts[example] - first, lengths[example] - first)
             own = np.asarray(input_ids[example])[starts[example] :]
-            scores[example] = AnswerScore(float(nll[row, answer].double().mean()), own, likeliest[row, answer])
+            found[example] = AnswerScore(float(nll[row, answer].double().mean()), own, likeliest[row, answer])
+        return found
+
+    planned = list(batches(lengths, starts, batch_size, vocabulary))
+    tokens = [len(batch) * lengths[batch[0]] for batch in planned]
+    scores: dict[int, AnswerScore] = {}
+    for found in placed.run([partial(score, batch) for batch in planned], tokens):
+        scores |= found
     return [scores[example] for example in range(len(input_ids))]
 
 

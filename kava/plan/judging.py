@@ -15,6 +15,7 @@ from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory, of_forward
 from kava.plan.needs import Need
 from kava.plan.resident import forward_parts, loaded_bytes, which
+from kava.plan.streamed import Placement, streamed_parts
 from kava.tasks.base import Task
 
 # Of a logit in a forward that is scored: a copy in fp32, and its logarithm.
@@ -88,13 +89,29 @@ class LikelihoodNeed:
     batch_size: int  # examples at most
     tokens: int  # of the longest
 
+    @property
+    def teacher(self) -> Teacher:
+        """The model, where it is a teacher."""
+        assert isinstance(self.model.source, Teacher), "only teachers are streamed"
+        return self.model.source
+
+    def at(self, placement: Placement) -> Self:
+        """With the teacher placed there."""
+        teacher = self.teacher.model_copy(update={"placement": placement})
+        return replace(self, model=replace(self.model, source=teacher))
+
     def memory(self) -> StageMemory:
         config, width = read_geometry(self.model.source), getattr(torch, self.model.dtype).itemsize
         rows = max(1, min(self.batch_size, LOGITS_AT_ONCE // (self.tokens * config.vocab_size)))
+        logits = rows * self.tokens * config.vocab_size * (width + SCORED_BYTES)
+        if isinstance(self.model.source, Teacher) and self.model.source.placement == "streamed":
+            source = self.model.source
+            return of_forward(
+                streamed_parts(source, rows, self.tokens, None, head=True, wave=source.wave_tokens) | {"logits": logits}
+            )
         weights, dequantised = self.model.loaded(rows * self.tokens)
         cache = 2 * rows * self.tokens * geometry(config).channels * width  # that forward keeps one, and this one none
         activations = self.model.forward(rows, self.tokens)["activations"] - cache
-        logits = rows * self.tokens * config.vocab_size * (width + SCORED_BYTES)
         parts = {"weights": weights, "activations": activations, "logits": logits, "temporary": dequantised}
         return of_forward(parts)
 

@@ -22,7 +22,7 @@ from kava.models.load_streamed import STREAMED
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory, of_forward, of_training, state_bytes
 from kava.plan.resident import forward_parts, loaded_bytes, which
-from kava.plan.streamed import streamed_parts
+from kava.plan.streamed import Placement, streamed_parts
 from kava.plan.trace import StepSettings, Traced, trace_training
 from kava.store.shard import ENCODE_TOKENS
 from kava.tasks.base import Lengths
@@ -150,7 +150,7 @@ class TrainingNeed:
 class ExtractionNeed:
     """One forward of the teacher over `kv.batch_tokens` tokens, and the encoding of what it gave.
 
-    Of a teacher whose placement is `auto`, that of one in memory; see `placed`.
+    Of a teacher whose placement is `auto`, that of one in memory; see `settle`.
     """
 
     teacher: Teacher
@@ -161,7 +161,10 @@ class ExtractionNeed:
         config, dtype, kv = read_geometry(self.teacher), self.teacher.dtype, self.kv
         encoding = ENCODING_COPIES * ENCODE_TOKENS * geometry(config).channels * 4
         if self.teacher.placement == "streamed":
-            parts = streamed_parts(self.teacher, self.tokens, kv)
+            hidden = kv.signals.hidden_states or kv.signals.token_hidden_states is not None
+            head, wave = kv.signals.topk_logits is not None, max(self.teacher.wave_tokens, kv.shard_tokens)
+            rows = max(1, kv.batch_tokens // self.tokens)
+            parts = streamed_parts(self.teacher, rows, self.tokens, kv.keys, head, wave, hidden)
             return of_forward(parts | {"temporary": parts["temporary"] + encoding})
         rows = max(1, kv.batch_tokens // self.tokens)
         blocks = len(kv.signals.token_hidden_states or [])
@@ -171,15 +174,8 @@ class ExtractionNeed:
         parts = {name: count for name, count in traced.items() if name != "weights"}
         return of_forward(parts | {"weights": weights, "temporary": dequantised + encoding})
 
-    def placed(self, budget_gib: float) -> Self:
-        """With the teacher where it is extracted: as it is configured, or in memory if it fits and else streamed."""
-        if self.teacher.placement != "auto":
-            return self
-        resident, streamed = (self._at(place) for place in ("resident", "streamed"))
-        known = read_geometry(self.teacher).model_type in STREAMED
-        return resident if resident.memory().fits(budget_gib) or not known else streamed
-
-    def _at(self, placement: str) -> Self:
+    def at(self, placement: Placement) -> Self:
+        """With the teacher placed there."""
         return replace(self, teacher=self.teacher.model_copy(update={"placement": placement}))
 
     def fixes(self) -> Iterator[tuple[str, Self]]:
@@ -192,7 +188,7 @@ class ExtractionNeed:
                 smaller = self.teacher.model_copy(update={"wave_tokens": half})
                 yield f"teacher.wave_tokens: {half}", replace(self, teacher=smaller)
         elif read_geometry(self.teacher).model_type in STREAMED:
-            yield "teacher.placement: streamed", self._at("streamed")
+            yield "teacher.placement: streamed", self.at("streamed")
         settings = self.teacher.model_dump()
         for name, value in (("dtype", "bfloat16"), ("quantization", "nf4")):
             if settings[name] != value:

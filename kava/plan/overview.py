@@ -13,9 +13,10 @@ from kava.data.positions import Prompts, look
 from kava.plan.disk import Disk, disk
 from kava.plan.fixes import Fix, fixes
 from kava.plan.geometry import read_geometry
-from kava.plan.judging import Judged, as_it_comes, evaluation_of, writing_of
+from kava.plan.judging import Judged, LikelihoodNeed, as_it_comes, evaluation_of, writing_of
 from kava.plan.memory import StageMemory
 from kava.plan.needs import ExtractionNeed, Need, TrainingNeed
+from kava.plan.streamed import settle
 from kava.plan.tokens import TokenCount, count_tokens
 from kava.plan.trace import parameter_counts
 from kava.tasks import task_of
@@ -79,7 +80,7 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
 
     if isinstance(answers := config.data.answers, TeacherAnswers):
         yield "write", "", writing_of(config.teacher, answers, longest)
-    yield "extract", "", ExtractionNeed(config.teacher, longest, config.kv).placed(config.vram_budget_gib)
+    yield "extract", "", settle(ExtractionNeed(config.teacher, longest, config.kv), config.vram_budget_gib)
     for name, arm in config.arms.items():
         if arm.aligner:
             drawn = NoPretraining.in_place_of(config.pretrain).as_phase()
@@ -91,7 +92,11 @@ def needs(config: Config) -> Iterator[tuple[str, str, Need]]:
     student = Judged(config.student, config.student.export_dtype, exported=True)
     further = {name: as_it_comes(source) for name, source in config.references.items()}
     for role, model in ({"teacher": teacher, "student": student} | further).items():
-        yield f"evaluate {role}", "", evaluation_of(task, model, config.evaluation, hub, longest)
+        settings = config.evaluation.of_teacher() if role == "teacher" else config.evaluation
+        need = evaluation_of(task, model, settings, hub, longest)
+        if role == "teacher" and isinstance(need, LikelihoodNeed):
+            need = settle(need, config.vram_budget_gib)
+        yield f"evaluate {role}", "", need
 
 
 def _by_stage(config: Config) -> Needs:

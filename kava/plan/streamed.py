@@ -2,19 +2,42 @@
 
 from functools import cache
 from itertools import pairwise
+from typing import Literal, Protocol, Self, TypeVar
 
 import torch
 
-from kava.config.kv import KvStore
 from kava.config.models import Teacher
 from kava.models.cut import cut_config
+from kava.models.load_streamed import STREAMED
 from kava.plan.geometry import read_geometry
+from kava.plan.memory import StageMemory
 from kava.plan.resident import quantised_bytes
 from kava.plan.trace import layer_counts, trace_forward
 
+Placement = Literal["resident", "streamed"]
 
-def streamed_parts(teacher: Teacher, tokens: int, kv: KvStore) -> dict[str, int]:
-    """Parts of the peak of an extraction, by name of `kava.plan.memory.PARTS`.
+
+class OfTeacher(Protocol):
+    """A need of a stage whose teacher may be streamed."""
+
+    @property
+    def teacher(self) -> Teacher:
+        """Its settings."""
+
+    def at(self, placement: Placement) -> Self:
+        """With the teacher placed there."""
+
+    def memory(self) -> StageMemory:
+        """Bytes at the peak."""
+
+
+P = TypeVar("P", bound=OfTeacher)
+
+
+def streamed_parts(
+    teacher: Teacher, rows: int, tokens: int, keys: str | None, head: bool, wave: int, hidden: bool = False
+) -> dict[str, int]:
+    """Parts of the peak of forwards of a streamed teacher, by name of `kava.plan.memory.PARTS`.
 
     Two of what is read together (embeddings, a layer, the head) are there at once, since one is read while the other
     computes; of a wave's tokens, the hidden states wait.
@@ -23,21 +46,34 @@ def streamed_parts(teacher: Teacher, tokens: int, kv: KvStore) -> dict[str, int]
     ----------
     teacher
         Its model and how it is loaded.
-    tokens
-        Of the longest example.
-    kv
-        Settings of the store.
+    rows, tokens
+        Of a batch.
+    keys
+        As of `trace_forward`.
+    head, hidden
+        Whether the head is used, and whether the hidden states of all layers are.
+    wave
+        Tokens that go together.
     """
     config = read_geometry(teacher)
-    rows = max(1, kv.batch_tokens // tokens)
-    signals = kv.signals
-    stations, used = _stations(teacher, rows * tokens, signals.topk_logits is not None)
-    largest = max(first + second for first, second in pairwise(stations))
-    waiting = max(teacher.wave_tokens, kv.shard_tokens) * config.hidden_size * getattr(torch, teacher.dtype).itemsize
-    kept = config.num_hidden_layers + 1 if signals.hidden_states or signals.token_hidden_states else 1
-    forward = dict(_forward_of_one_layer(teacher, rows, tokens, kv.keys))
-    forward["activations"] = forward.get("activations", 0) + waiting * kept
-    return forward | {"weights": largest, "temporary": forward.get("temporary", 0) + used}
+    stations, used = _stations(teacher, rows * tokens, head)
+    waiting = wave * config.hidden_size * getattr(torch, teacher.dtype).itemsize
+    waiting *= config.num_hidden_layers + 1 if hidden else 1
+    forward = dict(_forward_of_one_layer(teacher, rows, tokens, keys))
+    return forward | {
+        "weights": max(first + second for first, second in pairwise(stations)),
+        "activations": forward.get("activations", 0) + waiting,
+        "temporary": forward.get("temporary", 0) + used,
+    }
+
+
+def settle(need: P, budget_gib: float) -> P:
+    """With the teacher placed: as it is configured, or for `auto` in memory if it fits and else streamed."""
+    if need.teacher.placement != "auto":
+        return need
+    resident, streamed = (need.at(place) for place in ("resident", "streamed"))
+    known = read_geometry(need.teacher).model_type in STREAMED
+    return resident if resident.memory().fits(budget_gib) or not known else streamed
 
 
 def _stations(teacher: Teacher, tokens: int, head: bool) -> tuple[list[int], int]:
@@ -49,7 +85,7 @@ def _stations(teacher: Teacher, tokens: int, head: bool) -> tuple[list[int], int
 
 
 @cache
-def _forward_of_one_layer(teacher: Teacher, rows: int, tokens: int, keys: str) -> tuple[tuple[str, int], ...]:
+def _forward_of_one_layer(teacher: Teacher, rows: int, tokens: int, keys: str | None) -> tuple[tuple[str, int], ...]:
     config = cut_config(read_geometry(teacher), [0])
     parts = trace_forward(config, getattr(torch, teacher.dtype), rows, tokens, keys).parts
     return tuple((name, count) for name, count in parts.items() if name != "weights")

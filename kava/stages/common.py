@@ -150,7 +150,7 @@ def _run(
             if fits:
                 from kava.plan.check import check_fits
 
-                check_fits(job, runtime)
+                runtime = check_fits(job, runtime)
             if processes(job) == 1:
                 body = load_run(arguments) if load_run else job.body()
                 body(job, runtime)

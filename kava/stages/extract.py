@@ -26,11 +26,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _body(given: argparse.Namespace) -> Body:
-    from kava.plan.check import place_teacher
+    from kava.plan.check import check_fits
     from kava.teacher.extract import run
 
     # Whether the teacher fits is of no matter where all shards are there.
-    return partial(run, part=given.part, before_loading=place_teacher)
+    return partial(run, part=given.part, before_loading=check_fits)
 
 
 if __name__ == "__main__":

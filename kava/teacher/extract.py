@@ -9,7 +9,6 @@ from typing import Any
 from tqdm import tqdm
 
 from kava.config.job import Job, Runtime
-from kava.config.models import Teacher
 from kava.config.specs import ExtractSpec
 from kava.data.fit import embedding_rows, no_tokens, require_fit, require_more_tokens
 from kava.data.positions import check_positions
@@ -32,16 +31,16 @@ from kava.teacher.placement import Placed, place
 log = logging.getLogger("kava")
 
 
-def unchecked(_job: Job[ExtractSpec], runtime: Runtime) -> Teacher:
+def unchecked(_job: Job[ExtractSpec], runtime: Runtime) -> Runtime:
     """Refuse nothing, and leave the teacher's placement as it is configured."""
-    return runtime.teacher
+    return runtime
 
 
 def run(
     job: Job[ExtractSpec],
     runtime: Runtime,
     part: str | None = None,
-    before_loading: Callable[[Job[ExtractSpec], Runtime], Teacher] = unchecked,
+    before_loading: Callable[[Job[ExtractSpec], Runtime], Runtime] = unchecked,
 ) -> None:
     """Write the shards of a store that are lacking, and seal it.
 
@@ -75,14 +74,14 @@ def run(
         placed: Placed | None = None
 
         def load(shards: list[Shard]) -> Any:
-            source = before_loading(job, runtime)
+            source = before_loading(job, runtime).teacher
             check_positions(job, runtime)
             check_model(runtime.student)  # or hours would be spent on a store that no student can read
             examples = [(s, example) for s, shard in shards for example in writer.packings[s].members(shard)]
             bar.total = sum(len(segments[split][example]) for split, example in examples)
             input_ids = {split: tokens.input_ids[split] for split in splits}
             nonlocal placed
-            placed = place(source, device, top is not None, job.spec.key.shard_tokens)
+            placed = place(source, device, head=top is not None)
             return Extractor(placed, contents, input_ids, segments, bar.update, left_out)
 
         if not part and is_intact(folder):

@@ -124,9 +124,11 @@ class Extractor:
         lengths = packing.tokens.length
         chosen = calibration_examples(lengths, self.contents.codec.calibration_tokens)
         ids = np.unique(np.concatenate([x for of_split in self.input_ids.values() for x in of_split]))
-        planned = [partial(self._run, "train", batch) for batch in self._batches("train", chosen)]
+        planned = self._batches("train", chosen)
+        tokens = [sum(int(lengths[example]) for example in batch) for batch in planned]
         with self._observed():
-            kept = [stored for batch in self.placed.forwards(planned) for stored, _ in batch]
+            found = self.placed.run([partial(self._run, "train", batch) for batch in planned], tokens)
+            kept = [stored for batch in found for stored, _ in batch]
         kv, info = _join(kept)
         total = int(lengths.sum())
         other_bytes = overhead(self.contents, packing, info)
@@ -149,11 +151,10 @@ class Extractor:
         """KV of the first layer for every id, `[U, 1, H, D]`, as if it depended on nothing else."""
         sequences = [ids[first : first + IDS_PER_SEQUENCE] for first in range(0, len(ids), IDS_PER_SEQUENCE)]
         per_batch = max(1, self.contents.settings.batch_tokens // IDS_PER_SEQUENCE)
-        calls = [
-            partial(self._first_layer_of, sequences[first : first + per_batch])
-            for first in range(0, len(sequences), per_batch)
-        ]
-        parts = [part for of_batch in self.placed.forwards(calls) for part in of_batch]
+        together = [sequences[first : first + per_batch] for first in range(0, len(sequences), per_batch)]
+        calls = [partial(self._first_layer_of, batch) for batch in together]
+        found = self.placed.run(calls, [sum(map(len, batch)) for batch in together])
+        parts = [part for of_batch in found for part in of_batch]
         return KeysValues(*(torch.cat(of_tensor) for of_tensor in zip(*parts, strict=True)))
 
     def _first_layer_of(self, sequences: list[np.ndarray]) -> list[list[Tensor]]:

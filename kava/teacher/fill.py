@@ -46,11 +46,11 @@ def fill(writer: StoreWriter, load: Callable[[list[Shard]], Extractor], part: tu
         return 0
     writer.check_room(todo)
     extractor = extractor or load(todo)
-    written = 0
+    written, together = 0, max(1, extractor.placed.wave_tokens // extractor.contents.settings.shard_tokens)
     # Shards are encoded and written while the teacher reads the next ones.
     with ThreadPoolExecutor(max_workers=1) as background:
         last: Future[None] | None = None
-        for claimed in _claims(writer, todo, extractor.placed.shards):
+        for claimed in _claims(writer, todo, together):
             try:
                 contents = extractor.shards(list(claimed), writer.packings, writer.axes)
                 if last:

@@ -1,7 +1,7 @@
 """Where the teacher's weights lie while it reads the data: in memory, or on the disk, layer after layer."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -34,8 +34,8 @@ class Placed:
         Where it computes.
     forwards
         One after the other, or all together.
-    shards
-        How many go together; with more, streamed weights are read less often, and more waits in memory.
+    wave_tokens
+        How many share one pass over streamed weights: with more, they are read less often, and more waits in memory.
     streamed
         The model's own, where its weights come from the disk.
     """
@@ -43,8 +43,24 @@ class Placed:
     model: Any
     device: torch.device
     forwards: Forwards
-    shards: int = 1
+    wave_tokens: int = 0
     streamed: StreamedModel | None = None
+
+    def run(self, calls: Sequence[Callable[[], T]], tokens: Sequence[int]) -> Iterator[T]:
+        """Results of functions whose forwards read so many tokens each, in waves; one alone may be larger than that."""
+        if self.streamed is None:
+            yield from self.forwards(calls)
+            return
+        wave: list[Callable[[], T]] = []
+        inside = 0
+        for call, count in zip(calls, tokens, strict=True):
+            if wave and inside + count > self.wave_tokens:
+                yield from self.forwards(wave)
+                wave, inside = [], 0
+            wave.append(call)
+            inside += count
+        if wave:
+            yield from self.forwards(wave)
 
     def cost(self) -> dict[str, float]:
         """Of streamed weights: seconds in which they were waited for, and bytes that were read."""
@@ -68,7 +84,7 @@ def in_turn(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
     return (call() for call in calls)
 
 
-def place(source: Teacher, device: torch.device, head: bool, shard_tokens: int) -> Placed:
+def place(source: Teacher, device: torch.device, head: bool) -> Placed:
     """Load the teacher.
 
     Parameters
@@ -79,14 +95,11 @@ def place(source: Teacher, device: torch.device, head: bool, shard_tokens: int) 
         Where it computes.
     head
         Whether the head will be used.
-    shard_tokens
-        Tokens of a shard.
     """
     if source.placement != "streamed":
         return resident(load_teacher(source, device))
     from kava.models.load_streamed import stream_teacher
 
     streamed = stream_teacher(source, device, head)
-    together = max(1, source.wave_tokens // shard_tokens)
-    log.info("the teacher is streamed: every %d shards, its weights are read anew", together)
-    return Placed(streamed.model, device, streamed.forwards, together, streamed)
+    log.info("the teacher is streamed: its weights are read from the disk every %d tokens", source.wave_tokens)
+    return Placed(streamed.model, device, streamed.forwards, source.wave_tokens, streamed)
