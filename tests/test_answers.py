@@ -37,6 +37,7 @@ from kava.report.inputs import report_inputs
 from kava.report.statistics.compare import compare
 from kava.report.write import write_record
 from kava.tasks.metric import STRICT_MATCH
+from kava.teacher.placement import Placed, in_turn
 
 CPU = torch.device("cpu")
 SEEDS = ("1", "2", "3")
@@ -112,7 +113,7 @@ def report_of_the_stage_itself(tmp_path_factory: pytest.TempPathFactory) -> dict
         patch.setattr(judge, "score_answers", lambda *_: [SCORE] * len(rows))
         patch.setattr(evaluate, "write_card", lambda *_: None)
         patch.setattr(evaluate, "load_model_config", lambda _: None)
-        patch.setattr(evaluate, "load_for_evaluation", lambda source, _: source.model)
+        patch.setattr(evaluate, "_placed", lambda source, *_: Placed(source.model, CPU, in_turn))
         patch.setattr(evaluate, "load_tokenizer", lambda _: None)
         patch.setattr(evaluate, "load_ends", lambda *_: {})
         patch.setattr(judge, "harness_results", answer)

@@ -33,6 +33,7 @@ WITHOUT_NUMBERS = {
     "models/gguf_header.py": "refuses GGUF files that cannot be read",
     "models/on_disk.py": "where files lie",
     "locks.py": "who may work in a folder",
+    "models/offload.py": "where the teacher's KV lies",
     "models/quantised.py": "refuses weights that are quantised already",
     "models/source.py": "where files lie",
     "models/weights.py": "refuses weights that are not whole",

@@ -26,6 +26,7 @@ from settings_fields import Setting, another, nested, settings_of
 from kava.config import Config, Runtime
 from kava.config.jobs import REFERENCES
 from kava.config.load import merge
+from kava.config.models import Teacher
 from kava.config.training import Distill, Pretrain
 
 # A name in `references`, as `settings_fields` walks them.
@@ -78,6 +79,7 @@ RERUNS: dict[str, set[str]] = {
     "evaluation.batch_size": COMPARED,
     "evaluation.max_new_tokens": COMPARED,
     "evaluation.generate": COMPARED,
+    "evaluation.teacher": COMPARED,
     "evaluation.at_steps": TRAINED | set(REFERENCES),  # a step is kept by training, and validation is scored
     "arms.a.": of_arm(PRETRAINED),
     "references.a.": {FURTHER},
@@ -86,7 +88,7 @@ RERUNS: dict[str, set[str]] = {
 PAGE_ALONE = {
     "preset", "notes", "comparisons", "seeds", "report.codecs",
     "pretrain.save_every", "pretrain.keep_checkpoints", "distill.save_every", "distill.keep_checkpoints",
-    "distill.gradient_checkpointing", "distill.compile_layers",
+    "distill.gradient_checkpointing", "distill.compile_layers", "teacher.placement", "teacher.wave_tokens",
 }  # fmt: skip
 # What runs nothing again, not even the report: where and beside what jobs run.
 NOTHING = {"cache_dir", "extract_jobs", "tracker", "device", "vram_budget_gib"}
@@ -202,6 +204,7 @@ def test_rows_are_of_settings_that_there_are() -> None:
     assert [name for name in named if name not in paths and not any(path.startswith(name) for path in paths)] == []
     of_phases = {name for name in PAGE_ALONE if name.startswith(("pretrain.", "distill."))}
     assert of_phases == {f"pretrain.{name}" for name in Pretrain.how()} | {f"distill.{name}" for name in Distill.how()}
+    assert {name for name in PAGE_ALONE if name.startswith("teacher.")} == {f"teacher.{n}" for n in Teacher.how()}
     assert Config.how() == NOTHING
 
 
@@ -209,7 +212,7 @@ def test_what_runs_nothing_again_and_where_sources_lie_reach_stages_beside_their
     config = Config.model_validate(base)
     runtime = Runtime.of(config)
     assert runtime.sources == config.model_dump(include={"teacher", "student", "data"})
-    execution = {name for name in PAGE_ALONE if name.startswith(("pretrain.", "distill."))}
+    execution = {name for name in PAGE_ALONE if name.startswith(("pretrain.", "distill.", "teacher."))}
     for setting in settings_of():
         if setting.path in {"tracker", "device", "vram_budget_gib", *execution}:
             pair = changed(setting, base)

@@ -21,7 +21,7 @@ from kava.evaluation.likelihood import AnswerScore, batches, score_answers
 from kava.evaluation.questions import Questions, require_room
 from kava.files import write_json
 from kava.tasks import scored, task_of
-from kava.teacher.placement import resident
+from kava.teacher.placement import Placed, in_turn, resident
 
 P, R, A = Segment.PROMPT, Segment.REASONING, Segment.ANSWER
 # Lengths of prompt, reasoning and answer.
@@ -174,7 +174,8 @@ def test_a_mean_is_of_the_questions_that_have_the_number() -> None:
 def test_a_likelihood_that_is_no_number_is_refused_with_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = [AnswerScore(nll, np.array([1]), np.array([1])) for nll in (1.0, float("nan"), float("inf"))]
     monkeypatch.setattr(judge, "score_answers", lambda *_: scores)
-    model, nothing = SimpleNamespace(name_or_path="the student"), Questions("test", [], [], [], Path())
+    model = Placed(SimpleNamespace(name_or_path="the student"), torch.device("cpu"), in_turn)
+    nothing = Questions("test", [], [], [], Path())
     of_text = judge.Judge(task_of("text"), Evaluation(), None)
     with pytest.raises(UserError, match=r"test row 1 is nan \(2 of 3 are no numbers\): logits of the student overflow"):
         of_text.judge(model, None, nothing)

@@ -22,6 +22,7 @@ from kava.store.admin.verify import Verification, verify
 from kava.store.reader import StoreReader
 from kava.store.writer import StoreWriter
 from kava.teacher.fill import fill
+from kava.teacher.placement import Placed, in_turn
 
 INT8 = {"kind": "int8"}
 TRANSFORM = CODECS_UNDER_TEST[-1]
@@ -247,10 +248,11 @@ class RandomTeacher:
     """In place of an extractor: content that depends on the shard alone."""
 
     def __init__(self, writer: StoreWriter) -> None:
-        self.writer = writer
+        self.writer, self.contents = writer, writer.contents
+        self.placed = Placed(None, torch.device("cpu"), in_turn)
 
-    def shard(self, split: str, shard: int, *_: Any) -> Any:
-        return content(self.writer, split, shard)
+    def shards(self, shards: list[tuple[str, int]], *_: Any) -> Any:
+        return [content(self.writer, *shard) for shard in shards]
 
 
 @pytest.mark.parametrize("writes", [0, 3, 11, 30])
