@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from kava.evaluation.agreement import agreement, read_likeliest, write_likeliest
 from kava.evaluation.likelihood import AnswerScore, batches, score_answers
 from kava.evaluation.questions import Questions, require_room
 from kava.files import write_json
+from kava.report.evaluated import read_evaluation
 from kava.tasks import scored, task_of
 from kava.teacher.placement import Placed, in_turn, resident
 
@@ -189,3 +191,27 @@ def test_a_gold_answer_beyond_a_models_positions_or_rows_is_refused_with_its_que
     with pytest.raises(UserError, match="has 61 embedding rows, and the data has the token id 99"):
         require_room("student", "tiny", config, Questions("test", [], [np.array([5, 99])], ids, Path()))
     require_room("student", "tiny", config, Questions("test", [], ids[:1], ids[:1], Path()))
+
+
+def test_a_teacher_that_writes_nothing_is_judged_by_likelihood_and_students_as_ever() -> None:
+    asked = Evaluation(teacher="likelihood")
+    assert asked.of_teacher() == Evaluation(generate=False)
+    assert asked.of_student() == Evaluation()
+    assert "teacher" not in Evaluation().model_dump(), "keys of evaluations are those from before"
+
+
+def test_a_teacher_that_wrote_nothing_has_no_marks_in_a_report_and_a_student_must_have_them(tmp_path: Path) -> None:
+    metrics = scored(task_of("gsm8k"), True)
+    line = {"doc_id": 0, "question": "q", "gold": "1", "answer": "", "answer_nll": 0.5, "teacher_agreement": 1.0}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    manifest: dict[str, Any] = {"answer_nll": 0.5, "teacher_agreement": 1.0, "n": 1}
+    for generate in (False, True):
+        spec = {"key": {"evaluation": {"generate": generate, "max_new_tokens": 8}}}
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"spec": spec}))
+        if generate:
+            with pytest.raises(UserError, match="strict_match is None, it must be 0 or 1"):
+                read_evaluation(tmp_path, metrics, [])
+        else:
+            found = read_evaluation(tmp_path, metrics, [])
+            assert found.means["strict_match"] is None
+            assert found.means["answer_nll"] == 0.5

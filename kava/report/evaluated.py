@@ -76,8 +76,8 @@ class Evaluation:
 def read_evaluation(directory: Path, metrics: Sequence[Metric], lost: list[str]) -> Evaluation:
     """Read `manifest.json`, `cost.json` and `samples.jsonl` of an evaluation.
 
-    The primary metric, which comes first, and marks have to be there; another number may be null, or missing in the
-    files of an older version.
+    The primary metric, which comes first, and marks have to be there, but for a teacher that wrote no answers
+    (`evaluation.teacher: likelihood`); another number may be null, or missing in the files of an older version.
 
     Raises
     ------
@@ -85,7 +85,11 @@ def read_evaluation(directory: Path, metrics: Sequence[Metric], lost: list[str])
         If a line lacks its question, gold or answer or its doc_id, a mark is not 0 or 1, or another number not finite.
     """
     path = directory / "samples.jsonl"
+    manifest, cost = read_json(directory / "manifest.json", lost), read_cost(directory, lost)
+    settings = manifest["spec"]["key"]["evaluation"]
     needed = [metric.name for metric in metrics if metric is metrics[0] or metric.proportion]
+    if not settings.get("generate", True):
+        needed = [metric.name for metric in metrics if not metric.proportion][:1]
     answers: dict[str, Answer] = {}
     lines = 0
     for line in read_lines(path):
@@ -102,7 +106,6 @@ def read_evaluation(directory: Path, metrics: Sequence[Metric], lost: list[str])
         question, gold, answer = (clean_text(line[key]) for key in ("question", "gold", "answer"))
         scores = {m.name: int(line[m.name]) if m.proportion else float(line[m.name]) for m in known}
         answers[str(line["doc_id"])] = Answer(question, gold, answer, scores)
-    manifest, cost = read_json(directory / "manifest.json", lost), read_cost(directory, lost)
     at_steps = {int(step): _at_step(scores, metrics) for step, scores in (manifest.get("at_steps") or {}).items()}
     return Evaluation(
         answers,
@@ -113,7 +116,7 @@ def read_evaluation(directory: Path, metrics: Sequence[Metric], lost: list[str])
         },
         manifest["n"],
         manifest.get("questions_sha256"),
-        manifest["spec"]["key"]["evaluation"],
+        settings,
         cost,
         dict(sorted(at_steps.items())),
     )

@@ -96,13 +96,17 @@ def check_evaluations(evaluations: Mapping[str, Evaluation], metrics: Sequence[M
 
 
 def _other_settings(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """A sentence if models were evaluated in different ways; neither batch size nor scores at steps are one."""
+    """A sentence if models were evaluated in different ways; neither batch size nor scores at steps are one.
 
-    def said(evaluation: Evaluation) -> str:
+    Nor is it one that the teacher wrote no answers: it is compared with nobody.
+    """
+
+    def said(evaluation: Evaluation, name: str) -> str:
         settings = [pair for pair in sorted(evaluation.settings.items()) if pair not in ASKED_BEFORE]
-        return ", ".join(f"{key} {value}" for key, value in settings if key not in ("batch_size", "at_steps"))
+        no_way = {"batch_size", "at_steps"} | ({"generate"} if name == "teacher" else set())
+        return ", ".join(f"{key} {value}" for key, value in settings if key not in no_way)
 
-    ways = grouped((said(evaluation), name) for name, evaluation in evaluations.items())
+    ways = grouped((said(evaluation, name), name) for name, evaluation in evaluations.items())
     if len(ways) < 2:
         return []
     groups = "; ".join(f"{way}: {', '.join(names)}" for way, names in ways.items())
