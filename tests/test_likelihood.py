@@ -208,6 +208,7 @@ def test_a_teacher_that_wrote_nothing_has_no_marks_in_a_report_and_a_student_mus
     for generate in (False, True):
         spec = {"key": {"evaluation": {"generate": generate, "max_new_tokens": 8}}}
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"spec": spec}))
+        (tmp_path / "cost.json").write_text(json.dumps({"seconds": 1.0, "peak_memory_mib": 1.0}))
         if generate:
             with pytest.raises(UserError, match="strict_match is None, it must be 0 or 1"):
                 read_evaluation(tmp_path, metrics, [])
