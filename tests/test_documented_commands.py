@@ -30,6 +30,8 @@ PAGES = ("README.md", *sorted(f"docs/{page.name}" for page in (REPOSITORY / "doc
 # Beginning of a command → a test file that runs it, and what stands there when it does.
 ELSEWHERE = {
     "kava bench store": ("test_bench_store.py", '"bench", "store"'),
+    # Of models that need not be here; that of the demo is run as it stands.
+    "kava bench extract --preset": ("test_bench_extract.py", '"bench", "extract"'),
     "kava fetch": ("test_fetch.py", '"-m", "kava", "fetch"'),
     # Its steps do not fit the settings of this file's folder, nor need the package be here.
     "snakemake --cores 1 results/ab_report.html --config preset=smollm2": (
