@@ -9,13 +9,13 @@ import torch
 from kava.config.kv import KvStore
 from kava.kv import Geometry, KeysValues
 from kava.models.capture import geometry
+from kava.models.placement import Placed, resident
 from kava.store.codecs import CODECS, Calibration, TokenInfo
 from kava.store.contents import Contents
 from kava.store.shard import ShardContent
 from kava.store.writer import StoreWriter
 from kava.teacher.extractor import Extractor
 from kava.teacher.fill import fill
-from kava.teacher.placement import Placed, resident
 
 GEOMETRY = Geometry(3, 2, 8)
 LENGTHS = {"train": [30, 64, 41, 20, 55, 12, 37], "validation": [25, 33]}

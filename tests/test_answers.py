@@ -31,13 +31,13 @@ from kava.evaluation.likelihood import AnswerScore
 from kava.evaluation.questions import Questions
 from kava.files import read_json, write_json
 from kava.models.load import load_for_evaluation, load_tokenizer, second_model_allowed
+from kava.models.placement import Placed, in_turn
 from kava.report.build import build_report
 from kava.report.charts.scores import score_chart
 from kava.report.inputs import report_inputs
 from kava.report.statistics.compare import compare
 from kava.report.write import write_record
 from kava.tasks.metric import STRICT_MATCH
-from kava.teacher.placement import Placed, in_turn
 
 CPU = torch.device("cpu")
 SEEDS = ("1", "2", "3")

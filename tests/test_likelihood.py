@@ -21,9 +21,9 @@ from kava.evaluation.agreement import agreement, read_likeliest, write_likeliest
 from kava.evaluation.likelihood import AnswerScore, batches, score_answers
 from kava.evaluation.questions import Questions, require_room
 from kava.files import write_json
+from kava.models.placement import Placed, in_turn, resident
 from kava.report.evaluated import read_evaluation
 from kava.tasks import scored, task_of
-from kava.teacher.placement import Placed, in_turn, resident
 
 P, R, A = Segment.PROMPT, Segment.REASONING, Segment.ANSWER
 # Lengths of prompt, reasoning and answer.

@@ -18,11 +18,11 @@ from kava.errors import UserError
 from kava.exits import exit_status
 from kava.files import sha256_json
 from kava.kv import KeysValues
+from kava.models.placement import Placed, in_turn
 from kava.store.admin.verify import Verification, verify
 from kava.store.reader import StoreReader
 from kava.store.writer import StoreWriter
 from kava.teacher.fill import fill
-from kava.teacher.placement import Placed, in_turn
 
 INT8 = {"kind": "int8"}
 TRANSFORM = CODECS_UNDER_TEST[-1]

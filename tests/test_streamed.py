@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_model
 from safetensors.torch import load_file, save_file
+from store_fixtures import BF16, INT8, files, fill_store, some_ids
 
 from kava.config.models import Teacher
 from kava.errors import UserError
@@ -18,10 +20,8 @@ from kava.models.capture import capture
 from kava.models.cut import layers_of
 from kava.models.load import second_model_allowed
 from kava.models.load_streamed import stream_teacher
+from kava.models.placement import place
 from kava.models.streamed import StreamedModel
-from kava.teacher.placement import place
-from tests.conftest import tiny_model
-from tests.store_fixtures import BF16, INT8, files, fill_store, some_ids
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gpt2")

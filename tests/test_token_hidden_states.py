@@ -16,11 +16,11 @@ from kava.config.load import merge
 from kava.errors import UserError
 from kava.kv import pad_ids
 from kava.models.capture import capture_with_blocks
+from kava.models.placement import resident
 from kava.store.contents import Contents
 from kava.store.reader import StoreReader
 from kava.store.writer import StoreWriter
 from kava.teacher.extractor import Extractor
-from kava.teacher.placement import resident
 
 LAYERS = [0, 2]
 SIGNALS = {"token_hidden_states": LAYERS}

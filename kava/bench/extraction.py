@@ -12,12 +12,12 @@ from kava.device import choose_device
 from kava.kv import pad_ids
 from kava.models.capture import geometry
 from kava.models.load import load_model_config, load_teacher
+from kava.models.placement import resident
 from kava.store.admin.inventory import total_bytes
 from kava.store.contents import Contents
 from kava.store.writer import StoreWriter
 from kava.teacher.extractor import Extractor, batches
 from kava.teacher.fill import fill
-from kava.teacher.placement import resident
 
 
 def measure_extraction(job: Job, runtime: Runtime, rounds: int) -> dict[str, Any]:

@@ -34,13 +34,17 @@ class CpuMeter:
         return {"tensors_mib": self._live.peak / MIB}
 
 
-class AnonymousMeter:
-    """Asks Linux now and again how much memory the process holds that no file backs, and takes no time of the stage."""
+class Sampled:
+    """Asks now and again how much is held, and keeps the most; takes no time of what it watches."""
 
     def __init__(self) -> None:
-        self._most = 0
+        self.most = 0
         self._ended = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
+
+    def held(self) -> int:
+        """Bytes now."""
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self._sampler.start()
@@ -53,13 +57,20 @@ class AnonymousMeter:
         self._ended.set()
         self._sampler.join()
 
-    def figures(self) -> dict[str, Any]:
-        """`anonymous_mib`: at its peak; null where the system does not say."""
-        return {"anonymous_mib": self._most / MIB or None}
-
     def _sample(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
-            self._most = max(self._most, _anonymous_bytes())
+            self.most = max(self.most, self.held())
+
+
+class AnonymousMeter(Sampled):
+    """Asks Linux for the memory of the process that no file backs."""
+
+    def held(self) -> int:
+        return _anonymous_bytes()
+
+    def figures(self) -> dict[str, Any]:
+        """`anonymous_mib`: at its peak; null where the system does not say."""
+        return {"anonymous_mib": self.most / MIB or None}
 
 
 def _anonymous_bytes() -> int:
@@ -71,27 +82,21 @@ def _anonymous_bytes() -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-class CudaMeter:
+class CudaMeter(Sampled):
     """Asks torch's allocator for its peaks, and NVML for the whole device now and again."""
 
     def __init__(self, device: torch.device) -> None:
+        super().__init__()
         self._device = device
-        self._before = self._most = 0
-        self._ended = threading.Event()
-        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._before = 0
+
+    def held(self) -> int:
+        return torch.cuda.device_memory_used(self._device)
 
     def __enter__(self) -> Self:
-        self._before = self._most = torch.cuda.device_memory_used(self._device)  # no context of ours yet
+        self._before = self.most = self.held()  # no context of ours yet
         torch.cuda.reset_peak_memory_stats(self._device)
-        self._sampler.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        del kind, error, traceback
-        self._ended.set()
-        self._sampler.join()
+        return super().__enter__()
 
     def figures(self) -> dict[str, Any]:
         """`allocated_mib` and `reserved_mib` of the allocator, and `device_mib`, what the device held more than before.
@@ -101,12 +106,8 @@ class CudaMeter:
         return {
             "allocated_mib": torch.cuda.max_memory_allocated(self._device) / MIB,
             "reserved_mib": torch.cuda.max_memory_reserved(self._device) / MIB,
-            "device_mib": (self._most - self._before) / MIB,
+            "device_mib": (self.most - self._before) / MIB,
         }
-
-    def _sample(self) -> None:
-        while not self._ended.wait(SAMPLE_SECONDS):
-            self._most = max(self._most, torch.cuda.device_memory_used(self._device))
 
 
 def meter(device: torch.device, timed: bool = False) -> CpuMeter | AnonymousMeter | CudaMeter:

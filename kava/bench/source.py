@@ -11,12 +11,12 @@ from torch import Tensor
 from kava.config.kv import KvStore
 from kava.data.tokens import Segment
 from kava.kv import Geometry, KeysValues
+from kava.models.placement import resident
 from kava.store.codecs import Calibration, TokenInfo
 from kava.store.contents import Contents
 from kava.store.layout import STATISTICS, Packing
 from kava.store.shard import ShardContent
 from kava.teacher.extractor import Extractor, OnTokens, calibration_examples
-from kava.teacher.placement import resident
 
 # Of the tokens that are measured; the transform has not seen them.
 HELD_OUT: Final = 1 / 16

@@ -25,8 +25,8 @@ from kava.evaluation.judge import Judge, Judgement, in_words, means
 from kava.evaluation.questions import Questions, require_room, test_questions, validation_questions
 from kava.files import read_json, sha256_file, write_atomic, write_json
 from kava.models.load import load_ends, load_for_evaluation, load_model_config, load_tokenizer
+from kava.models.placement import Placed, place, resident
 from kava.running import cost_record
-from kava.teacher.placement import Placed, place, resident
 
 log = logging.getLogger("kava")
 
@@ -115,8 +115,13 @@ def run(job: Job[EvaluateSpec], runtime: Runtime) -> None:
 
 def _placed(source: ModelSettings, device: torch.device, judge: Judge) -> Placed:
     """A model as it is judged; a teacher that writes nothing may be streamed."""
-    if isinstance(source, Teacher) and source.placement == "streamed" and not judge.generates:
-        return place(source, device, head=True)
+    if isinstance(source, Teacher) and source.placement == "streamed":
+        if not judge.generates:
+            return place(source, device, head=True)
+        log.warning(
+            "warning: the teacher writes answers, for which it is in memory as a whole, although teacher.placement is "
+            "streamed; evaluation.teacher: likelihood would stream it here, too"
+        )
     return resident(load_for_evaluation(source, device))
 
 

@@ -12,10 +12,10 @@ from kava.evaluation.agreement import Likeliest, agreement
 from kava.evaluation.harness import harness_results, samples
 from kava.evaluation.likelihood import AnswerScore, score_answers
 from kava.evaluation.questions import Questions
+from kava.models.placement import Placed
 from kava.tasks import scored
 from kava.tasks.base import Task
 from kava.tasks.metric import ANSWER_NLL, TEACHER_AGREEMENT, Metric
-from kava.teacher.placement import Placed
 
 Line = dict[str, Any]
 

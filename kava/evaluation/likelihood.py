@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kava.data.tokens import Segment
 from kava.kv import pad_ids
-from kava.teacher.placement import Placed
+from kava.models.placement import Placed
 
 # Logits of one forward, at most, unless a single example has more: in fp32 and once more for their logarithms, 1 GiB.
 LOGITS_AT_ONCE = 2**27

@@ -11,6 +11,7 @@ from kava.config.models import ModelSettings, Teacher
 from kava.config.schema import Evaluation
 from kava.evaluation.likelihood import LOGITS_AT_ONCE
 from kava.models.capture import geometry
+from kava.models.load_streamed import STREAMED
 from kava.plan.geometry import read_geometry
 from kava.plan.memory import StageMemory, of_forward
 from kava.plan.needs import Need
@@ -52,6 +53,7 @@ class EvaluationNeed:
     settings: Evaluation
     prompt: int  # tokens of the longest question
     where: str = "evaluation"  # settings that these are of
+    scored: "LikelihoodNeed | None" = None  # what it would need without writing, where that may be chosen
 
     def memory(self) -> StageMemory:
         config, rows = read_geometry(self.model.source), self.settings.batch_size
@@ -72,7 +74,10 @@ class EvaluationNeed:
         }
         return of_forward(parts)
 
-    def fixes(self) -> Iterator[tuple[str, Self]]:
+    def fixes(self) -> Iterator[tuple[str, Need]]:
+        if self.scored and isinstance(self.model.source, Teacher):
+            where: Placement = "streamed" if read_geometry(self.model.source).model_type in STREAMED else "resident"
+            yield "evaluation.teacher: likelihood", self.scored.at(where)
         half = self.settings.batch_size // 2
         if half:
             settings = self.settings.model_copy(update={"batch_size": half})
@@ -90,6 +95,11 @@ class LikelihoodNeed:
     tokens: int  # of the longest
 
     @property
+    def streamed(self) -> bool:
+        """Whether the weights come from the disk."""
+        return isinstance(self.model.source, Teacher) and self.model.source.placement == "streamed"
+
+    @property
     def teacher(self) -> Teacher:
         """The model, where it is a teacher."""
         assert isinstance(self.model.source, Teacher), "only teachers are streamed"
@@ -104,11 +114,10 @@ class LikelihoodNeed:
         config, width = read_geometry(self.model.source), getattr(torch, self.model.dtype).itemsize
         rows = max(1, min(self.batch_size, LOGITS_AT_ONCE // (self.tokens * config.vocab_size)))
         logits = rows * self.tokens * config.vocab_size * (width + SCORED_BYTES)
-        if isinstance(self.model.source, Teacher) and self.model.source.placement == "streamed":
-            source = self.model.source
-            return of_forward(
-                streamed_parts(source, rows, self.tokens, None, head=True, wave=source.wave_tokens) | {"logits": logits}
-            )
+        if self.streamed:
+            teacher = self.teacher
+            parts = streamed_parts(teacher, rows, self.tokens, None, head=True, wave=teacher.wave_tokens)
+            return of_forward(parts | {"logits": logits})
         weights, dequantised = self.model.loaded(rows * self.tokens)
         cache = 2 * rows * self.tokens * geometry(config).channels * width  # that forward keeps one, and this one none
         activations = self.model.forward(rows, self.tokens)["activations"] - cache
@@ -140,7 +149,8 @@ def evaluation_of(task: Task, model: Judged, settings: Evaluation, hub: str | No
     scored = LikelihoodNeed(model, settings.batch_size, longest)
     if task.harness is None or not settings.generate:
         return scored
-    written = EvaluationNeed(model, settings, min(longest, task.lengths.longest_prompts.get(hub or "", longest)))
+    longest_prompt = min(longest, task.lengths.longest_prompts.get(hub or "", longest))
+    written = EvaluationNeed(model, settings, longest_prompt, scored=scored)
     return written if written.memory().peak >= scored.memory().peak else scored
 
 

@@ -40,7 +40,7 @@ class Need(Protocol):
     def memory(self) -> StageMemory:
         """Bytes at its peak."""
 
-    def fixes(self) -> Iterator[tuple[str, Self]]:
+    def fixes(self) -> Iterator[tuple[str, "Need"]]:
         """Settings that would lower it, the least harmful first: as written in the configuration, and the need then."""
 
 
@@ -160,7 +160,7 @@ class ExtractionNeed:
     def memory(self) -> StageMemory:
         config, dtype, kv = read_geometry(self.teacher), self.teacher.dtype, self.kv
         encoding = ENCODING_COPIES * ENCODE_TOKENS * geometry(config).channels * 4
-        if self.teacher.placement == "streamed":
+        if self.streamed:
             hidden = kv.signals.hidden_states or kv.signals.token_hidden_states is not None
             head, wave = kv.signals.topk_logits is not None, max(self.teacher.wave_tokens, kv.shard_tokens)
             rows = max(1, kv.batch_tokens // self.tokens)
@@ -174,6 +174,11 @@ class ExtractionNeed:
         parts = {name: count for name, count in traced.items() if name != "weights"}
         return of_forward(parts | {"weights": weights, "temporary": dequantised + encoding})
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the weights come from the disk."""
+        return self.teacher.placement == "streamed"
+
     def at(self, placement: Placement) -> Self:
         """With the teacher placed there."""
         return replace(self, teacher=self.teacher.model_copy(update={"placement": placement}))
@@ -182,7 +187,7 @@ class ExtractionNeed:
         half = self.kv.batch_tokens // 2
         if half >= self.tokens:
             yield f"kv.batch_tokens: {half}", replace(self, kv=self.kv.model_copy(update={"batch_tokens": half}))
-        if self.teacher.placement == "streamed":
+        if self.streamed:
             half = self.teacher.wave_tokens // 2
             if half >= self.kv.shard_tokens:
                 smaller = self.teacher.model_copy(update={"wave_tokens": half})

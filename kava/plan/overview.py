@@ -33,6 +33,7 @@ class StagePlan:
     peaks: dict[str, int]  # arm → bytes
     too_large: list[str]  # arms that do not fit
     fixes: list[Fix]  # what would make the largest fit; empty if it does
+    streamed: bool  # the teacher's weights come from the disk
 
 
 @dataclass(frozen=True)
@@ -129,4 +130,5 @@ def _stage(needed: dict[str, Need], budget_gib: float) -> StagePlan:
     worst = largest if largest in too_large or not too_large else too_large[0]
     peaks = {name: memory.peak for name, memory in memories.items()}
     advice = fixes(needed[worst], budget_gib) if too_large else []
-    return StagePlan(memories[worst], worst or None, peaks, too_large, advice)
+    streamed = isinstance(need := needed[worst], ExtractionNeed | LikelihoodNeed) and need.streamed
+    return StagePlan(memories[worst], worst or None, peaks, too_large, advice, streamed)

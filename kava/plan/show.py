@@ -35,6 +35,7 @@ def _stage(stage: StagePlan, budget_gib: float) -> dict[str, Any]:
         "fits": not stage.too_large,
         "arm": stage.largest,
         "arms": {name: _gib(peak) for name, peak in stage.peaks.items() if name},
+        "streamed": stage.streamed,
         "too_large": stage.too_large if stage.largest else [],
         "lack": stage.memory.lack(budget_gib) if stage.too_large else None,
         "mends": [{"setting": fix.setting, "peak_gib": _gib(fix.peak), "fits": fix.fits} for fix in stage.fixes],
@@ -79,6 +80,8 @@ def _notes(plan: Overview) -> list[str]:
         if len(set(stage.peaks.values())) > 1:
             peaks = ", ".join(f"{arm} {peak / GIB:.2f}" for arm, peak in stage.peaks.items())
             lines += wrap(f"{name}: {peaks} GiB", WIDTH, subsequent_indent="  ")
+        if stage.streamed:
+            lines.append(f"{name}: the teacher is streamed, its weights are read from the disk layer by layer")
         if stage.memory.paged:
             lines.append(f"{name}: {stage.memory.paged / GIB:.2f} GiB of states are paged, and may leave the GPU")
     for name, stage in plan.stages.items():

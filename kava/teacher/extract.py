@@ -20,13 +20,13 @@ from kava.files import write_json
 from kava.locks import PRESENCE, present
 from kava.models.capture import geometry
 from kava.models.load import check_model, load_model_config, load_tokenizer
+from kava.models.placement import Placed, place
 from kava.running import add_cost, progress_interval
 from kava.store.contents import Contents
 from kava.store.integrity import is_intact
 from kava.store.writer import Shard, StoreWriter
 from kava.teacher.extractor import Extractor
 from kava.teacher.fill import fill
-from kava.teacher.placement import Placed, place
 
 log = logging.getLogger("kava")
 

@@ -21,6 +21,7 @@ from kava.models.capture import (
     capture_with_hidden,
     observed_attention,
 )
+from kava.models.placement import Placed
 from kava.select.scores import BatchRow, ScoreCollector, Scores, candidates_of
 from kava.store.codecs import Calibration, TokenInfo
 from kava.store.contents import Contents
@@ -28,7 +29,6 @@ from kava.store.layout import Packing, Rows
 from kava.store.reader import StoredExample, keep, take
 from kava.store.shard import ShardContent
 from kava.store.writer import Shard
-from kava.teacher.placement import Placed
 
 # Ids per sequence when the first layer's KV is read off; any length within a model's context would do.
 IDS_PER_SEQUENCE: Final = 128

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Final
 
 from kava.locks import Claim, claim, holder
@@ -51,14 +52,11 @@ def fill(writer: StoreWriter, load: Callable[[list[Shard]], Extractor], part: tu
     with ThreadPoolExecutor(max_workers=1) as background:
         last: Future[None] | None = None
         for claimed in _claims(writer, todo, together):
-            try:
+            with _released(claimed) as until_written:
                 contents = extractor.shards(list(claimed), writer.packings, writer.axes)
                 if last:
                     last.result()
-            except BaseException:
-                for held in claimed.values():
-                    held.release()
-                raise
+                until_written.pop_all()
             last = background.submit(_write, writer, claimed, contents)
             written += len(claimed)
         if last:
@@ -100,16 +98,17 @@ def _claims(writer: StoreWriter, shards: list[Shard], together: int) -> Iterator
 
 
 def _write(writer: StoreWriter, claimed: dict[Shard, Claim], contents: list[ShardContent]) -> None:
-    held = list(claimed.items())
-    try:
-        while held:
-            (shard, claim_of_it), content = held[0], contents.pop(0)
+    with _released(claimed):
+        for shard, content in zip(claimed, contents, strict=True):
             writer.write_shard(*shard, content)
-            claim_of_it.release()
-            held.pop(0)
-    finally:
-        for _, claim_of_it in held:
-            claim_of_it.release()
+
+
+def _released(claimed: dict[Shard, Claim]) -> ExitStack:
+    """A context at whose end the claims are let go."""
+    stack = ExitStack()
+    for held in claimed.values():
+        stack.callback(held.release)
+    return stack
 
 
 def _own(writer: StoreWriter, part: tuple[int, int]) -> list[Shard]:

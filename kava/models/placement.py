@@ -1,4 +1,4 @@
-"""Where the teacher's weights lie while it reads the data: in memory, or on the disk, layer after layer."""
+"""Where a model's weights lie while it reads, in memory or on the disk, and how its forwards run."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ class Forwards(Protocol):
 
 @dataclass(frozen=True)
 class Placed:
-    """The teacher, and how its forwards run.
+    """A model, and how its forwards run.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class Placed:
 
 
 def resident(model: Any) -> Placed:
-    """A teacher that is in memory."""
+    """A model that is in memory."""
     return Placed(model, model.device, in_turn)
 
 
